@@ -1,0 +1,1 @@
+"""Masked autoregressive image generation with the Diffusion Loss."""

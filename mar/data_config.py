@@ -1,0 +1,38 @@
+"""Section `data` of `params.yaml`: which images there are, and to what size they are cut.
+
+In a file of its own because the stage that trains the generator reads the section but no image:
+editing the code that lists and decodes images must not train the generator again.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mar.config import Config
+
+
+class DigitsData(Config):
+    """1,797 handwritten digits of 8 x 8 pixels, which come with scikit-learn."""
+
+    source: Literal["digits"] = Field(description="the data set built in")
+    image_size: int = Field(gt=0, description="side to which the images are scaled, in pixels")
+    held_out_fraction: float = Field(gt=0, lt=1, description="share of each class not trained on")
+    seed: int = Field(ge=0, description="chooses the images that are held out")
+
+
+class FolderData(Config):
+    """Images of any size in a folder with one folder per class, as ImageNet is distributed."""
+
+    source: Literal["folder"] = Field(description="a folder of images")
+    path: str = Field(min_length=1, description="the folder, absolute or from the repository")
+    image_size: int = Field(gt=0, description="side of the square cut from each image, in pixels")
+    held_out_fraction: float = Field(
+        gt=0, lt=1, description="share of each class not trained on, unless there is a folder val"
+    )
+    max_unreadable: int = Field(
+        ge=0, description="files that may be left out because they cannot be decoded"
+    )
+    seed: int = Field(ge=0, description="chooses the images that are held out")
+
+
+DataConfig = Annotated[DigitsData | FolderData, Field(discriminator="source")]

@@ -1,0 +1,225 @@
+"""The Gaussian diffusion of one token: schedule, noising, loss terms and the ancestral sampler.
+
+Shapes: T diffusion steps, S steps kept for sampling, R rows (tokens, of any images), C channels of
+a token. Symbols are DDPM's (arXiv 2006.11239) and improved DDPM's (arXiv 2102.09672, "IDDPM").
+Everything here runs in float32, whatever precision the network runs in.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64, Int, Int64
+from torch import Tensor, nn
+
+
+TRAINING_STEPS = 1000  # T of the published models
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+
+
+class Schedule(nn.Module):
+    """The constants of a diffusion with T steps, derived in float64, kept in float32.
+
+    `timesteps[i]` is the training step that step i stands for: the network always sees that one.
+    """
+
+    beta: Tensor
+    alpha_bar: Tensor
+    signal: Tensor
+    noise: Tensor
+    posterior_variance: Tensor
+    posterior_log_variance: Tensor
+    posterior_x_0: Tensor
+    posterior_x_t: Tensor
+    timesteps: Tensor
+
+    def __init__(self, alpha_bar: Float64[Tensor, " T"], timesteps: Int64[Tensor, " T"]) -> None:
+        super().__init__()
+        before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+        beta = 1 - alpha_bar / before
+        variance = beta * (1 - before) / (1 - alpha_bar)  # DDPM, equation 7
+        tables = {
+            "beta": beta,
+            "alpha_bar": alpha_bar,
+            "signal": alpha_bar.sqrt(),
+            "noise": (
+                1 - alpha_bar
+            ).sqrt(),  # not from the float32 alpha_bar: near 1 it has no digits left
+            "posterior_variance": variance,
+            # The variance of step 0 is zero; its logarithm is clipped to that of step 1 (IDDPM's
+            # code).
+            "posterior_log_variance": torch.cat([variance[1:2], variance[1:]]).log(),
+            "posterior_x_0": beta * before.sqrt() / (1 - alpha_bar),
+            "posterior_x_t": (1 - before) * (1 - beta).sqrt() / (1 - alpha_bar),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table.float(), persistent=False)
+        self.register_buffer("timesteps", timesteps, persistent=False)
+
+    @property
+    def num_steps(self) -> int:
+        """Return T."""
+        return len(self.timesteps)
+
+
+def cosine_alpha_bar(num_steps: int) -> Float64[Tensor, " T"]:
+    """Return alpha_bar of the cosine schedule, each beta at most 0.999 (IDDPM, equation 17)."""
+    u = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+    curve = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+    beta = (1 - curve[1:] / curve[:-1]).clamp(max=0.999)
+    return (1 - beta).cumprod(0)
+
+
+def training_schedule() -> Schedule:
+    """Return the schedule that the network is trained with."""
+    return Schedule(cosine_alpha_bar(TRAINING_STEPS), torch.arange(TRAINING_STEPS))
+
+
+def sampling_schedule(num_steps: int) -> Schedule:
+    """Return a schedule of S evenly spaced training steps (IDDPM, section 4).
+
+    Raises:
+        ValueError: fewer than 2 or more than 1000 steps.
+    """
+    if not 2 <= num_steps <= TRAINING_STEPS:
+        raise ValueError(
+            f"cannot sample with {num_steps} diffusion steps, 2 to {TRAINING_STEPS} are"
+        )
+    stride = (TRAINING_STEPS - 1) / (num_steps - 1)
+    kept = torch.tensor([round(index * stride) for index in range(num_steps)])
+    return Schedule(cosine_alpha_bar(TRAINING_STEPS)[kept], kept)
+
+
+def add_noise(
+    schedule: Schedule, x_0: Float[Tensor, "R C"], t: Int[Tensor, " R"], eps: Float[Tensor, "R C"]
+) -> Float[Tensor, "R C"]:
+    """Return x_t, a sample of q(x_t | x_0) (DDPM, equation 4)."""
+    return schedule.signal[t, None] * x_0 + schedule.noise[t, None] * eps
+
+
+def predict_x_0(
+    schedule: Schedule, x_t: Float[Tensor, "R C"], t: Int[Tensor, " R"], eps: Float[Tensor, "R C"]
+) -> Float[Tensor, "R C"]:
+    """Return the x_0 that x_t and its noise imply (DDPM, equation 15)."""
+    return (x_t - schedule.noise[t, None] * eps) / schedule.signal[t, None]
+
+
+class Normal(NamedTuple):
+    """A normal distribution with independent components."""
+
+    mean: Float[Tensor, "R C"]
+    log_variance: Float[Tensor, "R C"]
+
+
+def posterior(
+    schedule: Schedule, x_0: Float[Tensor, "R C"], x_t: Float[Tensor, "R C"], t: Int[Tensor, " R"]
+) -> Normal:
+    """Return q(x_{t-1} | x_t, x_0) (DDPM, equations 6 and 7)."""
+    mean = schedule.posterior_x_0[t, None] * x_0 + schedule.posterior_x_t[t, None] * x_t
+    return Normal(mean, schedule.posterior_log_variance[t, None].expand_as(mean))
+
+
+def learned_log_variance(
+    schedule: Schedule, v: Float[Tensor, "R C"], t: Int[Tensor, " R"]
+) -> Float[Tensor, "R C"]:
+    """Interpolate between the two extreme log variances (IDDPM, equation 15); v is in [-1, 1]."""
+    fraction = (v + 1) / 2
+    largest = schedule.beta.log()[t, None]
+    smallest = schedule.posterior_log_variance[t, None]
+    return fraction * largest + (1 - fraction) * smallest
+
+
+class Loss(NamedTuple):
+    """The two terms of the loss of each row; their sum is minimised (IDDPM, section 3.1)."""
+
+    noise: Float[Tensor, " R"]
+    variational: Float[Tensor, " R"]
+
+
+def loss(
+    schedule: Schedule,
+    output: Float[Tensor, "R C2"],
+    x_0: Float[Tensor, "R C"],
+    x_t: Float[Tensor, "R C"],
+    t: Int[Tensor, " R"],
+    eps: Float[Tensor, "R C"],
+) -> Loss:
+    """Compare the network's output (eps_hat, v) with the noise and with the true posterior.
+
+    The variational term, in bits per dimension, trains the variance alone: the mean is detached in
+    it.
+    """
+    eps_hat, v = output.float().chunk(2, dim=1)  # (R, C) each
+    mean = posterior(schedule, predict_x_0(schedule, x_t, t, eps_hat.detach()), x_t, t).mean
+    predicted = Normal(mean, learned_log_variance(schedule, v, t))
+    divergence = _kl(posterior(schedule, x_0, x_t, t), predicted).mean(dim=1)
+    likelihood = _discretised_log_likelihood(x_0, predicted).mean(dim=1)
+    variational = torch.where(t == 0, -likelihood, divergence) / math.log(2)
+    return Loss((eps - eps_hat).square().mean(dim=1), variational)
+
+
+@torch.no_grad()
+def sample(
+    denoise: Denoise,
+    schedule: Schedule,
+    x_T: Float[Tensor, "R C"],
+    step_noise: Float[Tensor, "S R C"],
+    *,
+    temperature: float,
+    x_0_bound: float | None,
+) -> Float[Tensor, "R C"]:
+    """Draw x_0 by ancestral sampling with the learned variance (IDDPM).
+
+    Args:
+        denoise: From x_t (R, C) and the training step as a tensor of one element, eps_hat and v (R,
+        2 C). schedule: The S steps to take.
+        x_T: Standard normal noise to begin with.
+        step_noise: Standard normal noise of each step, the first step taken first; the last is not
+            used,
+            since nothing is added after it.
+        temperature: Scales the noise added at each step, nothing else (MAR, section 3.2).
+        x_0_bound: Clip the predicted x_0 to [-bound, bound]. Faithful sampling is unclipped; a
+            network that
+            was trained for a short time explodes without it, since x_0 is divided by
+            sqrt(alpha_bar).
+    """
+    x_t = x_T
+    for taken, index in enumerate(reversed(range(schedule.num_steps))):
+        t = torch.full((len(x_t),), index, device=x_t.device)  # (R)
+        output = denoise(x_t, schedule.timesteps[index : index + 1]).float()  # (R, 2 C)
+        eps, v = output.chunk(2, dim=1)
+        x_0 = predict_x_0(schedule, x_t, t, eps)
+        if x_0_bound is not None:
+            x_0 = x_0.clamp(-x_0_bound, x_0_bound)
+        x_t = posterior(schedule, x_0, x_t, t).mean
+        if index > 0:
+            std = torch.exp(0.5 * learned_log_variance(schedule, v, t))
+            x_t = x_t + temperature * std * step_noise[taken]
+    return x_t
+
+
+def _kl(p: Normal, q: Normal) -> Float[Tensor, "R C"]:
+    """Return KL(p || q) of each component, in nats."""
+    ratio = torch.exp(p.log_variance - q.log_variance)
+    distance = (p.mean - q.mean).square() * torch.exp(-q.log_variance)
+    return 0.5 * (q.log_variance - p.log_variance - 1 + ratio + distance)
+
+
+def _discretised_log_likelihood(x: Float[Tensor, "R C"], q: Normal) -> Float[Tensor, "R C"]:
+    """Return log q of the bin of width 2/255 around x, in nats; the outermost bins are open.
+
+    The bins are those of 8-bit images, as in IDDPM, whence this term comes. Latents have no bins;
+    it is kept because the released weights were trained with it (MAR's diffusion is IDDPM's).
+    """
+    inverse_std = torch.exp(-0.5 * q.log_variance)
+    upper = _approximate_normal_cdf((x - q.mean + 1 / 255) * inverse_std)
+    lower = _approximate_normal_cdf((x - q.mean - 1 / 255) * inverse_std)
+    probability = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
+    return probability.clamp(min=1e-12).log()
+
+
+def _approximate_normal_cdf(x: Float[Tensor, "R C"]) -> Float[Tensor, "R C"]:
+    """Return the normal CDF by the tanh approximation that IDDPM trains with (Page, 1977)."""
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))))

@@ -1,0 +1,51 @@
+"""From classes to images: draw latents, undo their scale, decode.
+
+Shapes: B batch, H W an image.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from mar.generator import MAR
+from mar.images import to_uint8
+from mar.sampling import SampleConfig, draw_noise, generate
+from mar.tokenizer import Tokenizer
+
+
+@torch.no_grad()
+def generate_images(
+    model: MAR,
+    tokenizer: Tokenizer,
+    labels: Int[Tensor, " B"],
+    indices: Sequence[int],
+    config: SampleConfig,
+    *,
+    latent_std: float,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> UInt8[Tensor, "B 3 H W"]:
+    """Generate the images `indices` of a run, whose randomness is theirs alone.
+
+    Args:
+        model: The generator, in evaluation mode.
+        tokenizer: What the latents are decoded with.
+        labels: The class of each image.
+        indices: The number of each image, from which its noise is drawn.
+        config: How to sample.
+        latent_std: What the latents were divided by in training.
+        autocast: Makes the context of forward passes.
+
+    Raises:
+        ValueError: an image came out as NaN.
+    """
+    device = next(model.parameters()).device
+    noise = draw_noise(
+        model, indices, seed=config.seed, num_diffusion_steps=config.num_diffusion_steps
+    ).to(device)
+    with autocast():
+        latents = generate(model, labels.to(device), noise, config) * latent_std
+        images = tokenizer.decode(latents).float()
+    return to_uint8(images).cpu()

@@ -1,0 +1,56 @@
+"""Which tokens are hidden: mask ratios and orders for training, the schedule for generation.
+
+Shapes: B batch, N tokens of an image, M hidden tokens, V visible tokens (N = M + V).
+Everywhere, an order lists positions; the hidden tokens are the *first* of it, so tokens appear from
+its end backwards (PAPER: MAR section 3.4, MaskGIT section 3.2).
+"""
+
+import math
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+def sample_mask_ratio(generator: torch.Generator, *, minimum: float) -> float:
+    """Draw a mask ratio: normal of mean 1, std 0.25, truncated to [minimum, 1] (MAR, 4.1)."""
+    mean, std = 1.0, 0.25
+    normal = torch.distributions.Normal(0.0, 1.0)
+    lowest = normal.cdf(torch.tensor((minimum - mean) / std, dtype=torch.float64))
+    uniform = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64)
+    quantile = lowest + uniform.cpu() * (0.5 - lowest)  # 0.5: the normal is cut at its mean
+    return min(max(mean + std * float(normal.icdf(quantile)), minimum), 1.0)
+
+
+def sample_orders(batch: int, num_tokens: int, generator: torch.Generator) -> Int[Tensor, "B N"]:
+    """Draw an independent random order of the positions for each sample."""
+    keys = torch.rand(batch, num_tokens, generator=generator, device=generator.device)
+    return keys.argsort(dim=1)
+
+
+def split_orders(
+    orders: Int[Tensor, "B N"], num_hidden: int
+) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B V"]]:
+    """Return the positions of the hidden and of the visible tokens, each ascending."""
+    hidden = orders[:, :num_hidden].sort(dim=1).values  # (B, M)
+    visible = orders[:, num_hidden:].sort(dim=1).values  # (B, V)
+    return hidden, visible
+
+
+def num_hidden_after(num_tokens: int, num_steps: int) -> list[int]:
+    """Return how many tokens are still hidden after each generation step; the last entry is 0.
+
+    A cosine schedule, with at least one token in every step (MaskGIT, section 3.3).
+
+    Raises:
+        ValueError: there are more steps than tokens.
+    """
+    if not 1 <= num_steps <= num_tokens:
+        raise ValueError(f"cannot generate {num_tokens} tokens in {num_steps} steps")
+    counts: list[int] = []
+    hidden = num_tokens
+    for step in range(num_steps - 1):
+        wanted = math.floor(num_tokens * math.cos(math.pi / 2 * (step + 1) / num_steps))
+        hidden = max(1, min(hidden - 1, wanted))
+        counts.append(hidden)
+    return [*counts, 0]

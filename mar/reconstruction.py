@@ -1,0 +1,47 @@
+"""How well a tokenizer gives images back: PSNR and SSIM on 8-bit images.
+
+Shapes: B batch, H W an image.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+from mar.images import to_float, to_uint8
+from mar.posterior import Posterior
+from mar.tokenizer import Tokenizer
+
+
+@torch.no_grad()
+def reconstruct(tokenizer: Tokenizer, images: UInt8[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
+    """Encode and decode images by way of the posterior's mean, on the tokenizer's device."""
+    device = next(tokenizer.parameters()).device
+    latents = Posterior.of(tokenizer.encode(to_float(images.to(device)))).mean
+    return to_uint8(tokenizer.decode(latents)).cpu()
+
+
+def score(
+    pairs: Iterable[tuple[UInt8[Tensor, "_ 3 H W"], UInt8[Tensor, "_ 3 H W"]]],
+) -> dict[str, float]:
+    """Compare originals with reconstructions, in batches of any sizes.
+
+    `psnr` in dB is that of the mean squared error over all images; `ssim` is the mean over images.
+    """
+    psnr = PeakSignalNoiseRatio(data_range=255.0)
+    ssim = StructuralSimilarityIndexMeasure(data_range=255.0)
+    for originals, reconstructions in pairs:
+        psnr.update(reconstructions.float(), originals.float())
+        ssim.update(reconstructions.float(), originals.float())
+    # By its type either could be a pair; neither was asked for one.
+    values = {"psnr": psnr.compute(), "ssim": ssim.compute()}
+    return {name: float(value) for name, value in values.items()}  # pyright: ignore[reportArgumentType]
+
+
+def difference(
+    originals: UInt8[Tensor, "B 3 H W"], reconstructions: UInt8[Tensor, "B 3 H W"], *, gain: int
+) -> UInt8[Tensor, "B 3 H W"]:
+    """Show differences, enlarged by `gain`, around a mid-grey of 128."""
+    return (128 + gain * (reconstructions.float() - originals.float())).clamp(0, 255).byte()

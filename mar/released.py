@@ -1,0 +1,80 @@
+"""Read and write weights under the names of the official release (LTH14/mar).
+
+The autoencoder's names are LDM's and ours alike; the generator's are translated by a table.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+
+Table = Sequence[tuple[str, str]]
+
+# (official, ours): prefixes of whole names; the first that fits is used.
+GENERATOR_NAMES = (
+    ("fake_latent", "transformer.null_embedding"),
+    ("class_emb.", "transformer.class_embedding."),
+    ("encoder_pos_embed_learned", "transformer.encoder_position"),
+    ("decoder_pos_embed_learned", "transformer.decoder_position"),
+    ("diffusion_pos_embed_learned", "transformer.head_position"),
+    ("diffloss.net.time_embed.mlp.", "head.denoiser.time_mlp."),
+    ("diffloss.net.cond_embed.", "head.denoiser.z_proj."),
+    ("diffloss.net.input_proj.", "head.denoiser.input_proj."),
+    ("diffloss.net.res_blocks.", "head.denoiser.blocks."),
+    ("diffloss.net.final_layer.", "head.denoiser.final."),
+    ("", "transformer."),
+)
+# Parts inside a denoiser's block.
+BLOCK_NAMES = ((".in_ln.", ".norm."), (".adaLN_modulation.", ".modulation."))
+
+
+def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the official generator's tensors to ours."""
+    return {_rename(name, GENERATOR_NAMES, BLOCK_NAMES): value for name, value in tensors.items()}
+
+
+def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename our generator's tensors to the official names."""
+    names = [(ours, official) for official, ours in GENERATOR_NAMES]
+    blocks = [(ours, official) for official, ours in BLOCK_NAMES]
+    return {_rename(name, names, blocks): value for name, value in tensors.items()}
+
+
+def load_official(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load official tensors into a generator or an autoencoder, as float32.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, or of another shape; the message names all such
+        tensors
+            by their official names, with the shapes found and expected.
+    """
+    translate = to_official if _is_generator(model) else dict[str, Tensor]
+    expected = translate(model.state_dict())
+    problems = [f"{name} is missing" for name in expected if name not in tensors]
+    problems += [f"{name} is unknown" for name in tensors if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:10]) + ("; ..." if len(problems) > 10 else "")
+        raise ValueError(f"{len(problems)} of {len(expected)} tensors do not fit: {shown}")
+    ours = from_official(tensors) if _is_generator(model) else dict(tensors)
+    model.load_state_dict({name: value.float() for name, value in ours.items()})
+
+
+def _is_generator(model: nn.Module) -> bool:
+    return hasattr(model, "transformer")
+
+
+def _rename(name: str, prefixes: Table, parts: Table) -> str:
+    for old, new in prefixes:
+        if name.startswith(old):
+            name = new + name.removeprefix(old)
+            break
+    if re.match(r"(diffloss\.net|head\.denoiser)\.", name):
+        for old, new in parts:
+            name = name.replace(old, new)
+    return name

@@ -1,0 +1,81 @@
+"""Train MAR on cached latents (MAR, section 4.1 and appendix B).
+
+Shapes: B batch, c channels of a latent, H W latent grid.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mar import seeds
+from mar.generator import MAR, TrainingDraws
+from mar.latents import LatentCache
+from mar.optimisation import OptimisationConfig, Step, Trainer, parameter_groups
+
+
+class TrainingConfig(OptimisationConfig):
+    """Section `training` of `params.yaml`: how the generator is trained."""
+
+
+def new_trainer(model: MAR, config: TrainingConfig) -> Trainer[MAR]:
+    """Initialise the weights and return a trainer with the paper's parameter groups.
+
+    Biases, norms and the denoiser do not decay; embeddings and positions do, as in the original.
+    """
+    model.initialize(seeds.generator("weights", config.seed, device=_device(model)))
+    groups = parameter_groups(model, config.weight_decay, without_decay=model.head.parameters())
+    return Trainer(model, groups, config)
+
+
+def train(
+    trainer: Trainer[MAR],
+    cache: LatentCache,
+    config: TrainingConfig,
+    *,
+    micro_batch: int,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> Iterator[Step]:
+    """Take the steps that are left, yielding each.
+
+    All randomness of a step comes from (seed, step), so a resumed training equals an undisturbed
+    one, and is drawn for the whole batch, so a loss without dropout does not depend on
+    `micro_batch`, the number of images whose activations are held at a time.
+    """
+    model = trainer.model
+    device = _device(model)
+    batches = cache.batches(config.batch_size, seed=config.seed, first_step=trainer.step)
+    for moments, labels in batches:
+        if trainer.step >= config.steps:
+            return
+        step = trainer.step
+        generator = seeds.generator("training", config.seed, step, device=device)
+        latents = cache.normalise(moments.to(device, non_blocking=True), generator)
+        draws = model.draw(len(latents), generator)
+        # Dropout alone draws from torch's global generator.
+        dropout = seeds.generator("dropout", config.seed, step).initial_seed()
+        torch.manual_seed(dropout)  # pyright: ignore[reportUnknownMemberType]
+        yield trainer.update(
+            _losses(model, latents, labels.to(device), draws, micro_batch, autocast)
+        )
+
+
+def _losses(
+    model: MAR,
+    latents: Float[Tensor, "B c H W"],
+    labels: Int[Tensor, " B"],
+    draws: TrainingDraws,
+    micro_batch: int,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    for start in range(0, len(latents), micro_batch):
+        part = slice(start, start + micro_batch)
+        with autocast():
+            loss = model(latents[part], labels[part], draws[part])
+        yield loss * (len(labels[part]) / len(labels)), {}
+
+
+def _device(model: MAR) -> torch.device:
+    return next(model.parameters()).device

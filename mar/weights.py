@@ -1,0 +1,39 @@
+"""Model files: the tensors and, in the same file, what they are."""
+# safetensors has no types for what an opened file gives:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from mar import atomic
+
+
+def save(path: Path, model: nn.Module, description: dict[str, Any]) -> None:
+    """Write a model's tensors and a description of it, as one safetensors file."""
+    # One metadata key: safetensors writes several in an order that changes from run to run.
+    metadata = {"mar": json.dumps(description, sort_keys=True)}
+    atomic.write_tensors(path, model.state_dict(), metadata)
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save` wrote.
+
+    Raises:
+        ValueError: the file is missing, damaged, or was not written by `save`.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; the stage that makes it has not run")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    if "mar" not in metadata:
+        raise ValueError(f"{path} does not say what model it holds")
+    return tensors, json.loads(metadata["mar"])

@@ -1,0 +1,90 @@
+"""Check the whole of `params.yaml`: every section, and how the sections fit together.
+
+Run as a program it says whether the file is fine; every stage runs it before it begins.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from mar import tokenizer
+from mar.data_config import DataConfig
+from mar.extractors import ReferenceConfig
+from mar.fidelity import EvaluateConfig
+from mar.generator import SIZES, GeneratorConfig, check_size
+from mar.latents import LatentsConfig
+from mar.masking import num_hidden_after
+from mar.sampling import SampleConfig
+from mar.tokenizer import TokenizerConfig
+from mar.tokenizer_training import TokenizerTrainingConfig
+from mar.training import TrainingConfig
+from stages import params
+
+
+SECTIONS: dict[str, Any] = {
+    "data": DataConfig,
+    "tokenizer": TokenizerConfig,
+    "tokenizer_training": TokenizerTrainingConfig,
+    "latents": LatentsConfig,
+    "generator": GeneratorConfig,
+    "training": TrainingConfig,
+    "sample": SampleConfig,
+    "reference": ReferenceConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+def check_all(path: Path = params.FILE) -> dict[str, Any]:
+    """Return all sections as configs.
+
+    Raises:
+        ValueError: something is wrong; the message names every key that is, and what was expected.
+    """
+    content = params.read(path)
+    params.check_names(content, SECTIONS, path)
+    configs: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, kind in SECTIONS.items():
+        try:
+            configs[name] = params.parse(name, content[name], kind, path)
+        except ValueError as error:
+            problems.append(str(error))
+    if not problems:
+        try:
+            _check_fit(configs)
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return configs
+
+
+def _check_fit(configs: dict[str, Any]) -> None:
+    """Refuse sections that are fine by themselves but do not fit together."""
+    generator: GeneratorConfig = configs["generator"]
+    sample: SampleConfig = configs["sample"]
+    latent = tokenizer.latent_shape(configs["tokenizer"], configs["data"].image_size)
+    size = SIZES[generator.size] if isinstance(generator.size, str) else generator.size
+    check_size(size, generator.patch_size, latent)
+    num_tokens = latent.height * latent.width // generator.patch_size**2
+    try:
+        num_hidden_after(num_tokens, sample.num_steps)
+    except ValueError:
+        raise ValueError(
+            f"sample.num_steps: must be 1 to {num_tokens}, the tokens of an image, "
+            f"got {sample.num_steps}"
+        ) from None
+    if configs["evaluate"].kid_subset_size > sample.num_images:
+        raise ValueError(
+            f"evaluate.kid_subset_size: must be at most sample.num_images, {sample.num_images}, "
+            f"got {configs['evaluate'].kid_subset_size}"
+        )
+
+
+if __name__ == "__main__":
+    try:
+        check_all()
+    except ValueError as problem:
+        sys.stderr.write(f"{problem}\n")
+        raise SystemExit(1) from None
+    sys.stdout.write("params.yaml is fine\n")

@@ -1,0 +1,78 @@
+"""Score the generated images against the real ones."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+from PIL.Image import Image
+
+from mar import atomic, extractors
+from mar.confusion import confusion_matrix, confusion_picture
+from mar.extractors import Features, ReferenceConfig
+from mar.fidelity import EvaluateConfig, check_sizes, distance_to_reference, score
+from mar.pictures import label_grid, save_png
+from mar.reference import Reference, ReferenceInfo
+from mar.samples import SampleSet
+from stages.stage import Stage, run
+
+
+SAMPLES = Path("out/sample/samples")
+REFERENCE = Path("out/reference/extractor")
+CLASSES = Path("out/prepare/classes.json")
+SHOWN = 50  # images in the picture of the strangest
+
+
+def main(stage: Stage) -> None:
+    """Write the samples' scores beside those of real images that were held out."""
+    config = stage.params("evaluate", EvaluateConfig)
+    info = ReferenceInfo.read(REFERENCE / "reference.json")
+    samples = SampleSet(SAMPLES)
+    check_sizes(config, "samples", len(samples), num_features=info.num_features)
+    extractor = extractors.load(stage.params("reference", ReferenceConfig), REFERENCE)
+    info.check(extractor, height=samples.height, width=samples.width)
+    reference = Reference.load(REFERENCE / "statistics.safetensors")
+    found = extractors.gather(
+        extractors.extract(extractor, samples, name="samples", device=stage.device, workers=0)
+    )
+    scores = score(found, samples.labels, reference, kind=extractor.kind, config=config)
+
+    table = pd.DataFrame({"samples": scores, "held_out": info.held_out}).rename_axis("metric")
+    atomic.write_text(stage.out / "scores.csv", table.to_csv())
+    _draw(stage, info, samples, found, reference)
+    stage.write_metrics(
+        {
+            "samples": scores,
+            "held_out": info.held_out,
+            "extractor": info.extractor,
+            "reference": info.id,
+            "num_samples": len(samples),
+            "num_reference": info.num_reference,
+            "num_held_out": info.num_held_out,
+        }
+    )
+
+
+def _draw(
+    stage: Stage, info: ReferenceInfo, samples: SampleSet, found: Features, reference: Reference
+) -> None:
+    """Draw the samples least like any real image and, with a classifier, what it takes them for."""
+    class_names = json.loads(CLASSES.read_text(encoding="utf-8"))
+    pictures: dict[str, Image] = {}
+    if len(reference.features):
+        distances = distance_to_reference(found, reference)
+        farthest = distances.argsort(descending=True)[:SHOWN]
+        images, labels = samples.stack(farthest.tolist()), samples.labels[farthest]
+        pictures["farthest"] = label_grid(images, labels, class_names=class_names, columns=10)
+    if info.extractor == "classifier" and found.logits is not None:
+        predicted = found.logits.argmax(dim=1)
+        matrix = confusion_matrix(samples.labels, predicted, num_classes=len(class_names))
+        pictures["confusion"] = confusion_picture(matrix, class_names)
+    folder = stage.out / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        save_png(folder / f"{name}.png", picture)
+        stage.run.picture(folder / f"{name}.png")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,128 @@
+"""Read sections of `params.yaml` into strict configs; every mistake names its key."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+
+T = TypeVar("T")
+
+FILE = Path("params.yaml")
+
+
+def read(path: Path = FILE) -> dict[str, Any]:
+    """Parse a params file as DVC does (YAML 1.2: `1e-4` is a number)."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing in {Path.cwd()}")
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {_one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold sections, got {content!r}")
+    return content
+
+
+def load(section: str, kind: type[T] | Any, path: Path = FILE) -> T:
+    """Return one section of a params file as a `kind`.
+
+    Raises:
+        ValueError: the section is missing, or a key of it is unknown, missing, or of a wrong type
+        or range.
+    """
+    content = read(path)
+    if section not in content:
+        raise ValueError(f"{path}: {section} is missing{suggest(section, content)}")
+    return parse(section, content[section], kind, path)
+
+
+def parse(section: str, value: object, kind: type[T] | Any, path: Path = FILE) -> T:
+    """Check a section's value against its config and say all that is wrong with it at once."""
+    adapter: TypeAdapter[T] = TypeAdapter(kind)
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        messages = _explained(list(_messages(section, value, error)))
+    raise ValueError("\n".join(f"{path}: {message}" for message in messages))
+
+
+def check_names(content: Mapping[str, Any], names: Iterable[str], path: Path = FILE) -> None:
+    """Refuse unknown and missing sections."""
+    expected = set(names)
+    unknown = [
+        f"{name} is not a section{suggest(name, expected)}"
+        for name in content
+        if name not in expected
+    ]
+    missing = [f"{name} is missing" for name in sorted(expected - set(content))]
+    if unknown or missing:
+        raise ValueError("\n".join(f"{path}: {message}" for message in unknown + missing))
+
+
+def suggest(name: object, known: Iterable[str]) -> str:
+    """Return `; did you mean ...?`, or nothing where no known name is close."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _messages(section: str, value: object, error: ValidationError) -> Iterator[str]:
+    problems: list[Any] = error.errors(include_url=False)
+    keys = [_key(section, value, problem["loc"]) for problem in problems]
+    missing = [key for key, p in zip(keys, problems, strict=True) if p["type"] == "missing"]
+    for key, problem in zip(keys, problems, strict=True):
+        context = problem.get("ctx", {})
+        match problem["type"]:
+            case "missing":
+                yield f"{key} is missing"
+            case "extra_forbidden":
+                parent = key.rpartition(".")[0]
+                siblings = [name.rpartition(".")[2] for name in missing if name.startswith(parent)]
+                yield f"{key} is not a known key{suggest(key.rpartition('.')[2], siblings)}"
+            case "union_tag_not_found":
+                yield f"{key}.{_bare(context['discriminator'])} is missing"
+            case "union_tag_invalid":
+                tags = [_bare(tag) for tag in context["expected_tags"].split(", ")]
+                hint = suggest(context["tag"], tags)
+                expected = " or ".join(repr(tag) for tag in tags)
+                name = f"{key}.{_bare(context['discriminator'])}"
+                yield f"{name} must be {expected}, got {context['tag']!r}{hint}"
+            case _:
+                reason = problem["msg"].removeprefix("Value error, ")
+                yield f"{key}: {reason[:1].lower()}{reason[1:]}, got {problem['input']!r}"
+
+
+def _explained(messages: list[str]) -> list[str]:
+    """Drop the missing keys that another message takes for a misspelt one."""
+    hints = {message.partition("did you mean ")[2].strip("'?") for message in messages}
+    return [
+        message
+        for message in messages
+        if not (message.endswith(" is missing") and message.split()[0].rpartition(".")[2] in hints)
+    ]
+
+
+def _key(section: str, value: object, location: tuple[int | str, ...]) -> str:
+    """Join a location into `section.key`, without the tags that pydantic adds for unions."""
+    parts = [section]
+    for index, part in enumerate(location):
+        last = index == len(location) - 1
+        if isinstance(value, dict) and (part in value or last):
+            value = value.get(part)
+            parts.append(str(part))
+        elif isinstance(value, list) and isinstance(part, int):
+            value = value[part]
+            parts[-1] += f"[{part}]"
+    return ".".join(parts)
+
+
+def _bare(text: str) -> str:
+    return text.strip("'")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,46 @@
+"""List and check the images, and split them."""
+
+import csv
+import io
+import sys
+
+from mar.atomic import write_json, write_text
+from mar.data_config import DataConfig
+from mar.manifest import write_manifest
+from mar.sources import collect, describe
+from stages.stage import Stage, run
+
+
+def main(stage: Stage) -> None:
+    """Write the manifest, the class names and the list of files that cannot be decoded."""
+    config = stage.params("data", DataConfig)
+    collection = collect(config, stage.workers)
+    if collection.unreadable:
+        total = len(collection.rows) + len(collection.unreadable)
+        sys.stderr.write(
+            f"left out {len(collection.unreadable)} of {total} files that cannot be decoded:\n"
+            f"{describe(collection.unreadable)}\n"
+        )
+    write_manifest(stage.out / "manifest.parquet", collection.info, collection.rows)
+    write_json(stage.out / "classes.json", collection.info.class_names)
+    write_text(stage.out / "unreadable.csv", _csv(collection.unreadable))
+    stage.write_metrics(
+        {
+            "num_train": collection.count("train"),
+            "num_held_out": collection.count("held_out"),
+            "num_classes": len(collection.info.class_names),
+            "num_unreadable": len(collection.unreadable),
+        }
+    )
+
+
+def _csv(unreadable: dict[str, str]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["path", "reason"])
+    rows.writerows(unreadable.items())
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,107 @@
+"""Write `params.yaml` from a preset: `python -m stages.presets NAME`.
+
+A preset is a whole file under `presets/`, or an overlay: the key `base` and what differs from that
+preset.
+"""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from mar import atomic
+from stages import params
+
+
+FOLDER = Path("presets")
+
+
+def names(folder: Path = FOLDER) -> list[str]:
+    """Return the names of all presets."""
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def resolve(name: str, folder: Path = FOLDER) -> str:
+    """Return a preset as the text of a complete `params.yaml`, with its comments.
+
+    Raises:
+        ValueError: there is no such preset, or an overlay changes a key that its base does not
+        have.
+    """
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        hint = params.suggest(name, names(folder))
+        raise ValueError(f"{name!r} is not a preset{hint}; they are: {', '.join(names(folder))}")
+    text = path.read_text(encoding="utf-8")
+    overlay = _yaml().load(text)
+    if "base" not in overlay:
+        return text
+    base = _yaml().load(resolve(overlay.pop("base"), folder))
+    _overlay(base, overlay, str(path), "")
+    content = io.StringIO()
+    _yaml().dump(base, content)
+    body = content.getvalue().partition("\n\n")[2]  # without the base's head comment
+    return f"{_head(text)}\n\n{body}"
+
+
+def write(name: str, *, replace: bool = False, target: Path = params.FILE) -> None:
+    """Write a preset to `params.yaml`.
+
+    Raises:
+        ValueError: there is no such preset, or `params.yaml` has edits that would be lost.
+    """
+    text = resolve(name)
+    if target.is_file() and not replace:
+        present = target.read_text(encoding="utf-8")
+        if present not in {resolve(other) for other in names()}:
+            raise ValueError(
+                f"{target} has edits, which would be lost: it equals no preset; to drop them, "
+                f"say `make preset NAME={name} REPLACE=1`"
+            )
+    atomic.write_text(target, text)
+
+
+def _overlay(base: CommentedMap, changes: dict[str, Any], path: str, prefix: str) -> None:
+    for key, value in changes.items():
+        if key not in base:
+            raise ValueError(f"{path}: {prefix}{key} is not in its base{params.suggest(key, base)}")
+        alternative = isinstance(value, dict) and {"source", "kind", "extractor"} & set(value)
+        if isinstance(value, dict) and isinstance(base[key], dict) and not alternative:
+            _overlay(base[key], value, path, f"{prefix}{key}.")
+        else:
+            base[key] = value
+
+
+def _head(text: str) -> str:
+    lines = text.splitlines()
+    end = next(index for index, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(lines[:end])
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 200
+    return yaml
+
+
+def main() -> None:
+    """Read the command line and write the file."""
+    parser = argparse.ArgumentParser(description="Write params.yaml from a preset.")
+    parser.add_argument("name", help=f"one of: {', '.join(names())}")
+    parser.add_argument("--replace", action="store_true", help="drop edits of params.yaml")
+    arguments = parser.parse_args()
+    try:
+        write(arguments.name, replace=arguments.replace)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(1) from None
+    sys.stdout.write(f"params.yaml is now the preset {arguments.name}\n")
+
+
+if __name__ == "__main__":
+    main()

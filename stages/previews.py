@@ -1,0 +1,57 @@
+"""Pictures of a training along the way, for people; they change nothing that a stage makes."""
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from mar import atomic, tokenizer
+from mar.data import ImageSet
+from mar.generation import generate_images
+from mar.generator import MAR
+from mar.latents import LatentsInfo
+from mar.pictures import comparison_grid, label_grid, save_png
+from mar.reconstruction import reconstruct
+from mar.sampling import SampleConfig, balanced_labels
+from mar.tokenizer import Tokenizer
+from stages import params
+from stages.stage import Stage
+
+
+TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
+CLASSES = Path("out/prepare/classes.json")
+SHOWN = 10  # images in a row
+
+
+def reconstructions(stage: Stage, *, tokenizer: Tokenizer, images: ImageSet, step: int) -> None:
+    """Draw held-out images above their reconstructions."""
+    spread = range(0, len(images), -(-len(images) // SHOWN))
+    originals = images.stack(list(spread))
+    rows = {"originals": originals, f"step {step}": reconstruct(tokenizer, originals)}
+    _keep(stage, comparison_grid(rows), step)
+
+
+def samples(stage: Stage, *, generator: MAR, info: LatentsInfo, step: int) -> None:
+    """Draw samples of the averaged weights, as section `sample` says; the same noise every time."""
+    config = params.load("sample", SampleConfig)
+    decoder = tokenizer.load(TOKENIZER).to(stage.device)
+    assert atomic.digest(TOKENIZER) == info.tokenizer
+    shown = 2 * SHOWN
+    labels = balanced_labels(shown, config.labels, generator.num_classes)
+    images = generate_images(
+        generator,
+        decoder,
+        labels,
+        range(shown),
+        config,
+        latent_std=info.std,
+        autocast=stage.autocast,
+    )
+    names = json.loads(CLASSES.read_text(encoding="utf-8"))
+    _keep(stage, label_grid(images, labels, class_names=names, columns=SHOWN), step)
+
+
+def _keep(stage: Stage, picture: Image.Image, step: int) -> None:
+    path = stage.out / "previews" / f"step-{step:07d}.png"
+    save_png(path, picture)
+    stage.run.picture(path, "previews")

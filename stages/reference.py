@@ -1,0 +1,82 @@
+"""Measure the real images that samples are compared with."""
+
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from mar import atomic, extractors
+from mar.classifier import new_classifier, save_classifier, train_classifier
+from mar.data import ImageSet, image_batches
+from mar.data_config import DataConfig
+from mar.extractors import ClassifierReference, ReferenceConfig
+from mar.fidelity import EvaluateConfig, check_sizes, score
+from mar.reference import ReferenceInfo, measure
+from stages.stage import Stage, run
+
+
+MANIFEST = Path("out/prepare/manifest.parquet")
+CURVE_STEPS = 10  # between two points of the curves
+
+
+def main(stage: Stage) -> None:
+    """Measure the training split, and score the held-out split to show what good scores are."""
+    data = stage.params("data", DataConfig)
+    config = stage.params("reference", ReferenceConfig)
+    evaluate = stage.params("evaluate", EvaluateConfig)
+    train = ImageSet(MANIFEST, "train", data.image_size)
+    held_out = ImageSet(MANIFEST, "held_out", data.image_size)
+    train.verify_listing()
+    num_features = min(config.num_features, len(train))
+    check_sizes(evaluate, "held-out images", len(held_out), num_features=num_features)
+
+    folder = stage.out / "extractor"
+    curves = _train(stage, config, train, folder / "classifier.safetensors")
+    atomic.write_text(stage.out / "curves.csv", curves.to_csv(index=False))
+    extractor = extractors.load(config, folder)
+    reference = measure(config, extractor, train, device=stage.device, workers=stage.workers)
+    reference.save(folder / "statistics.safetensors")
+    found = extractors.extract(
+        extractor, held_out, name="held-out images", device=stage.device, workers=stage.workers
+    )
+    scores = score(
+        extractors.gather(found), held_out.labels, reference, kind=extractor.kind, config=evaluate
+    )
+    info = ReferenceInfo.describe(extractor, reference, data.image_size, len(held_out), scores)
+    atomic.write_json(folder / "reference.json", info.model_dump())
+    stage.write_metrics(
+        {
+            "held_out": scores,
+            "extractor": info.extractor,
+            "reference": info.id,
+            "num_reference": info.num_reference,
+            "num_held_out": info.num_held_out,
+        }
+    )
+
+
+def _train(stage: Stage, config: ReferenceConfig, images: ImageSet, path: Path) -> pd.DataFrame:
+    """Train the classifier if that is the extractor, and return its curves."""
+    curves = pd.DataFrame(columns=["step", "loss", "accuracy"])
+    if not isinstance(config, ClassifierReference):
+        return curves
+    settings = config.classifier
+    model = new_classifier(
+        settings, image_size=images.image_size, num_classes=images.num_classes
+    ).to(stage.device)
+    batches = image_batches(
+        images, settings.batch_size, seed=settings.seed, first_step=0, workers=stage.workers
+    )
+    steps = train_classifier(model, batches)
+    for step in tqdm(steps, total=settings.steps, desc="train the classifier", unit="step"):
+        number = step.index + 1
+        if number % CURVE_STEPS == 0 or number == settings.steps:
+            values = {"loss": float(step.loss), "accuracy": float(step.accuracy)}
+            curves.loc[len(curves)] = {"step": number, **values}
+            stage.run.metrics(values, number)
+    save_classifier(path, model)
+    return curves
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,82 @@
+"""Generate images with the trained generator."""
+
+import json
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from mar import atomic, generator, tokenizer
+from mar.generation import generate_images
+from mar.latents import LatentsInfo
+from mar.pictures import label_grid, save_png
+from mar.samples import SampleSet, shard_path, write_shard
+from mar.sampling import SampleConfig, balanced_labels
+from stages.stage import Stage, read_count, run
+
+
+INFO = Path("out/encode/latents.json")
+TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
+GENERATOR = Path("out/train_generator/ema.safetensors")
+CLASSES = Path("out/prepare/classes.json")
+SHOWN = 100  # images in the grid
+
+
+def main(stage: Stage) -> None:
+    """Write the shards that are not there yet, then the grid."""
+    config = stage.params("sample", SampleConfig)
+    info = LatentsInfo.read(INFO)
+    digest = atomic.digest(TOKENIZER)
+    info.check({"tokenizer": digest})
+    model = generator.load(GENERATOR, digest).to(stage.device)
+    decoder = tokenizer.load(TOKENIZER).to(stage.device)
+    labels = balanced_labels(config.num_images, config.labels, model.num_classes)
+    batch_size = read_count("MAR_SAMPLE_BATCH", 64, least=1)
+    folder = stage.work / "samples"
+
+    with tqdm(total=config.num_images, desc=stage.name, unit="image") as progress:
+        for number, shard in enumerate(torch.arange(config.num_images).split(config.shard_images)):
+            path = shard_path(folder, number)
+            if not path.is_file():
+                batches = []
+                for indices in shard.split(batch_size):
+                    batch = generate_images(
+                        model,
+                        decoder,
+                        labels[indices],
+                        indices.tolist(),
+                        config,
+                        latent_std=info.std,
+                        autocast=stage.autocast,
+                    )
+                    batches.append(batch)
+                    progress.update(len(batch))
+                write_shard(
+                    path,
+                    torch.cat(batches),
+                    labels=labels[shard],
+                    first_index=int(shard[0]),
+                    num_classes=model.num_classes,
+                )
+            else:
+                progress.update(len(shard))
+    atomic.move_folder(folder, stage.out / "samples")
+    _draw_grid(stage)
+    stage.write_metrics({"num_images": config.num_images})
+
+
+def _draw_grid(stage: Stage) -> None:
+    samples = SampleSet(stage.out / "samples")
+    shown = range(min(SHOWN, len(samples)))
+    grid = label_grid(
+        torch.stack([samples[index] for index in shown]),
+        samples.labels[: len(shown)],
+        class_names=json.loads(CLASSES.read_text(encoding="utf-8")),
+        columns=10,
+    )
+    save_png(stage.out / "grid.png", grid)
+    stage.run.picture(stage.out / "grid.png")
+
+
+if __name__ == "__main__":
+    run(main)

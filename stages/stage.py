@@ -1,0 +1,189 @@
+"""What every stage shares: validated parameters, a work folder, a tracked run, and a clean end."""
+
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+
+from mar import atomic
+from mar.config import Config
+from stages import params, tracking, work
+
+
+T = TypeVar("T")
+
+OUT = Path("out")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage while it runs.
+
+    Attributes:
+        name: Its name in `dvc.yaml`.
+        out: The folder of its outputs.
+        work: The folder from which a killed stage continues.
+        device: Where its tensors live (`MAR_DEVICE`; by default the first accelerator, else the
+        CPU). run: Its MLflow run.
+    """
+
+    name: str
+    out: Path
+    work: Path
+    device: torch.device
+    run: tracking.Run
+
+    @property
+    def workers(self) -> int:
+        """Processes that decode images (`MAR_WORKERS`; by default one per CPU)."""
+        return read_count("MAR_WORKERS", os.cpu_count() or 1, least=0)
+
+    @property
+    def micro_batch(self) -> int:
+        """Images whose activations are held at a time (`MAR_MICRO_BATCH`)."""
+        return read_count("MAR_MICRO_BATCH", 256, least=1)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context of a forward pass: bfloat16 on a GPU, float32 elsewhere."""
+        if self.device.type == "cuda":
+            return torch.autocast("cuda", dtype=torch.bfloat16)
+        return nullcontext()
+
+    def preview(self, kind: str, **values: Any) -> None:
+        """Draw a picture of the work so far, for people; nothing is computed from it.
+
+        By name, not by an import statement, for the reason given in `run`.
+        """
+        getattr(import_module("stages.previews"), kind)(self, **values)
+
+    def params(self, section: str, kind: type[T] | Any) -> T:
+        """Load a section of `params.yaml` and log it."""
+        config: T = params.load(section, kind)
+        self.run.params({section: config.model_dump() if isinstance(config, Config) else config})
+        return config
+
+    def write_metrics(self, values: dict[str, Any]) -> None:
+        """Write `metrics.json`, with the id of the run that made it, and log the numbers."""
+        self.run.metrics(values)
+        atomic.write_json(self.out / "metrics.json", {**values, "run_id": self.run.id})
+
+
+def run(main: Callable[[Stage], None]) -> None:
+    """Run a stage's `main` as a program; a mistake of a user ends it with one readable message."""
+    name = Path(sys.modules["__main__"].__file__ or "").stem
+    signal.signal(signal.SIGTERM, _exit)
+    if os.environ.get("DVC_STAGE"):
+        _end_with_parent()
+    try:
+        execute(name, main)
+    except (ValueError, OSError) as error:
+        if os.environ.get("MAR_TRACEBACK"):
+            raise
+        sys.stderr.write(f"{name}: {error}\n")
+        raise SystemExit(1) from None
+
+
+def execute(name: str, main: Callable[[Stage], None]) -> None:
+    """Run a stage's `main` once `params.yaml` is found fine, alone, and tracked.
+
+    All of `params.yaml` is checked, so a typo in a later stage's section does not wait for hours to
+    be found.
+
+    Raises:
+        ValueError: a mistake of a user.
+    """
+    _check_params()
+    with work.exclusive(name):
+        _run_tracked(name, main)
+
+
+def read_count(variable: str, default: int, *, least: int) -> int:
+    """Return a whole number from the environment.
+
+    Raises:
+        ValueError: it is not a whole number, or too small.
+    """
+    text = os.environ.get(variable) or str(default)
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{variable}: must be a whole number from {least} on, got {text!r}")
+    return int(text)
+
+
+def choose_device() -> torch.device:
+    """Return the device of `MAR_DEVICE`, else the first accelerator, else the CPU."""
+    if chosen := os.environ.get("MAR_DEVICE"):
+        try:
+            return torch.empty(0, device=chosen).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"MAR_DEVICE: cannot use {chosen!r}: {reason}") from None
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _check_params() -> None:
+    """Check the whole of `params.yaml`, unless the same file passed the same checks before.
+
+    By name, not by an import statement: a check cannot change a result, so editing what only the
+    check imports must not make DVC run a stage again. It imports everything, which takes seconds.
+    """
+    files = [params.FILE, *sorted(Path("mar").glob("*.py")), *sorted(Path("stages").glob("*.py"))]
+    passed = work.ROOT / "checked"
+    state = "\n".join(f"{atomic.digest(path)} {path}" for path in files if path.is_file())
+    if not passed.is_file() or passed.read_text() != state:
+        import_module("stages.check").check_all()
+        atomic.write_text(passed, state)
+
+
+def _run_tracked(name: str, main: Callable[[Stage], None]) -> None:
+    device = choose_device()
+    inputs = work.input_digests(name)
+    folder = work.open_folder(name, inputs)
+    run_id = folder / "run_id"
+    tags = {"mar.fingerprint": folder.name, "mar.device": str(device)}
+    tags |= {f"dvc.dep.{path}": digest for path, digest in inputs.items()}
+    if Path("dvc.lock").is_file():
+        tags["dvc.lock"] = atomic.digest(Path("dvc.lock"))
+    resume = run_id.read_text() if run_id.is_file() else None
+    record = tracking.root() / "work" / "tracking" / f"{name}.jsonl"
+    started = time.monotonic()
+    with tracking.track(name, record, tags, resume) as tracked:
+        if tracked.id:
+            atomic.write_text(run_id, tracked.id)
+        main(Stage(name, OUT / name, folder, device, tracked))
+        tracked.metrics({"seconds": time.monotonic() - started, "peak_memory_gib": _peak_gib()})
+    work.discard(name)
+
+
+def _peak_gib() -> float:
+    """Return the most memory that this process held at any time, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024**3 if sys.platform == "darwin" else 1024**2)
+
+
+def _end_with_parent() -> None:
+    """On Linux, ask for SIGTERM when the parent process dies.
+
+    A killed `dvc` would otherwise leave its stage running, and a second trainer would start beside
+    it.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _exit(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)

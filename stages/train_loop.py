@@ -1,0 +1,111 @@
+"""Drive a training: continue a killed one, show progress, keep curves and checkpoints."""
+
+import csv
+import io
+import time
+from collections.abc import Callable, Iterator
+
+from tqdm import tqdm
+
+from mar import atomic
+from mar.optimisation import History, OptimisationConfig, Step, Trainer
+from stages.stage import Stage, read_count
+
+
+def run(
+    stage: Stage,
+    trainer: Trainer,
+    config: OptimisationConfig,
+    steps: Callable[[], Iterator[Step]],
+    preview: Callable[[int], None],
+) -> History:
+    """Take the steps that are left and return the curves; `curves.csv` holds them as well.
+
+    Args:
+        stage: The stage that trains.
+        trainer: What is trained.
+        config: Its section of `params.yaml`.
+        steps: Begins the steps that are left, once an earlier checkpoint is loaded.
+        preview: Draws a picture of the work after a number of steps.
+    """
+    checkpoint = stage.work / "checkpoint.pt"
+    history = trainer.load(checkpoint) if checkpoint.is_file() else []
+    saving = _Interval(read_count("MAR_CHECKPOINT_SECONDS", 30, least=1))
+    speed = _Speed(config.batch_size, trainer.step)
+    with tqdm(
+        total=config.steps, initial=trainer.step, desc=stage.name, unit="step", mininterval=1
+    ) as progress:
+        for step in steps():
+            progress.update()
+            last = step.index == config.steps
+            if step.index % config.curve_steps == 0 or last:
+                values = step.values() | {"images_per_second": speed.measure(step.index)}
+                history.append({"step": step.index, **values})
+                stage.run.metrics(values, step.index)
+                progress.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
+            if step.index % config.preview_steps == 0 or last:
+                with speed.paused():
+                    preview(step.index)
+            if saving.due() and not last:
+                step.values()  # never keep a diverged training
+                with speed.paused(), saving:
+                    trainer.save(checkpoint, history)
+    write_curves(stage, history)
+    return history
+
+
+def write_curves(stage: Stage, history: History) -> None:
+    """Write the points of the curves as `curves.csv`, a column for each number."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    atomic.write_text(stage.out / "curves.csv", text.getvalue())
+
+
+class _Interval:
+    """When to write a checkpoint: after some seconds, but for a tenth of the time at most."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._next = time.monotonic() + seconds
+
+    def due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        now = time.monotonic()
+        self._next = now + max(self._seconds, 9 * (now - self._started))
+
+
+class _Speed:
+    """Images per second between two points of a curve, without what is not training."""
+
+    def __init__(self, batch_size: int, step: int) -> None:
+        self._batch_size = batch_size
+        self._step = step
+        self._since = time.monotonic()
+
+    def measure(self, step: int) -> float:
+        now = time.monotonic()
+        images = (step - self._step) * self._batch_size
+        speed = images / max(now - self._since, 1e-9)
+        self._step, self._since = step, now
+        return speed
+
+    def paused(self) -> "_Pause":
+        return _Pause(self)
+
+
+class _Pause:
+    def __init__(self, speed: _Speed) -> None:
+        self._speed = speed
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._speed._since += time.monotonic() - self._started

@@ -1,0 +1,59 @@
+"""Train the tokenizer on the images."""
+
+from pathlib import Path
+
+from mar import tokenizer, tokenizer_training
+from mar.data import ImageSet, image_batches
+from mar.data_config import DataConfig
+from mar.tokenizer import TokenizerConfig
+from mar.tokenizer_training import TokenizerTrainingConfig
+from stages import train_loop
+from stages.stage import Stage, run
+
+
+MANIFEST = Path("out/prepare/manifest.parquet")
+
+
+def main(stage: Stage) -> None:
+    """Train, and write the averaged weights, curves and reconstructions along the way."""
+    data = stage.params("data", DataConfig)
+    config = stage.params("tokenizer_training", TokenizerTrainingConfig)
+    model = tokenizer.build(stage.params("tokenizer", TokenizerConfig)).to(stage.device)
+    images = ImageSet(MANIFEST, "train", data.image_size)
+    images.verify_listing()
+    trainer = tokenizer_training.new_trainer(model, config)
+
+    def steps():
+        batches = image_batches(
+            images,
+            config.batch_size,
+            seed=config.seed,
+            first_step=trainer.step,
+            workers=stage.workers,
+        )
+        return tokenizer_training.train(
+            trainer, batches, config, micro_batch=stage.micro_batch, autocast=stage.autocast
+        )
+
+    held_out = ImageSet(MANIFEST, "held_out", data.image_size)
+    history = train_loop.run(
+        stage,
+        trainer,
+        config,
+        steps,
+        lambda step: stage.preview(
+            "reconstructions", tokenizer=trainer.ema, images=held_out, step=step
+        ),
+    )
+    tokenizer.save(stage.out / "tokenizer.safetensors", trainer.ema)
+    stage.write_metrics(
+        {
+            "steps": config.steps,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "l1_per_pixel": history[-1]["l1"] / (3 * data.image_size**2),
+        }
+    )
+
+
+if __name__ == "__main__":
+    run(main)

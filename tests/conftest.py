@@ -1,0 +1,56 @@
+"""A tiny generator, and a random number generator; nothing else is shared by all tests."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+from mar.generator import MAR, GeneratorConfig, Size
+from mar.posterior import LatentShape
+
+
+# Tensors here are too small to share out: on a busy machine, threads that wait for each other made
+# the tests eight times slower.
+torch.set_num_threads(1)
+
+# Nor is a slow machine a failure; and a commit is tested on the same examples every time.
+settings.register_profile("project", deadline=None, derandomize=True)
+settings.load_profile("project")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def tiny_model() -> MAR:
+    """Return a generator in evaluation mode: 4 rows of 3 tokens with 8 channels, 5 classes.
+
+    Fresh weights hold many zeros, behind which a fault could hide, so all are moved from there.
+    """
+    size = Size(
+        encoder_width=16,
+        encoder_blocks=2,
+        encoder_heads=2,
+        decoder_width=24,
+        decoder_blocks=2,
+        decoder_heads=3,
+        denoiser_blocks=2,
+        denoiser_width=20,
+    )
+    config = GeneratorConfig(
+        size=size,
+        patch_size=2,
+        condition_tokens=3,
+        dropout=0.1,
+        label_drop=0.1,
+        mask_ratio_min=0.7,
+        num_draws=2,
+    )
+    model = MAR(config, LatentShape(channels=2, height=8, width=6), num_classes=5)
+    generator = torch.Generator().manual_seed(1)
+    model.initialize(generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    return model.eval()

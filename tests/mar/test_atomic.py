@@ -1,0 +1,61 @@
+"""A file holds all of its old content or all of its new content, and a digest tells which."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mar import atomic
+
+
+def test_new_content_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "a.txt"
+    atomic.write_text(path, "old")
+    with atomic.replacing(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    atomic.write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic.replacing(path) as partial:  # noqa: PT012
+        partial.write_text("half of the ne")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_that_others_cannot_read_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    atomic.write_json(path, {"loss": 1.5})
+    assert path.read_text() == '{\n  "loss": 1.5\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        atomic.write_json(path, {"loss": float("nan")})
+    assert path.read_text() == '{\n  "loss": 1.5\n}\n'
+
+
+def test_views_of_tensors_are_written_as_they_look(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).reshape(3, 4).requires_grad_()
+    views = {"turned": whole.T, "part": whole[1:, ::2], "whole": whole}
+    atomic.write_tensors(tmp_path / "a.safetensors", views)
+    read = load_file(tmp_path / "a.safetensors")
+    assert read.keys() == views.keys()
+    assert all(torch.equal(read[name], views[name]) for name in views)
+
+
+def test_a_moved_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    atomic.write_text(tmp_path / "made" / "new.txt", "new")
+    atomic.write_text(tmp_path / "out" / "deep" / "old.txt", "old")
+    atomic.move_folder(tmp_path / "made", tmp_path / "out" / "deep")
+    assert [path.name for path in (tmp_path / "out" / "deep").iterdir()] == ["new.txt"]
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_digest_is_the_sha_256(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc" * 100_000)
+    assert atomic.digest(tmp_path / "a") == hashlib.sha256(b"abc" * 100_000).hexdigest()

@@ -1,0 +1,66 @@
+"""A section of `params.yaml` is refused unless it is complete, exactly typed, and of known keys."""
+
+import re
+
+import pytest
+from pydantic import Field, ValidationError
+
+from mar.autoencoder import AutoencoderConfig
+from mar.config import Config
+from mar.generator import GeneratorConfig, Size
+from mar.latents import LatentsConfig, LatentsInfo
+from mar.sampling import SampleConfig
+from mar.tokenizer_training import TokenizerTrainingConfig
+from mar.training import TrainingConfig
+
+
+CONFIGS: list[type[Config]] = [
+    AutoencoderConfig,
+    GeneratorConfig,
+    LatentsConfig,
+    LatentsInfo,
+    SampleConfig,
+    Size,
+    TokenizerTrainingConfig,
+    TrainingConfig,
+]
+
+
+class Example(Config):
+    """A section with a field of each of two types."""
+
+    steps: int = Field(gt=0, description="optimiser steps")
+    lr: float = Field(description="learning rate")
+
+
+@pytest.mark.parametrize(
+    ("section", "complaint"),
+    [
+        ({"steps": 1}, "lr\n  Field required"),
+        ({"steps": 1, "lr": 1.0, "step": 2}, "step\n  Extra inputs are not permitted"),
+        ({"steps": 1.0, "lr": 1.0}, "steps\n  Input should be a valid integer"),
+        ({"steps": True, "lr": 1.0}, "steps\n  Input should be a valid integer"),
+        ({"steps": 1, "lr": "1e-4"}, "lr\n  Input should be a valid number"),
+        ({"steps": 0, "lr": 1.0}, "steps\n  Input should be greater than 0"),
+    ],
+)
+def test_a_wrong_section_is_refused(section: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(complaint)):
+        Example.model_validate(section)
+
+
+def test_whole_numbers_are_valid_where_a_fraction_may_be() -> None:
+    assert Example.model_validate({"steps": 1, "lr": 1}).lr == 1
+
+
+def test_a_config_cannot_be_changed() -> None:
+    config = Example(steps=1, lr=1.0)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.steps = 2  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_no_field_has_a_default_and_each_is_described(config: type[Config]) -> None:
+    for name, field in config.model_fields.items():
+        assert field.is_required(), name
+        assert field.description or name == "kind", name

@@ -1,0 +1,175 @@
+"""`reference` and `evaluate` score images against real ones, and refuse what cannot be compared."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch.nn import functional
+
+from mar.data import ImageSet
+from mar.reference import ReferenceInfo
+from mar.samples import shard_path, write_shard
+from stages import evaluate, prepare, reference
+from stages.stage import Stage
+from stages.tracking import Run
+
+
+PARAMS = """
+data: {source: digits, image_size: 16, held_out_fraction: 0.2, seed: 0}
+reference:
+  extractor: classifier
+  num_features: 400
+  classifier:
+    seed: 0
+    width: 16
+    feature_width: 16
+    steps: 80
+    batch_size: 64
+    lr: 3.0e-3
+    weight_decay: 0.05
+    shift: 1
+    flip: false
+    noise: 20.0
+evaluate: {is_splits: 1, kid_subsets: 10, kid_subset_size: 100, neighbours: 3, seed: 0}
+"""
+SCORES = {
+    "classifier_fid",
+    "classifier_is",
+    "classifier_kid",
+    "classifier_precision",
+    "classifier_recall",
+    "recognised",
+}
+MANIFEST = Path("out/prepare/manifest.parquet")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which `reference` has run."""
+    folder = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MAR_WORKERS", "0")
+        Path("params.yaml").write_text(PARAMS)
+        prepare.main(stage("prepare"))
+        reference.main(stage("reference"))
+    return folder
+
+
+@pytest.fixture
+def project(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, in which the test works."""
+    shutil.copytree(measured, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAR_WORKERS", "0")
+    return tmp_path
+
+
+def stage(name: str) -> Stage:
+    return Stage(name, Path("out", name), Path("work"), torch.device("cpu"), Run(Path("record")))
+
+
+def metrics(name: str) -> dict[str, dict[str, float]]:
+    return json.loads(Path("out", name, "metrics.json").read_text())
+
+
+def write_samples(images: torch.Tensor, labels: torch.Tensor) -> None:
+    for number, part in enumerate(torch.arange(len(images)).split(100)):
+        path = shard_path(Path("out/sample/samples"), number)
+        first = int(part[0])
+        write_shard(path, images[part], labels=labels[part], first_index=first, num_classes=10)
+
+
+def real_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    train = ImageSet(MANIFEST, "train", 16)
+    chosen = torch.arange(count) * len(train) // count
+    return train.stack(chosen.tolist()), train.labels[chosen]
+
+
+@pytest.mark.usefixtures("project")
+def test_real_images_score_well_and_blurred_ones_badly() -> None:
+    images, labels = real_images(250)
+    write_samples(images, labels)
+    evaluate.main(stage("evaluate"))
+    good = metrics("evaluate")
+    blurred = functional.avg_pool2d(images.float(), 5, 1, 2).to(torch.uint8)
+    write_samples(blurred, labels)
+    evaluate.main(stage("evaluate"))
+    bad = metrics("evaluate")
+
+    assert set(good["samples"]) == set(good["held_out"]) == SCORES
+    assert good["held_out"] == bad["held_out"] == metrics("reference")["held_out"]
+    assert good["held_out"]["recognised"] > 0.75  # eighty steps are few
+    assert good["samples"]["classifier_precision"] > 0.95  # they are the real images
+    assert bad["samples"]["classifier_fid"] > 3 * good["samples"]["classifier_fid"]
+    assert bad["samples"]["recognised"] < good["samples"]["recognised"]
+    assert good["reference"] == bad["reference"] == metrics("reference")["reference"]
+    assert (good["num_samples"], good["num_reference"], good["num_held_out"]) == (250, 1438, 359)
+
+    table = pd.read_csv("out/evaluate/scores.csv").set_index("metric")
+    assert table["samples"].to_dict() == pytest.approx(bad["samples"])
+    assert table["held_out"].to_dict() == pytest.approx(bad["held_out"])
+    pictures = {path.name for path in Path("out/evaluate/pictures").iterdir()}
+    assert pictures == {"confusion.png", "farthest.png"}
+    curves = pd.read_csv("out/reference/curves.csv")
+    assert list(curves.columns) == ["step", "loss", "accuracy"]
+    assert curves["step"].tolist() == list(range(10, 90, 10))
+    assert curves["loss"].iloc[-1] < 0.8 * curves["loss"].iloc[0]
+
+
+@pytest.mark.usefixtures("project")
+def test_a_reference_made_again_is_the_same() -> None:
+    first = ReferenceInfo.read(Path("out/reference/extractor/reference.json"))
+    files = {path.name: path.read_bytes() for path in Path("out/reference/extractor").iterdir()}
+    reference.main(stage("reference"))
+    assert ReferenceInfo.read(Path("out/reference/extractor/reference.json")) == first
+    again = {path.name: path.read_bytes() for path in Path("out/reference/extractor").iterdir()}
+    assert again == files
+    assert set(files) == {"classifier.safetensors", "reference.json", "statistics.safetensors"}
+
+
+@pytest.mark.usefixtures("project")
+def test_samples_of_another_size_are_refused() -> None:
+    images, labels = real_images(120)
+    write_samples(images.repeat_interleave(2, 2).repeat_interleave(2, 3), labels)
+    with pytest.raises(ValueError, match="samples have 32x32 pixels, the real images 16x16"):
+        evaluate.main(stage("evaluate"))
+
+
+@pytest.mark.usefixtures("project")
+def test_too_few_samples_are_refused() -> None:
+    write_samples(*real_images(99))
+    message = r"evaluate\.kid_subset_size: must be at most 99, the samples, got 100"
+    with pytest.raises(ValueError, match=message):
+        evaluate.main(stage("evaluate"))
+
+
+@pytest.mark.usefixtures("project")
+def test_subsets_larger_than_the_held_out_split_are_refused_before_any_training() -> None:
+    shutil.rmtree("out/reference")
+    text = PARAMS.replace("kid_subset_size: 100", "kid_subset_size: 360")
+    Path("params.yaml").write_text(text)
+    message = r"evaluate\.kid_subset_size: must be at most 359, the held-out images, got 360"
+    with pytest.raises(ValueError, match=message):
+        reference.main(stage("reference"))
+    assert not Path("out/reference").exists()
+
+
+@pytest.mark.usefixtures("project")
+def test_missing_inception_weights_are_named_before_any_work() -> None:
+    settings = {
+        "extractor": "inception",
+        "num_features": 400,
+        "weights": "inception.pth",
+        "weights_sha256": None,
+        "statistics": None,
+        "statistics_sha256": None,
+    }
+    start, _, end = PARAMS.partition("reference:")
+    text = f"{start}reference: {json.dumps(settings)}\nevaluate:{end.partition('evaluate:')[2]}"
+    Path("params.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"reference\.weights: inception\.pth is missing"):
+        reference.main(stage("reference"))

@@ -1,0 +1,156 @@
+"""Every mistake in `params.yaml` is refused, with its key, what was found and what was expected."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from mar.generator import GeneratorConfig
+from mar.training import TrainingConfig
+from stages import check, params
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    return YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+
+
+def write(folder: Path, content: dict[str, Any]) -> Path:
+    path = folder / "params.yaml"
+    with path.open("w") as file:
+        YAML().dump(content, file)
+    return path
+
+
+def refuse(folder: Path, content: dict[str, Any]) -> str:
+    with pytest.raises(ValueError, match=r"params\.yaml") as caught:
+        check.check_all(write(folder, content))
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+def test_the_default_is_fine(content: dict[str, Any], tmp_path: Path) -> None:
+    assert set(check.check_all(write(tmp_path, content))) == set(content)
+
+
+def test_a_typo_is_named_once_with_a_suggestion(content: dict[str, Any], tmp_path: Path) -> None:
+    content["training"]["step"] = content["training"].pop("steps")
+    message = refuse(tmp_path, content)
+    assert message == "params.yaml: training.step is not a known key; did you mean 'steps'?"
+
+
+def test_a_missing_key_is_named(content: dict[str, Any], tmp_path: Path) -> None:
+    del content["sample"]["temperature"]
+    assert refuse(tmp_path, content) == "params.yaml: sample.temperature is missing"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("training", "lr", "1e-4", "training.lr: input should be a valid number, got '1e-4'"),
+        ("training", "steps", 2.5, "training.steps: input should be a valid integer, got 2.5"),
+        ("training", "steps", True, "training.steps: input should be a valid integer, got True"),
+        ("training", "steps", 0, "training.steps: input should be greater than 0, got 0"),
+        ("latents", "flips", 1, "latents.flips: input should be a valid boolean, got 1"),
+        (
+            "sample",
+            "guidance_schedule",
+            "linaer",
+            "sample.guidance_schedule: input should be 'linear' or 'constant', got 'linaer'",
+        ),
+        (
+            "generator",
+            "size",
+            "gigantic",
+            "generator.size: input should be 'base', 'large' or 'huge', got 'gigantic'",
+        ),
+    ],
+)
+def test_a_wrong_value_is_named(
+    content: dict[str, Any], tmp_path: Path, section: str, key: str, value: object, message: str
+) -> None:
+    content[section][key] = value
+    assert refuse(tmp_path, content) == f"params.yaml: {message}"
+
+
+def test_keys_inside_a_choice_have_their_plain_name(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    content["generator"]["size"]["denoiser_width"] = "wide"
+    content["data"]["image_sise"] = content["data"].pop("image_size")
+    assert refuse(tmp_path, content).splitlines() == [
+        "params.yaml: data.image_sise is not a known key; did you mean 'image_size'?",
+        "params.yaml: generator.size.denoiser_width: input should be a valid integer, got 'wide'",
+    ]
+
+
+def test_an_unknown_choice_lists_the_known_ones(content: dict[str, Any], tmp_path: Path) -> None:
+    content["data"]["source"] = "digit"
+    message = refuse(tmp_path, content)
+    assert message == (
+        "params.yaml: data.source must be 'digits' or 'folder', got 'digit'; did you mean 'digits'?"
+    )
+
+
+def test_a_choice_that_is_missing_is_named(content: dict[str, Any], tmp_path: Path) -> None:
+    del content["data"]["source"]
+    assert refuse(tmp_path, content) == "params.yaml: data.source is missing"
+
+
+def test_keys_of_another_choice_get_no_foolish_hint(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    content["data"]["path"] = "photographs"
+    assert refuse(tmp_path, content) == "params.yaml: data.path is not a known key"
+
+
+def test_sections_are_checked_too(content: dict[str, Any], tmp_path: Path) -> None:
+    content["smaple"] = content.pop("sample")
+    assert refuse(tmp_path, content).splitlines() == [
+        "params.yaml: smaple is not a section; did you mean 'sample'?",
+        "params.yaml: sample is missing",
+    ]
+
+
+def test_sections_that_do_not_fit_together_are_refused(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    content["sample"]["num_steps"] = 17
+    message = refuse(tmp_path, content)
+    assert message == (
+        "params.yaml: sample.num_steps: must be 1 to 16, the tokens of an image, got 17"
+    )
+    content["sample"]["num_steps"] = 16
+    content["data"]["image_size"] = 18
+    assert "18 pixels do not divide into latents of 4 pixels" in refuse(tmp_path, content)
+
+
+def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text()
+    path.write_text(re.sub(r"(?m)^  lr: .*$", "  lr: 1e-4", text))
+    assert params.load("training", TrainingConfig, path).lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "params.yaml must hold sections, got None"),
+        ("a: [1", "params.yaml is not valid YAML: while parsing"),
+        ("a: 1\na: 2\n", 'found duplicate key "a"'),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"params\.yaml") as caught:
+        params.read(tmp_path / "params.yaml")
+    assert message in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is missing in"):
+        params.load("generator", GeneratorConfig, tmp_path / "params.yaml")

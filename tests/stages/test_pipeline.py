@@ -1,0 +1,146 @@
+"""The eight stages work one after another, and refuse inputs that do not belong together."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_project as tiny
+import torch
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from mar import generator, tokenizer
+from mar.atomic import digest
+from mar.latents import LatentCache, LatentsInfo
+from mar.samples import SampleSet
+from stages import summary
+
+
+def metrics(project: Path, stage: str) -> dict[str, Any]:
+    return json.loads((project / "out" / stage / "metrics.json").read_text())
+
+
+def test_the_cache_holds_every_training_image(finished: Path) -> None:
+    info = LatentsInfo.read(finished / "out/encode/latents.json")
+    cache = LatentCache(finished / "out/encode/latents", info)
+    assert len(cache) == metrics(finished, "prepare")["num_train"] == info.count
+    assert len(set(cache.names)) == info.count
+    assert info.tokenizer == digest(finished / "out/train_tokenizer/tokenizer.safetensors")
+
+
+def test_samples_are_balanced_and_numbered(finished: Path) -> None:
+    samples = SampleSet(finished / "out/sample/samples")
+    assert len(samples) == 30
+    assert samples.labels.bincount().tolist() == [3] * 10
+    with Image.open(finished / "out/sample/grid.png") as grid:
+        assert grid.width > 10 * 64
+
+
+def test_curves_hold_the_points_asked_for(finished: Path) -> None:
+    with (finished / "out/train_generator/curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(float(row["step"])) for row in rows] == [2, 4, 6]
+    assert all(float(row["images_per_second"]) > 0 for row in rows)
+    previews = sorted(path.name for path in (finished / "out/train_generator/previews").iterdir())
+    assert previews == ["step-0000003.png", "step-0000006.png"]
+
+
+def test_scores_stand_beside_those_of_real_images(finished: Path) -> None:
+    scores = metrics(finished, "evaluate")
+    assert scores["extractor"] == "classifier"
+    assert set(scores["samples"]) == set(scores["held_out"])
+    assert scores["samples"]["classifier_fid"] > scores["held_out"]["classifier_fid"]
+    text = summary.summarise(finished / "out")
+    assert "classifier_fid" in text
+    assert "grid.png" in text
+
+
+def test_every_stage_has_a_run_below_the_pipelines(finished: Path, tracking_uri: str) -> None:
+    client = MlflowClient(tracking_uri)
+    children = {stage: client.get_run(str(metrics(finished, stage)["run_id"])) for stage in (
+        "prepare", "train_tokenizer", "reconstruct", "encode", "train_generator",
+        "sample", "reference", "evaluate",
+    )}  # fmt: skip
+    parents = {run.data.tags["mlflow.parentRunId"] for run in children.values()}
+    assert len(parents) == 1
+    assert {run.info.status for run in children.values()} == {"FINISHED"}
+    assert client.get_run(parents.pop()).info.status == "FINISHED"
+    trained = children["train_generator"]
+    assert trained.data.params["training.steps"] == "6"
+    assert "loss" in trained.data.metrics
+    assert "dvc.dep.out/encode/latents.json" in trained.data.tags
+    assert children["evaluate"].data.metrics["samples/classifier_fid"] > 0
+    pictures = client.list_artifacts(children["sample"].info.run_id)
+    assert [picture.path for picture in pictures] == ["grid.png"]
+
+
+def test_finished_stages_leave_no_work_behind(finished: Path) -> None:
+    left = [path for path in (finished / "work").glob("*/*") if path.is_dir()]
+    assert left == []
+
+
+def test_the_generator_refuses_latents_of_another_tokenizer(finished: Path, project: Path) -> None:
+    shutil.copytree(finished / "out", project / "out")
+    path = project / "out/train_tokenizer/tokenizer.safetensors"
+    other = tokenizer.load(path)
+    with torch.no_grad():
+        other.post_quant_conv.weight.add_(1)
+    tokenizer.save(path, other)
+    with pytest.raises(ValueError, match="the latent cache does not fit: tokenizer is "):
+        tiny.run_stage("train_generator")
+    with pytest.raises(ValueError, match="the latent cache does not fit: tokenizer is "):
+        tiny.run_stage("sample")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("latents", "dtype", "float32", "dtype is 'float16', expected 'float32'"),
+        ("latents", "flips", False, "flips is True, expected False"),
+        ("data", "image_size", 16, "transform is 'ADM centre crop to 8 px', expected"),
+    ],
+)
+def test_the_generator_refuses_another_cache(
+    finished: Path, project: Path, section: str, key: str, value: object, message: str
+) -> None:
+    shutil.copytree(finished / "out", project / "out")
+    params = tiny.tiny_params()
+    params[section][key] = value
+    (project / "params.yaml").write_text(json.dumps(params))
+    with pytest.raises(ValueError, match=message):
+        tiny.run_stage("train_generator")
+
+
+def test_a_generator_says_whose_latents_it_knows(finished: Path) -> None:
+    path = finished / "out/train_generator/ema.safetensors"
+    with pytest.raises(ValueError, match="was trained on latents of tokenizer"):
+        generator.load(path, "0" * 64)
+
+
+def test_a_typo_in_a_later_section_stops_the_first_stage(project: Path) -> None:
+    params = tiny.tiny_params()
+    params["evaluate"]["is_split"] = params["evaluate"].pop("is_splits")
+    (project / "params.yaml").write_text(json.dumps(params))
+    with pytest.raises(ValueError, match=r"evaluate\.is_split is not a known key; did you mean"):
+        tiny.run_stage("prepare")
+    assert not (project / "out").exists()
+
+
+def test_a_missing_input_is_named(project: Path) -> None:
+    with pytest.raises(ValueError, match=r"out/prepare/manifest\.parquet is missing"):
+        tiny.run_stage("encode")
+
+
+def test_sampling_is_the_same_for_any_batch_size(
+    finished: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished / "out", project / "out")
+    monkeypatch.setenv("MAR_SAMPLE_BATCH", "5")
+    tiny.run_stage("sample")
+    one, other = (SampleSet(folder / "out/sample/samples") for folder in (finished, project))
+    indices = list(range(30))
+    difference = one.stack(indices).int() - other.stack(indices).int()
+    assert difference.abs().max() <= 1

@@ -1,0 +1,106 @@
+"""`prepare` writes a manifest of every image that can be decoded, or nothing."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from mar.data import ImageSet
+from stages import prepare
+from stages.stage import Stage
+from stages.tracking import Run
+
+
+DIGITS = "data: {source: digits, image_size: 16, held_out_fraction: 0.2, seed: 0}"
+FOLDER = """
+data:
+  source: folder
+  path: photos
+  image_size: 8
+  held_out_fraction: 0.5
+  max_unreadable: 1
+  seed: 0
+"""
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAR_WORKERS", "0")
+    out = Path("out/prepare")
+    return Stage("prepare", out, tmp_path / "work", torch.device("cpu"), Run(tmp_path / "record"))
+
+
+def make_photos(num: int) -> None:
+    for index in range(num):
+        file = Path("photos", "ab"[index % 2], f"{index}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(file)
+
+
+def test_the_digits_are_prepared(stage: Stage) -> None:
+    Path("params.yaml").write_text(DIGITS)
+    prepare.main(stage)
+    metrics = json.loads(Path("out/prepare/metrics.json").read_text())
+    assert metrics.pop("run_id") is None
+    assert metrics == {
+        "num_train": 1438,
+        "num_held_out": 359,
+        "num_classes": 10,
+        "num_unreadable": 0,
+    }
+    assert json.loads(Path("out/prepare/classes.json").read_text()) == list("0123456789")
+    assert Path("out/prepare/unreadable.csv").read_text() == "path,reason\n"
+    train = ImageSet(Path("out/prepare/manifest.parquet"), "train", 16)
+    image, label = train[0]
+    assert (len(train), label) == (1438, 0)
+    assert image.float().std() > 50  # a digit, not a blank
+
+
+def test_a_file_that_cannot_be_decoded_is_named_and_left_out(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("params.yaml").write_text(FOLDER)
+    make_photos(8)
+    Path("photos/a/0.png").write_text("hello, world")
+    prepare.main(stage)
+    reason = "not a BMP, GIF, JPEG, PNG, PPM, TIFF or WebP image"
+    expected = f"left out 1 of 8 files that cannot be decoded:\n  a/0.png: {reason}\n"
+    assert expected in capsys.readouterr().err
+    listed = Path("out/prepare/unreadable.csv").read_text()
+    assert listed == f'path,reason\na/0.png,"{reason}"\n'
+    manifest = pq.read_table("out/prepare/manifest.parquet")
+    assert manifest["path"].to_pylist() == [
+        "a/2.png",
+        "a/4.png",
+        "a/6.png",
+        "b/1.png",
+        "b/3.png",
+        "b/5.png",
+        "b/7.png",
+    ]
+    metrics = json.loads(Path("out/prepare/metrics.json").read_text())
+    assert (metrics["num_train"], metrics["num_held_out"]) == (3, 4)
+    assert metrics["num_unreadable"] == 1
+
+
+def test_too_many_broken_files_stop_before_anything_is_written(stage: Stage) -> None:
+    Path("params.yaml").write_text(FOLDER)
+    make_photos(8)
+    Path("photos/a/0.png").write_bytes(b"")
+    Path("photos/b/1.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"^2 of 8 files in photos cannot be decoded, "):
+        prepare.main(stage)
+    assert not stage.out.exists()
+
+
+def test_the_outputs_are_the_same_bytes_each_time(stage: Stage) -> None:
+    Path("params.yaml").write_text(DIGITS)
+    prepare.main(stage)
+    first = {file.name: file.read_bytes() for file in stage.out.iterdir()}
+    prepare.main(stage)
+    assert {file.name: file.read_bytes() for file in stage.out.iterdir()} == first
+    assert set(first) == {"manifest.parquet", "classes.json", "unreadable.csv", "metrics.json"}

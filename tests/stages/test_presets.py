@@ -1,0 +1,98 @@
+"""Every preset is a complete, valid `params.yaml`, and writing one never loses edits."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mar.generator import MAR
+from mar.tokenizer import build, latent_shape
+from stages import check, presets
+
+
+ROOT = Path(__file__).parents[2]
+NAMES = presets.names(ROOT / "presets")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_is_valid_and_its_models_can_be_built(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(presets.resolve(name, ROOT / "presets"))
+    configs = check.check_all(path)
+    latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
+    with torch.device("meta"):
+        MAR(configs["generator"], latent, num_classes=1000)
+        build(configs["tokenizer"])
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "guidance_scale"),
+    [
+        ("imagenet256-mar-b", 207_924_768, 2.9),
+        ("imagenet256-mar-l", 478_326_304, 3.0),
+        ("imagenet256-mar-h", 942_403_104, 3.2),
+    ],
+)
+def test_imagenet_presets_are_table_4(
+    name: str, parameters: int, guidance_scale: float, tmp_path: Path
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(presets.resolve(name, ROOT / "presets"))
+    configs = check.check_all(path)
+    latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
+    with torch.device("meta"):
+        model = MAR(configs["generator"], latent, num_classes=1000)
+        tokenizer = build(configs["tokenizer"])
+    # The class embedding, positions and everything else are counted.
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert sum(p.numel() for p in tokenizer.parameters()) == 66_456_019
+    assert configs["sample"].guidance_scale == guidance_scale
+    assert (configs["training"].batch_size, configs["training"].lr) == (2048, 8e-4)
+
+
+def test_an_overlay_keeps_its_own_head_comment_and_its_bases_comments() -> None:
+    text = presets.resolve("imagenet256-mar-l", ROOT / "presets")
+    assert text.startswith("# MAR-L on ImageNet")
+    assert "# MAR-B" not in text
+    assert "# 800 epochs of 625 batches" in text
+
+
+def test_params_yaml_is_the_preset_digits() -> None:
+    assert (ROOT / "params.yaml").read_text() == presets.resolve("digits", ROOT / "presets")
+
+
+def test_a_preset_replaces_a_preset(folder: Path) -> None:
+    presets.write("digits")
+    presets.write("folder")
+    assert (folder / "params.yaml").read_text() == presets.resolve("folder")
+
+
+def test_edits_are_not_lost(folder: Path) -> None:
+    presets.write("digits")
+    edited = (folder / "params.yaml").read_text().replace("seed: 0", "seed: 1")
+    (folder / "params.yaml").write_text(edited)
+    with pytest.raises(ValueError, match="has edits, which would be lost"):
+        presets.write("folder")
+    assert (folder / "params.yaml").read_text() == edited
+    presets.write("folder", replace=True)
+    assert (folder / "params.yaml").read_text() == presets.resolve("folder")
+
+
+def test_an_unknown_preset_gets_a_suggestion(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"'foldr' is not a preset; did you mean 'folder'\?"):
+        presets.write("foldr")
+
+
+def test_an_overlay_cannot_add_keys(folder: Path) -> None:
+    overlay = "# Wrong.\n\nbase: digits\nsample:\n  guidance: 2.0\n"
+    (folder / "presets" / "wrong.yaml").write_text(overlay)
+    with pytest.raises(ValueError, match=r"sample\.guidance is not in its base"):
+        presets.resolve("wrong")

@@ -1,0 +1,96 @@
+"""A stage ends cleanly whatever happens to it or around it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_project as tiny
+
+from stages import stage, work
+
+
+def test_mlflow_away_is_said_once_and_nothing_breaks(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port
+    monkeypatch.setenv("MAR_PIPELINE", "away")
+    tiny.run_stage("prepare")
+    error = capfd.readouterr().err
+    assert error.count("MLflow is away") == 1
+    metrics = json.loads((project / "out/prepare/metrics.json").read_text())
+    assert metrics["num_train"] == 1438
+    assert metrics["run_id"] is None
+    record = (project / "work/tracking/prepare.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in record]
+    assert {"start", "params", "metrics", "finish"} <= {event["event"] for event in events}
+    assert events[-1]["status"] == "FINISHED"
+
+
+def test_a_mistake_is_one_readable_line(project: Path) -> None:
+    (project / "params.yaml").write_text("data: {}\n")
+    process = subprocess.run(
+        [sys.executable, "-m", "stages.prepare"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert process.stderr.startswith("prepare: params.yaml: ")
+    assert "Traceback" not in process.stderr
+
+
+def test_a_stage_ends_when_dvc_dies(tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells a process that its parent died")
+    child = (
+        "import os, time, pathlib; from stages import stage; "
+        "stage._end_with_parent(); "
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); time.sleep(60)"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, "-c", parent], env=environment)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pid").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    pid = int((tmp_path / "pid").read_text())
+    process.kill()
+    process.wait()
+    while Path(f"/proc/{pid}").exists() and "Z" not in state_of(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
+
+
+@pytest.mark.parametrize("text", ["-1", "many", "1.5"])
+def test_a_bad_count_in_the_environment_is_named(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAR_WORKERS", text)
+    with pytest.raises(
+        ValueError, match=f"MAR_WORKERS: must be a whole number from 0 on, got '{text}'"
+    ):
+        stage.read_count("MAR_WORKERS", 1, least=0)
+
+
+def test_an_unknown_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAR_DEVICE", "gpu")
+    with pytest.raises(ValueError, match="MAR_DEVICE: cannot use 'gpu'"):
+        stage.choose_device()
+
+
+def test_an_unknown_stage_gets_a_suggestion(project: Path) -> None:
+    with pytest.raises(ValueError, match=r"trian_generator is not a stage; did you mean"):
+        work.declaration("trian_generator")
