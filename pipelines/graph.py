@@ -1,0 +1,50 @@
+"""Which stages there are and in which order they run: DVC's own graph, not a second copy."""
+
+import difflib
+import re
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+
+def read(project: Path) -> dict[str, list[str]]:
+    """Return every stage of a project with the stages whose outputs it reads.
+
+    Raises:
+        ValueError: DVC cannot read the project, with DVC's own words.
+    """
+    command = [sys.executable, "-m", "dvc", "dag", "--dot"]
+    dvc = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    if dvc.returncode != 0:
+        raise ValueError(dvc.stderr.strip())
+    graph: dict[str, list[str]] = {}
+    for line in dvc.stdout.splitlines():
+        match re.findall(r'"([^"]+)"', line):  # `"stage";` or `"upstream" -> "stage";`
+            case [stage]:
+                graph.setdefault(stage, [])
+            case [upstream, stage]:
+                graph.setdefault(stage, []).append(upstream)
+            case _:
+                continue
+    return graph
+
+
+def order(graph: dict[str, list[str]], targets: list[str] | None = None) -> list[str]:
+    """Order the targets and all that they depend on (None: every stage) so that inputs come first.
+
+    Raises:
+        ValueError: A target is not a stage.
+    """
+    wanted = set(graph)
+    if targets is not None:
+        wanted = set().union(*(_with_upstream(graph, target) for target in targets))
+    return [stage for stage in TopologicalSorter(graph).static_order() if stage in wanted]
+
+
+def _with_upstream(graph: dict[str, list[str]], target: str) -> set[str]:
+    if target not in graph:
+        close = difflib.get_close_matches(target, graph, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f", but one of {', '.join(graph)}"
+        raise ValueError(f"dvc.yaml: {target!r} is not a stage{hint}")
+    return {target}.union(*(_with_upstream(graph, stage) for stage in graph[target]))
