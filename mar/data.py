@@ -72,6 +72,10 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """Return some of the images as one tensor."""
         return torch.stack([self[index][0] for index in indices])
 
+    def spread(self, num: int) -> UInt8[Tensor, "B 3 S S"]:
+        """Return at most `num` images, evenly spread over the set."""
+        return self.stack(list(range(0, len(self), -(-len(self) // num))))
+
     def verify_listing(self) -> None:
         """Check by their names that the folder still holds the images that `prepare` saw.
 

@@ -136,7 +136,7 @@ class MAR(nn.Module):
         hidden, visible = masking.split_orders(draws.orders, draws.num_hidden)
         condition = self.transformer.condition(labels, draws.dropped)
         z = self.transformer(tokens, visible, condition)  # (B, N, D)
-        return self.head(take(z, hidden), take(tokens, hidden), draws.head).mean()
+        return self.head(masking.take(z, hidden), masking.take(tokens, hidden), draws.head).mean()
 
 
 def save(path: Path, model: MAR, tokenizer: str) -> None:
@@ -168,11 +168,6 @@ def load(path: Path, tokenizer: str) -> MAR:
     model = MAR(config, LatentShape(**description["latent"]), description["num_classes"])
     model.load_state_dict(tensors)
     return model.requires_grad_(False).eval()
-
-
-def take(x: Float[Tensor, "B N D"], positions: Int[Tensor, "B M"]) -> Float[Tensor, "B M D"]:
-    """Select some positions of each sample."""
-    return x.gather(1, positions[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 def check_size(size: Size, patch_size: int, latent: LatentShape) -> None:

@@ -1,6 +1,6 @@
 """Which tokens are hidden: mask ratios and orders for training, the schedule for generation.
 
-Shapes: B batch, N tokens of an image, M hidden tokens, V visible tokens (N = M + V).
+Shapes: B batch, N tokens of an image, M hidden tokens, V visible tokens (N = M + V), D any width.
 Everywhere, an order lists positions; the hidden tokens are the *first* of it, so tokens appear from
 its end backwards (PAPER: MAR section 3.4, MaskGIT section 3.2).
 """
@@ -8,7 +8,7 @@ its end backwards (PAPER: MAR section 3.4, MaskGIT section 3.2).
 import math
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -35,6 +35,16 @@ def split_orders(
     hidden = orders[:, :num_hidden].sort(dim=1).values  # (B, M)
     visible = orders[:, num_hidden:].sort(dim=1).values  # (B, V)
     return hidden, visible
+
+
+def over(positions: Int[Tensor, "B M"], width: int) -> Int[Tensor, "B M W"]:
+    """Repeat positions over the last dimension, as gather and scatter want them."""
+    return positions[:, :, None].expand(-1, -1, width)
+
+
+def take(x: Float[Tensor, "B N D"], positions: Int[Tensor, "B M"]) -> Float[Tensor, "B M D"]:
+    """Select some positions of each sample."""
+    return x.gather(1, over(positions, x.shape[2]))
 
 
 def num_hidden_after(num_tokens: int, num_steps: int) -> list[int]:

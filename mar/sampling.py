@@ -17,7 +17,7 @@ from mar import masking, seeds
 from mar.config import Config
 from mar.diffusion import TRAINING_STEPS, Schedule, sampling_schedule
 from mar.diffusion_loss import Noise
-from mar.generator import MAR, take
+from mar.generator import MAR
 
 
 class SampleConfig(Config):
@@ -58,9 +58,8 @@ class SamplingNoise:
 
     def at(self, positions: Int[Tensor, "B M"]) -> Noise:
         """Return the head's noise for some positions, as rows."""
-        index = positions[:, :, None].expand(-1, -1, self.initial.shape[2])  # (B, M, C)
-        steps = self.steps.gather(2, index.expand(len(self.steps), -1, -1, -1))  # (S, B, M, C)
-        return Noise(self.initial.gather(1, index).flatten(0, 1), steps.flatten(1, 2))
+        steps = torch.stack([masking.take(step, positions) for step in self.steps])  # (S, B, M, C)
+        return Noise(masking.take(self.initial, positions).flatten(0, 1), steps.flatten(1, 2))
 
 
 def draw_noise(
@@ -99,13 +98,12 @@ def generate(
     num_tokens = model.num_tokens
     hidden = num_tokens
     for num_left in masking.num_hidden_after(num_tokens, config.num_steps):
-        last = num_left == 0
         drawn = noise.orders[:, num_left:hidden].sort(dim=1).values  # (B, M)
         visible = noise.orders[:, hidden:].sort(dim=1).values  # (B, V)
         # The original's linear schedule counts one token as hidden in the last step.
-        scale = guidance_at(config, num_tokens - max(num_left, 1 if last else 0), num_tokens)
+        scale = guidance_at(config, num_tokens - max(num_left, 1), num_tokens)
         values = _draw_tokens(model, tokens, visible, drawn, labels, noise, schedule, scale, config)
-        tokens = tokens.scatter(1, drawn[:, :, None].expand_as(values), values)
+        tokens = tokens.scatter(1, masking.over(drawn, model.channels), values)
         hidden = num_left
     return model.unpatchify(tokens)
 
@@ -129,7 +127,7 @@ def _draw_tokens(
     z = model.transformer(
         tokens.repeat(copies, 1, 1), visible.repeat(copies, 1), condition
     )  # (B or 2 B, N, D)
-    rows = take(z, drawn.repeat(copies, 1)).flatten(0, 1)  # (B M or 2 B M, D)
+    rows = masking.take(z, drawn.repeat(copies, 1)).flatten(0, 1)  # (B M or 2 B M, D)
     z_class, *z_null = rows.chunk(copies)
     values = model.head.sample(
         z_class,

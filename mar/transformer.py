@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from mar.config import Config
+from mar.masking import over, take
 
 
 class Widths(Config):
@@ -101,9 +102,9 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "B L D"]:
         """Encode the visible tokens behind K slots that all hold the condition."""
         count = self.condition_tokens
-        known = tokens.gather(1, _over(visible, tokens.shape[2]))  # (B, V, C)
+        known = take(tokens, visible)  # (B, V, C)
         position = self.encoder_position[:, count:].expand(len(tokens), -1, -1)  # (B, N, D)
-        x = self.z_proj(known) + position.gather(1, _over(visible, position.shape[2]))  # (B, V, D)
+        x = self.z_proj(known) + take(position, visible)  # (B, V, D)
         slots = condition[:, None] + self.encoder_position[:, :count]  # (B, K, D)
         x = self.z_proj_ln(torch.cat([slots, x], dim=1))  # (B, L, D)
         return self.encoder_norm(self._run(self.encoder_blocks, x))
@@ -117,7 +118,7 @@ class Transformer(nn.Module):
         batch, _, width = encoded.shape
         num_tokens = self.head_position.shape[1]
         x = self.mask_token.to(encoded.dtype).expand(batch, num_tokens, width)
-        x = x.scatter(1, _over(visible, width), encoded[:, count:])  # (B, N, E)
+        x = x.scatter(1, over(visible, width), encoded[:, count:])  # (B, N, E)
         x = torch.cat([encoded[:, :count], x], dim=1) + self.decoder_position  # (B, K + N, E)
         x = self.decoder_norm(self._run(self.decoder_blocks, x))
         return x[:, count:] + self.head_position  # (B, N, E)
@@ -153,8 +154,3 @@ def _blocks(width: int, num_blocks: int, num_heads: int, dropout: float) -> nn.M
         )
         for _ in range(num_blocks)
     )
-
-
-def _over(positions: Int[Tensor, "B V"], width: int) -> Int[Tensor, "B V W"]:
-    """Repeat positions over the last dimension, as gather and scatter want them."""
-    return positions[:, :, None].expand(-1, -1, width)

@@ -1,11 +1,12 @@
 """Which stages there are and in which order they run: DVC's own graph, not a second copy."""
 
-import difflib
 import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+from stages.params import suggest
 
 
 def read(project: Path) -> dict[str, list[str]]:
@@ -44,7 +45,6 @@ def order(graph: dict[str, list[str]], targets: list[str] | None = None) -> list
 
 def _with_upstream(graph: dict[str, list[str]], target: str) -> set[str]:
     if target not in graph:
-        close = difflib.get_close_matches(target, graph, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f", but one of {', '.join(graph)}"
+        hint = suggest(target, graph) or f", but one of {', '.join(graph)}"
         raise ValueError(f"dvc.yaml: {target!r} is not a stage{hint}")
     return {target}.union(*(_with_upstream(graph, stage) for stage in graph[target]))

@@ -1,8 +1,8 @@
 """List and check the images, and split them."""
 
-import csv
-import io
 import sys
+
+import pandas as pd
 
 from mar.atomic import write_json, write_text
 from mar.data_config import DataConfig
@@ -23,7 +23,8 @@ def main(stage: Stage) -> None:
         )
     write_manifest(stage.out / "manifest.parquet", collection.info, collection.rows)
     write_json(stage.out / "classes.json", collection.info.class_names)
-    write_text(stage.out / "unreadable.csv", _csv(collection.unreadable))
+    unreadable = pd.DataFrame(collection.unreadable.items(), columns=["path", "reason"])
+    write_text(stage.out / "unreadable.csv", unreadable.to_csv(index=False))
     stage.write_metrics(
         {
             "num_train": collection.count("train"),
@@ -32,14 +33,6 @@ def main(stage: Stage) -> None:
             "num_unreadable": len(collection.unreadable),
         }
     )
-
-
-def _csv(unreadable: dict[str, str]) -> str:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["path", "reason"])
-    rows.writerows(unreadable.items())
-    return text.getvalue()
 
 
 if __name__ == "__main__":

@@ -25,8 +25,7 @@ SHOWN = 10  # images in a row
 
 def reconstructions(stage: Stage, *, tokenizer: Tokenizer, images: ImageSet, step: int) -> None:
     """Draw held-out images above their reconstructions."""
-    spread = range(0, len(images), -(-len(images) // SHOWN))
-    originals = images.stack(list(spread))
+    originals = images.spread(SHOWN)
     rows = {"originals": originals, f"step {step}": reconstruct(tokenizer, originals)}
     _keep(stage, comparison_grid(rows), step)
 

@@ -29,8 +29,7 @@ def main(stage: Stage) -> None:
     batches = tqdm(decoded, total=len(chunks), desc=stage.name, unit="batch")
     scores = score((batch, reconstruct(model, batch)) for batch in batches)
 
-    spread = range(0, len(images), -(-len(images) // SHOWN))
-    originals = images.stack(list(spread))
+    originals = images.spread(SHOWN)
     restored = reconstruct(model, originals)
     rows = {
         "originals": originals,

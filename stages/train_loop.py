@@ -1,10 +1,10 @@
 """Drive a training: continue a killed one, show progress, keep curves and checkpoints."""
 
-import csv
-import io
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import pandas as pd
 from tqdm import tqdm
 
 from mar import atomic
@@ -30,7 +30,7 @@ def run(
     """
     checkpoint = stage.work / "checkpoint.pt"
     history = trainer.load(checkpoint) if checkpoint.is_file() else []
-    saving = _Interval(read_count("MAR_CHECKPOINT_SECONDS", 30, least=1))
+    interval = _Interval(read_count("MAR_CHECKPOINT_SECONDS", 30, least=1))
     speed = _Speed(config.batch_size, trainer.step)
     with tqdm(
         total=config.steps, initial=trainer.step, desc=stage.name, unit="step", mininterval=1
@@ -46,9 +46,9 @@ def run(
             if step.index % config.preview_steps == 0 or last:
                 with speed.paused():
                     preview(step.index)
-            if saving.due() and not last:
+            if interval.due() and not last:
                 step.values()  # never keep a diverged training
-                with speed.paused(), saving:
+                with speed.paused(), interval.saving():
                     trainer.save(checkpoint, history)
     write_curves(stage, history)
     return history
@@ -56,11 +56,7 @@ def run(
 
 def write_curves(stage: Stage, history: History) -> None:
     """Write the points of the curves as `curves.csv`, a column for each number."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    atomic.write_text(stage.out / "curves.csv", text.getvalue())
+    atomic.write_text(stage.out / "curves.csv", pd.DataFrame(history).to_csv(index=False))
 
 
 class _Interval:
@@ -73,12 +69,12 @@ class _Interval:
     def due(self) -> bool:
         return time.monotonic() >= self._next
 
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        started = time.monotonic()
+        yield
         now = time.monotonic()
-        self._next = now + max(self._seconds, 9 * (now - self._started))
+        self._next = now + max(self._seconds, 9 * (now - started))
 
 
 class _Speed:
@@ -96,16 +92,8 @@ class _Speed:
         self._step, self._since = step, now
         return speed
 
-    def paused(self) -> "_Pause":
-        return _Pause(self)
-
-
-class _Pause:
-    def __init__(self, speed: _Speed) -> None:
-        self._speed = speed
-
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._speed._since += time.monotonic() - self._started
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._since += time.monotonic() - started

@@ -16,7 +16,7 @@ from mar import generator as generators
 from mar import masking, tokenizer
 from mar.autoencoder import AutoencoderConfig
 from mar.diffusion_loss import Draws
-from mar.generator import MAR, GeneratorConfig, TrainingDraws, take
+from mar.generator import MAR, GeneratorConfig, TrainingDraws
 from mar.posterior import LatentShape
 
 
@@ -147,7 +147,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_parts(
 
 def test_taken_positions_are_those_asked_for(generator: torch.Generator) -> None:
     x = torch.randn(2, 5, 3, generator=generator)
-    taken = take(x, torch.tensor([[4, 0], [1, 1]]))
+    taken = masking.take(x, torch.tensor([[4, 0], [1, 1]]))
     assert torch.equal(taken, torch.stack([x[0, [4, 0]], x[1, [1, 1]]]))
 
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from mar import diffusion
 from mar.autoencoder import AutoencoderConfig, AutoencoderKL
 from mar.diffusion_loss import DiffusionLoss, Draws, Noise
-from mar.generator import MAR, GeneratorConfig, Size, TrainingDraws, take
-from mar.masking import num_hidden_after, split_orders
+from mar.generator import MAR, GeneratorConfig, Size, TrainingDraws
+from mar.masking import num_hidden_after, split_orders, take
 from mar.posterior import LatentShape, Posterior
 from mar.released import from_official, load_official
 from mar.sampling import SampleConfig, SamplingNoise, generate, guidance_at
