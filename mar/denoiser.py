@@ -90,7 +90,7 @@ class Denoiser(nn.Module):
         """Embed training steps 0 to 999."""
         return self.time_mlp(time_features(t))
 
-    def embed_z(self, z: Float[Tensor, "R D"]) -> Float[Tensor, "R W"]:
+    def embed_z(self, z: Float[Tensor, "*R D"]) -> Float[Tensor, "*R W"]:
         """Embed the transformer's condition."""
         return self.z_proj(z)
 

@@ -1,7 +1,8 @@
 """The Diffusion Loss: a head that models one continuous token (MAR, section 3.2).
 
 Shapes: B batch, M tokens with a loss, R rows (B * M tokens), C channels of a token, D width of z,
-A independent draws of (t, eps) for each token, S sampling steps.
+A independent draws of (t, eps) for each token, S sampling steps, T training steps, W width of the
+denoiser.
 
 A head has `draw`, `forward` (the loss) and `sample`; the transformer knows nothing else of it.
 """
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mar import diffusion
 from mar.denoiser import Denoiser
@@ -62,10 +64,13 @@ class DiffusionLoss(nn.Module):
         """Return the loss of each token and draw; their mean is what is minimised."""
         t = draws.t.flatten()  # (B * M * A)
         eps = draws.eps.flatten(0, 2)  # (B * M * A, C)
-        z = z[:, :, None].expand(*draws.t.shape, -1).flatten(0, 2)  # (B * M * A, D)
         x_0 = x_0[:, :, None].expand_as(draws.eps).flatten(0, 2).float()  # (B * M * A, C)
         x_t = diffusion.add_noise(self.schedule, x_0, t, eps)
-        terms = diffusion.loss(self.schedule, self.denoiser(x_t, t, z), x_0, x_t, t, eps)
+        # A token's draws share its z, and there are more rows than times: embed each only once.
+        time = self.denoiser.embed_time(self.schedule.timesteps)  # (T, W)
+        y = self.denoiser.embed_z(z)[:, :, None] + functional.embedding(draws.t, time)
+        output = self.denoiser.denoise(x_t, y.flatten(0, 2))  # (B * M * A, 2 C)
+        terms = diffusion.loss(self.schedule, output, x_0, x_t, t, eps)
         return (terms.noise + terms.variational).reshape(draws.t.shape)
 
     @torch.no_grad()

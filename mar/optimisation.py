@@ -74,7 +74,7 @@ class Trainer(Generic[M]):
         self.ema = copy.deepcopy(model).requires_grad_(False).eval()
         self.config = config
         self.optimizer = torch.optim.AdamW(
-            groups, lr=config.lr, betas=(config.beta_1, config.beta_2)
+            groups, lr=config.lr, betas=(config.beta_1, config.beta_2), fused=True
         )
         self.step = 0
 
