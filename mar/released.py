@@ -27,6 +27,7 @@ GENERATOR_NAMES = (
 )
 # Parts inside a denoiser's block.
 BLOCK_NAMES = ((".in_ln.", ".norm."), (".adaLN_modulation.", ".modulation."))
+SHOWN = 5  # problems of each kind in a message
 
 
 def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -45,24 +46,30 @@ def load_official(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load official tensors into a generator or an autoencoder, as float32.
 
     Raises:
-        ValueError: a tensor is missing, unknown, or of another shape; the message names all such
-        tensors
-            by their official names, with the shapes found and expected.
+        ValueError: tensors are missing, unknown, or of another shape; nothing was loaded, and the
+            message counts them and names the first of each kind by their official names.
     """
     translate = to_official if _is_generator(model) else dict[str, Tensor]
     expected = translate(model.state_dict())
-    problems = [f"{name} is missing" for name in expected if name not in tensors]
-    problems += [f"{name} is unknown" for name in tensors if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:10]) + ("; ..." if len(problems) > 10 else "")
-        raise ValueError(f"{len(problems)} of {len(expected)} tensors do not fit: {shown}")
+    problems = {
+        "missing": [name for name in expected if name not in tensors],
+        "unknown": [name for name in tensors if name not in expected],
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
+            for name, value in expected.items()
+            if name in tensors and tensors[name].shape != value.shape
+        ],
+    }
+    if any(problems.values()):
+        kinds = [_list(kind, found) for kind, found in problems.items() if found]
+        raise ValueError(f"tensors do not fit the {len(expected)} expected: {', '.join(kinds)}")
     ours = from_official(tensors) if _is_generator(model) else dict(tensors)
     model.load_state_dict({name: value.float() for name, value in ours.items()})
+
+
+def _list(kind: str, problems: list[str]) -> str:
+    more = [f"{len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return f"{len(problems)} {kind} ({'; '.join(problems[:SHOWN] + more)})"
 
 
 def _is_generator(model: nn.Module) -> bool:

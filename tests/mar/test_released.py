@@ -1,40 +1,45 @@
 """The released models' tensors have a place in ours, name by name and shape by shape."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 from torch import Tensor, nn
 
 from mar.autoencoder import AutoencoderConfig, AutoencoderKL
 from mar.generator import MAR, GeneratorConfig
 from mar.posterior import LatentShape
 from mar.released import from_official, load_official, to_official
+from stages import presets
 
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OFFICIAL: dict[str, dict[str, list[int]]] = json.loads(
     (GOLDEN / "official_state_dicts.json").read_text()
 )
-KL16 = AutoencoderConfig(
-    kind="kl",
-    latent_channels=16,
-    base_channels=128,
-    channel_multipliers=[1, 1, 2, 2, 4],
-    num_res_blocks=2,
-    encoder_attention=True,
-)
+PRESETS = {
+    "kl16": "imagenet256-mar-b",
+    "mar_base": "imagenet256-mar-b",
+    "mar_large": "imagenet256-mar-l",
+    "mar_huge": "imagenet256-mar-h",
+}
 
 
-def published(tiny_model: MAR, name: str) -> nn.Module:
-    """Return one of the published models, without memory for its weights."""
+def published(name: str) -> nn.Module:
+    """Return one of the published models as its preset has it, without memory for its weights."""
+    text = presets.resolve(PRESETS[name], GOLDEN.parents[1] / "presets")
+    sections = YAML(typ="safe").load(text)
+    tokenizer = AutoencoderConfig.model_validate(sections["tokenizer"])
+    config = GeneratorConfig.model_validate(sections["generator"])
+    side = sections["data"]["image_size"] // tokenizer.stride
     with torch.device("meta"):
         if name == "kl16":
-            return AutoencoderKL(KL16)
-        changes = {"size": name.removeprefix("mar_"), "patch_size": 1, "condition_tokens": 64}
-        config = GeneratorConfig.model_validate({**tiny_model.config.model_dump(), **changes})
-        return MAR(config, LatentShape(16, 16, 16), num_classes=1000)
+            return AutoencoderKL(tokenizer)
+        latent = LatentShape(tokenizer.latent_channels, side, side)
+        return MAR(config, latent, num_classes=1000)
 
 
 def empty(name: str) -> dict[str, Tensor]:
@@ -45,17 +50,33 @@ def empty(name: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", sorted(OFFICIAL))
-def test_the_released_tensors_fit_exactly(tiny_model: MAR, name: str) -> None:
-    model = published(tiny_model, name)
+def test_the_released_tensors_fit_exactly(name: str) -> None:
+    model = published(name)
     ours = model.state_dict()
     translated = ours if name == "kl16" else to_official(ours)
     assert {key: list(value.shape) for key, value in translated.items()} == OFFICIAL[name]
     load_official(model, empty(name))
 
 
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [  # MAR, Table 4 and section 4.1, to the last parameter
+        ("mar_base", 207_924_768),
+        ("mar_large", 478_326_304),
+        ("mar_huge", 942_403_104),
+        ("kl16", 66_456_019),
+    ],
+)
+def test_the_published_models_have_as_many_parameters_as_the_released(
+    name: str, count: int
+) -> None:
+    assert sum(parameter.numel() for parameter in published(name).parameters()) == count
+    assert sum(math.prod(shape) for shape in OFFICIAL[name].values()) == count
+
+
 @pytest.mark.parametrize("name", ["mar_base", "mar_large", "mar_huge"])
-def test_names_come_back_from_a_translation(tiny_model: MAR, name: str) -> None:
-    ours = published(tiny_model, name).state_dict()
+def test_names_come_back_from_a_translation(name: str) -> None:
+    ours = published(name).state_dict()
     assert list(from_official(to_official(ours))) == list(ours)
     official = empty(name)
     assert list(to_official(from_official(official))) == list(official)
@@ -85,16 +106,24 @@ def test_all_tensors_that_do_not_fit_are_named(tiny_model: MAR) -> None:
     tensors["fake_latent"] = torch.zeros(1, 17)
     before = tiny_model.transformer.mask_token.detach().clone()
     tensors["mask_token"] = torch.zeros(1, 1, 24)
-    with pytest.raises(ValueError, match=r"3 of \d+ tensors do not fit") as raised:
+    with pytest.raises(ValueError, match="tensors do not fit") as raised:
         load_official(tiny_model, tensors)
-    message = str(raised.value)
-    assert "diffloss.net.res_blocks.1.in_ln.weight is missing" in message
-    assert "decoder_blocks.2.norm1.bias is unknown" in message
-    assert "fake_latent has shape (1, 17), expected (1, 16)" in message
+    assert str(raised.value) == (
+        f"tensors do not fit the {len(tiny_model.state_dict())} expected: "
+        "1 missing (diffloss.net.res_blocks.1.in_ln.weight), "
+        "1 unknown (decoder_blocks.2.norm1.bias), "
+        "1 of another shape (fake_latent (1, 17), expected (1, 16))"
+    )
     assert torch.equal(tiny_model.transformer.mask_token, before)  # nothing was loaded
 
 
-def test_a_long_list_of_misfits_is_cut(tiny_model: MAR) -> None:
+def test_a_long_list_of_misfits_is_cut_and_counted(tiny_model: MAR) -> None:
     count = len(tiny_model.state_dict())
-    with pytest.raises(ValueError, match=rf"{count} of {count} tensors .* is missing; \.\.\.$"):
+    with pytest.raises(ValueError, match=rf": {count} missing \(.*; {count - 5} more\)$"):
         load_official(tiny_model, {})
+    ours = tiny_model.state_dict()  # not translated
+    with pytest.raises(ValueError, match=rf": {count} missing \(.*\), {count} unknown \(transf"):
+        load_official(tiny_model, ours)
+    larger = {name: torch.zeros(*value.shape, 1) for name, value in to_official(ours).items()}
+    with pytest.raises(ValueError, match=rf"the {count} expected: {count} of another shape \("):
+        load_official(tiny_model, larger)
