@@ -1,9 +1,11 @@
 """The masked autoencoder: from known tokens to a condition z for each position (MAR, 3.4).
 
-Shapes: B batch, N tokens of an image, V visible tokens, K condition tokens, L tokens the encoder
-sees (K + V), C channels of a token, D width of the encoder, E width of the decoder.
+Shapes: B batch, N tokens of an image, V visible tokens, M drawn tokens, K condition tokens, L
+tokens the encoder sees (K + V), C channels of a token, D width of the encoder, E width of the
+decoder.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -30,42 +32,25 @@ class Widths(Config):
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
+# z of the drawn positions, given all tokens, which of them are visible, and which are drawn.
+Predictor = Callable[
+    [Float[Tensor, "B N C"], Int[Tensor, "B V"], Int[Tensor, "B M"]], Float[Tensor, "B M E"]
+]
 
-class Transformer(nn.Module):
-    """Encoder over the visible tokens, decoder over all positions.
 
-    Sets of positions are given as indices, not as a mask, so that their sizes are known without
-    asking the device.
-    """
+class TokenTransformer(nn.Module):
+    """What all transformers over tokens share: how class and tokens enter, and initial weights."""
 
     def __init__(
-        self,
-        widths: Widths,
-        *,
-        channels: int,
-        num_tokens: int,
-        num_classes: int,
-        condition_tokens: int,
-        dropout: float,
+        self, width: int, *, channels: int, num_classes: int, condition_tokens: int
     ) -> None:
         super().__init__()
         self.condition_tokens = condition_tokens  # (MAR: buffer)
         self.checkpointing = False
-        encoder, decoder = widths.encoder_width, widths.decoder_width
-        length = condition_tokens + num_tokens
-        self.class_embedding = nn.Embedding(num_classes, encoder)
-        self.null_embedding = nn.Parameter(torch.empty(1, encoder))
-        self.z_proj = nn.Linear(channels, encoder)
-        self.z_proj_ln = LayerNorm(encoder)
-        self.encoder_position = nn.Parameter(torch.empty(1, length, encoder))
-        self.encoder_blocks = _blocks(encoder, widths.encoder_blocks, widths.encoder_heads, dropout)
-        self.encoder_norm = LayerNorm(encoder)
-        self.decoder_embed = nn.Linear(encoder, decoder)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder))
-        self.decoder_position = nn.Parameter(torch.empty(1, length, decoder))
-        self.decoder_blocks = _blocks(decoder, widths.decoder_blocks, widths.decoder_heads, dropout)
-        self.decoder_norm = LayerNorm(decoder)
-        self.head_position = nn.Parameter(torch.empty(1, num_tokens, decoder))
+        self.class_embedding = nn.Embedding(num_classes, width)
+        self.null_embedding = nn.Parameter(torch.empty(1, width))
+        self.z_proj = nn.Linear(channels, width)
+        self.z_proj_ln = LayerNorm(width)
 
     def initialize(self, generator: torch.Generator) -> None:
         """Set every weight.
@@ -93,6 +78,48 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "B D"]:
         """Embed the class of each sample, or the null class where it is dropped."""
         return torch.where(dropped[:, None], self.null_embedding, self.class_embedding(labels))
+
+    def _checkpointed(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Apply a block; with `checkpointing`, the backward pass computes its inside again."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
+
+
+class Transformer(TokenTransformer):
+    """Encoder over the visible tokens, decoder over all positions.
+
+    Sets of positions are given as indices, not as a mask, so that their sizes are known without
+    asking the device.
+    """
+
+    def __init__(
+        self,
+        widths: Widths,
+        *,
+        channels: int,
+        num_tokens: int,
+        num_classes: int,
+        condition_tokens: int,
+        dropout: float,
+    ) -> None:
+        encoder, decoder = widths.encoder_width, widths.decoder_width
+        super().__init__(
+            encoder,
+            channels=channels,
+            num_classes=num_classes,
+            condition_tokens=condition_tokens,
+        )
+        length = condition_tokens + num_tokens
+        self.encoder_position = nn.Parameter(torch.empty(1, length, encoder))
+        self.encoder_blocks = blocks(encoder, widths.encoder_blocks, widths.encoder_heads, dropout)
+        self.encoder_norm = LayerNorm(encoder)
+        self.decoder_embed = nn.Linear(encoder, decoder)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder))
+        self.decoder_position = nn.Parameter(torch.empty(1, length, decoder))
+        self.decoder_blocks = blocks(decoder, widths.decoder_blocks, widths.decoder_heads, dropout)
+        self.decoder_norm = LayerNorm(decoder)
+        self.head_position = nn.Parameter(torch.empty(1, num_tokens, decoder))
 
     def encode(
         self,
@@ -132,16 +159,24 @@ class Transformer(nn.Module):
         """Return the condition z of every position, given the visible tokens and the class."""
         return self.decode(self.encode(tokens, visible, condition), visible)
 
-    def _run(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
-        for block in blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+    def predictor(self, condition: Float[Tensor, "B D"]) -> Predictor:
+        """Return what gives z of the positions drawn in a generation step, in any order."""
+
+        def predict(
+            tokens: Float[Tensor, "B N C"], visible: Int[Tensor, "B V"], drawn: Int[Tensor, "B M"]
+        ) -> Float[Tensor, "B M E"]:
+            return take(self(tokens, visible, condition), drawn)
+
+        return predict
+
+    def _run(self, stack: nn.ModuleList, x: Tensor) -> Tensor:
+        for block in stack:
+            x = self._checkpointed(block, x)
         return x
 
 
-def _blocks(width: int, num_blocks: int, num_heads: int, dropout: float) -> nn.ModuleList:
+def blocks(width: int, num_blocks: int, num_heads: int, dropout: float) -> nn.ModuleList:
+    """Return blocks of a vision transformer, before their weights are set."""
     return nn.ModuleList(
         Block(
             width,

@@ -93,6 +93,15 @@ def test_dropped_classes_are_the_null_class(transformer: Transformer) -> None:
     assert torch.equal(condition[2], transformer.null_embedding[0])
 
 
+def test_a_predictor_gives_z_of_the_drawn_positions(
+    transformer: Transformer, tokens: Tensor, condition: Tensor
+) -> None:
+    visible, drawn = positions(VISIBLE, VISIBLE), positions([4, 11, 1], [6, 5, 4])
+    z = transformer(tokens, visible, condition)
+    rows = transformer.predictor(condition)(tokens, visible, drawn)
+    assert torch.equal(rows, torch.stack([z[0, [4, 11, 1]], z[1, [6, 5, 4]]]))
+
+
 def outcome(
     transformer: Transformer, tokens: Tensor, condition: Tensor, *, checkpointing: bool
 ) -> dict[str, Tensor]:
