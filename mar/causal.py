@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -92,6 +92,7 @@ class CausalTransformer(TokenTransformer):
         widths: Widths,
         *,
         channels: int,
+        num_codes: int | None = None,
         num_tokens: int,
         num_classes: int,
         condition_tokens: int,
@@ -108,6 +109,7 @@ class CausalTransformer(TokenTransformer):
         super().__init__(
             width,
             channels=channels,
+            num_codes=num_codes,
             num_classes=num_classes,
             condition_tokens=condition_tokens,
         )
@@ -126,7 +128,7 @@ class CausalTransformer(TokenTransformer):
         return self.z_proj_ln(x)
 
     def embed(
-        self, tokens: Float[Tensor, "B N C"], positions: Int[Tensor, "B L"]
+        self, tokens: Shaped[Tensor, "B N C"], positions: Int[Tensor, "B L"]
     ) -> Float[Tensor, "B L D"]:
         """Return the places of the tokens at some positions."""
         position = self.position[:, self.condition_tokens :]  # (1, N, D)
@@ -153,7 +155,7 @@ class CausalTransformer(TokenTransformer):
 
     def predict(
         self,
-        tokens: Float[Tensor, "B N C"],
+        tokens: Shaped[Tensor, "B N C"],
         sequence: Int[Tensor, "B S"],
         condition: Float[Tensor, "B D"],
     ) -> Float[Tensor, "B S D"]:
@@ -163,7 +165,7 @@ class CausalTransformer(TokenTransformer):
 
     def forward(
         self,
-        tokens: Float[Tensor, "B N C"],
+        tokens: Shaped[Tensor, "B N C"],
         sequence: Int[Tensor, "B N"],
         condition: Float[Tensor, "B D"],
     ) -> Float[Tensor, "B N D"]:
@@ -208,7 +210,7 @@ class CausalPredictor:
     @torch.no_grad()
     def __call__(
         self,
-        tokens: Float[Tensor, "B N C"],
+        tokens: Shaped[Tensor, "B N C"],
         visible: Int[Tensor, "B V"],
         drawn: Int[Tensor, "B M"],
     ) -> Float[Tensor, "B M D"]:

@@ -12,3 +12,10 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def name_or_fields(value: object) -> str:
+    """Tell the two ways to give a size apart, as a discriminator of a union: by name, or by all its
+    numbers.
+    """
+    return "name" if isinstance(value, str) else "fields"

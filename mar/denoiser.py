@@ -1,19 +1,36 @@
 """The denoiser eps(x_t | t, z): a small MLP with adaptive layer norm (MAR, section 4.1).
 
-Shapes: R rows (tokens), C channels of a token, D width of z, W width of the MLP.
+Shapes: R rows (tokens), C channels of a token, O outputs, D width of z, W width of
+the MLP.
 """
 
 import math
+from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
+from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 
+from mar.config import Config, name_or_fields
 
+
+class DenoiserSize(Config):
+    """The two numbers behind a named size."""
+
+    blocks: int = Field(gt=0, description="residual blocks of the denoiser")
+    width: int = Field(gt=0, description="width of the denoiser")
+
+
+NamedOrCustom = Annotated[
+    Annotated[Literal["base", "large", "huge"], Tag("name")]
+    | Annotated[DenoiserSize, Tag("fields")],
+    Discriminator(name_or_fields),
+]
 FREQUENCIES = 128  # of the time embedding: 128 cosines, then 128 sines
 
 
-def time_features(t: Int[Tensor, " R"]) -> Float[Tensor, "R F"]:
+def time_features(t: Shaped[Tensor, " R"]) -> Float[Tensor, "R F"]:
     """Return cos(t w_i), then sin(t w_i), with w_i = 10000^(-i/128)."""
     index = torch.arange(FREQUENCIES, device=t.device, dtype=torch.float32)
     angles = t[:, None].float() * torch.exp(-math.log(10000) * index / FREQUENCIES)  # (R, 128)
@@ -51,17 +68,20 @@ class FinalLayer(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """The MLP: its output is eps (C channels) and the variance's interpolation v (C channels)."""
+    """The MLP; what its O outputs mean is the concern of the head that has it."""
 
-    def __init__(self, *, channels: int, z_width: int, width: int, num_blocks: int) -> None:
+    def __init__(
+        self, size: DenoiserSize, *, channels: int, out_channels: int, z_width: int
+    ) -> None:
         super().__init__()
+        width = size.width
         self.time_mlp = nn.Sequential(
             nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
         )
         self.z_proj = nn.Linear(z_width, width)
         self.input_proj = nn.Linear(channels, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(num_blocks))
-        self.final = FinalLayer(width, 2 * channels)
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(size.blocks))
+        self.final = FinalLayer(width, out_channels)
 
     def initialize(self, generator: torch.Generator) -> None:
         """Set every weight.
@@ -86,23 +106,35 @@ class Denoiser(nn.Module):
             elif "modulation" in name or name.startswith("final"):
                 nn.init.zeros_(parameter)
 
-    def embed_time(self, t: Int[Tensor, " R"]) -> Float[Tensor, "R W"]:
-        """Embed training steps 0 to 999."""
+    def embed_time(self, t: Shaped[Tensor, " R"]) -> Float[Tensor, "R W"]:
+        """Embed times, 0 (no noise) to 999 or 1000 (nothing but noise)."""
         return self.time_mlp(time_features(t))
 
     def embed_z(self, z: Float[Tensor, "*R D"]) -> Float[Tensor, "*R W"]:
         """Embed the transformer's condition."""
         return self.z_proj(z)
 
-    def denoise(self, x_t: Float[Tensor, "R C"], y: Float[Tensor, "R W"]) -> Float[Tensor, "R C2"]:
-        """Return eps and v, given the sum y of the two embeddings."""
+    def denoise(self, x_t: Float[Tensor, "R C"], y: Float[Tensor, "R W"]) -> Float[Tensor, "R O"]:
+        """Return the outputs, given the sum y of the two embeddings."""
         x = self.input_proj(x_t)  # (R, W)
         for block in self.blocks:
             x = block(x, y)
-        return self.final(x, y)  # (R, 2 C)
+        return self.final(x, y)  # (R, O)
 
     def forward(
-        self, x_t: Float[Tensor, "R C"], t: Int[Tensor, " R"], z: Float[Tensor, "R D"]
-    ) -> Float[Tensor, "R C2"]:
-        """Return eps and v of each row."""
+        self, x_t: Float[Tensor, "R C"], t: Shaped[Tensor, " R"], z: Float[Tensor, "R D"]
+    ) -> Float[Tensor, "R O"]:
+        """Return the outputs of each row."""
         return self.denoise(x_t, self.embed_time(t) + self.embed_z(z))
+
+
+def denoiser_size(size: str | DenoiserSize) -> DenoiserSize:
+    """Return the numbers of a size."""
+    return SIZES[size] if isinstance(size, str) else size
+
+
+SIZES = {  # MAR, Table 4
+    "base": DenoiserSize(blocks=6, width=1024),
+    "large": DenoiserSize(blocks=8, width=1280),
+    "huge": DenoiserSize(blocks=12, width=1536),
+}

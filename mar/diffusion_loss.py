@@ -1,49 +1,64 @@
-"""The Diffusion Loss: a head that models one continuous token (MAR, section 3.2).
+"""The Diffusion Loss: a head that models one continuous token by diffusion (MAR, section 3.2).
 
-Shapes: B batch, M tokens with a loss, R rows (B * M tokens), C channels of a token, D width of z,
-A independent draws of (t, eps) for each token, S sampling steps, T training steps, W width of the
-denoiser.
-
-A head has `draw`, `forward` (the loss) and `sample`; the transformer knows nothing else of it.
+Shapes: B batch, M tokens with a loss, R rows (tokens, of any images), C channels of a token, D
+width of z, A independent draws of (t, eps) for each token, S sampling steps, T training steps, W
+width of the denoiser.
 """
 
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
 from torch.nn import functional
 
 from mar import diffusion
-from mar.denoiser import Denoiser
+from mar.config import Config
+from mar.denoiser import Denoiser, NamedOrCustom, denoiser_size
+from mar.head import Draws, Head, Noise, guide
 
 
-class Draws(NamedTuple):
-    """The randomness of the loss of a batch."""
+class DiffusionConfig(Config):
+    """Section `generator.head` for `kind: diffusion`."""
 
-    t: Int[Tensor, "B M A"]
-    eps: Float[Tensor, "B M A C"]
-
-
-class Noise(NamedTuple):
-    """The randomness of drawing rows: `initial` is x_T, `steps` the noise of each step taken."""
-
-    initial: Float[Tensor, "R C"]
-    steps: Float[Tensor, "S R C"]
+    kind: Literal["diffusion"]
+    size: NamedOrCustom = Field(
+        description="the denoiser: a size of the paper by name, or blocks and width"
+    )
+    num_draws: int = Field(gt=0, description="independent (t, eps) for each token (paper: 4)")
 
 
-class DiffusionLoss(nn.Module):
+class DiffusionSampler(Config):
+    """Section `sample.head` for `kind: diffusion`."""
+
+    kind: Literal["diffusion"]
+    num_steps: int = Field(
+        ge=2, le=diffusion.TRAINING_STEPS, description="denoising steps of a token"
+    )
+    temperature: float = Field(gt=0, description="scale of the noise added in each denoising step")
+    x_0_bound: float | None = Field(
+        gt=0, description="clip predicted tokens, in units of latent std; null is faithful to MAR"
+    )
+
+    @property
+    def num_noises(self) -> int:
+        """Return how many normal draws a token takes after the first."""
+        return self.num_steps
+
+
+class DiffusionLoss(Head):
     """Train and sample p(x | z) of a token by diffusion."""
 
-    def __init__(
-        self, *, channels: int, z_width: int, width: int, num_blocks: int, num_draws: int
-    ) -> None:
+    def __init__(self, config: DiffusionConfig, *, channels: int, z_width: int) -> None:
         super().__init__()
         self.channels = channels
-        self.num_draws = num_draws
+        self.num_draws = config.num_draws
         self.schedule = diffusion.training_schedule()
+        size = denoiser_size(config.size)
         self.denoiser = Denoiser(
-            channels=channels, z_width=z_width, width=width, num_blocks=num_blocks
+            size, channels=channels, out_channels=2 * channels, z_width=z_width
         )
 
     def initialize(self, generator: torch.Generator) -> None:
@@ -56,41 +71,38 @@ class DiffusionLoss(nn.Module):
         device = generator.device
         t = torch.randint(self.schedule.num_steps, shape, generator=generator, device=device)
         eps = torch.randn(*shape, self.channels, generator=generator, device=device)
-        return Draws(t, eps)
+        return t, eps
 
     def forward(
         self, z: Float[Tensor, "B M D"], x_0: Float[Tensor, "B M C"], draws: Draws
     ) -> Float[Tensor, "B M A"]:
         """Return the loss of each token and draw; their mean is what is minimised."""
-        t = draws.t.flatten()  # (B * M * A)
-        eps = draws.eps.flatten(0, 2)  # (B * M * A, C)
-        x_0 = x_0[:, :, None].expand_as(draws.eps).flatten(0, 2).float()  # (B * M * A, C)
-        x_t = diffusion.add_noise(self.schedule, x_0, t, eps)
+        t, eps = draws  # (B, M, A), (B, M, A, C)
+        repeated = x_0[:, :, None].expand_as(eps).flatten(0, 2).float()  # (B * M * A, C)
+        x_t = diffusion.add_noise(self.schedule, repeated, t.flatten(), eps.flatten(0, 2))
         # A token's draws share its z, and there are more rows than times: embed each only once.
         time = self.denoiser.embed_time(self.schedule.timesteps)  # (T, W)
-        y = self.denoiser.embed_z(z)[:, :, None] + functional.embedding(draws.t, time)
+        y = self.denoiser.embed_z(z)[:, :, None] + functional.embedding(t, time)  # (B, M, A, W)
         output = self.denoiser.denoise(x_t, y.flatten(0, 2))  # (B * M * A, 2 C)
-        terms = diffusion.loss(self.schedule, output, x_0, x_t, t, eps)
-        return (terms.noise + terms.variational).reshape(draws.t.shape)
+        terms = diffusion.loss(self.schedule, output, repeated, x_t, t.flatten(), eps.flatten(0, 2))
+        return (terms.noise + terms.variational).reshape(t.shape)
 
     @torch.no_grad()
     def sample(
         self,
         z: Float[Tensor, "R D"],
         noise: Noise,
+        sampler: Config,
         *,
-        schedule: diffusion.Schedule,
-        temperature: float = 1.0,
-        x_0_bound: float | None = None,
         z_null: Float[Tensor, "R D"] | None = None,
         guidance_scale: float = 1.0,
     ) -> Float[Tensor, "R C"]:
-        """Draw a token for each row.
+        """Draw a token for each row by denoising.
 
-        With `z_null`, the noise estimates of class and null condition are combined, for the same
-        x_t, as eps_null + scale * (eps_class - eps_null); the variance stays that of the class
+        Guidance combines the noise estimates for the same x_t; the variance stays that of the class
         (MAR, section 3.2).
         """
+        assert isinstance(sampler, DiffusionSampler)
         y = self.denoiser.embed_z(z if z_null is None else torch.cat([z, z_null]))  # (R or 2 R, W)
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
@@ -99,13 +111,19 @@ class DiffusionLoss(nn.Module):
                 return self.denoiser.denoise(x_t, y + time)
             output = self.denoiser.denoise(torch.cat([x_t, x_t]), y + time).float()  # (2 R, 2 C)
             (eps, v), (eps_null, _) = (half.chunk(2, dim=1) for half in output.chunk(2))
-            return torch.cat([eps_null + guidance_scale * (eps - eps_null), v], dim=1)
+            return torch.cat([guide(eps_null, eps, guidance_scale), v], dim=1)
 
         return diffusion.sample(
             denoise,
-            schedule,
+            _sampling_schedule(sampler.num_steps, z.device),
             noise.initial,
             noise.steps,
-            temperature=temperature,
-            x_0_bound=x_0_bound,
+            temperature=sampler.temperature,
+            x_0_bound=sampler.x_0_bound,
         )
+
+
+@lru_cache(maxsize=4)
+def _sampling_schedule(num_steps: int, device: torch.device) -> diffusion.Schedule:
+    """Return the schedule, made once for all the calls of a generation."""
+    return diffusion.sampling_schedule(num_steps).to(device)

@@ -42,9 +42,7 @@ def generate_images(
         ValueError: an image came out as NaN.
     """
     device = next(model.parameters()).device
-    noise = draw_noise(
-        model, indices, seed=config.seed, num_diffusion_steps=config.num_diffusion_steps
-    ).to(device)
+    noise = draw_noise(model, indices, config).to(device)
     with autocast():
         latents = generate(model, labels.to(device), noise, config) * latent_std
         images = tokenizer.decode(latents).float()

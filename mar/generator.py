@@ -6,48 +6,56 @@ c channels of a latent, H W latent grid.
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 
 from mar import masking, weights
-from mar.config import Config
-from mar.diffusion_loss import DiffusionLoss, Draws
+from mar.causal import CausalTransformer
+from mar.config import Config, name_or_fields
+from mar.head import Draws
+from mar.heads import HEADS, HeadConfig
 from mar.posterior import LatentShape
-from mar.transformer import Transformer, Widths
-
-
-class Size(Widths):
-    """The eight numbers behind a named size."""
-
-    denoiser_blocks: int = Field(gt=0, description="residual blocks of the denoiser")
-    denoiser_width: int = Field(gt=0, description="width of the denoiser")
-
-
-def _size_tag(value: object) -> str:
-    return "named" if isinstance(value, str) else "custom"
+from mar.transformer import Predictor, Transformer, Widths
 
 
 class GeneratorConfig(Config):
     """Section `generator` of `params.yaml`: what the generator is."""
 
     size: Annotated[
-        Annotated[Literal["base", "large", "huge"], Tag("named")] | Annotated[Size, Tag("custom")],
-        Discriminator(_size_tag),
-    ] = Field(description="a size of the paper by name, or all eight numbers")
+        Annotated[Literal["base", "large", "huge"], Tag("name")] | Annotated[Widths, Tag("fields")],
+        Discriminator(name_or_fields),
+    ] = Field(description="the transformer: a size of the paper by name, or all six numbers")
+    attention: Literal["bidirectional", "causal"] = Field(
+        description="masked autoencoder, or one decoder-only stack (MAR, Table 1)"
+    )
+    order: Literal["random", "raster"] = Field(
+        description="order of the tokens, which attention and training know"
+    )
     patch_size: int = Field(gt=0, description="side of the square of latents that makes a token")
     condition_tokens: int = Field(gt=0, description="slots that hold the class (MAR: buffer size)")
     dropout: float = Field(ge=0, lt=1, description="dropout on attention and on projections")
     label_drop: float = Field(ge=0, lt=1, description="share of samples trained without class")
-    mask_ratio_min: float = Field(
-        gt=0, le=1, description="least share of hidden tokens in training"
+    mask_ratio_min: float | None = Field(
+        gt=0, le=1, description="least share of hidden tokens in training; null if causal"
     )
-    num_draws: int = Field(gt=0, description="independent (t, eps) for each token (paper: 4)")
+    head: HeadConfig = Field(description="what models the distribution of a token")
+
+    @property
+    def widths(self) -> Widths:
+        """Return the six numbers of the size."""
+        return SIZES[self.size] if isinstance(self.size, str) else self.size
+
+    @property
+    def indices(self) -> bool:
+        """Return whether a token is an index into a codebook."""
+        return HEADS[self.head.kind].indices
 
 
 @dataclass(frozen=True)
@@ -65,38 +73,59 @@ class TrainingDraws:
 
     def __getitem__(self, part: slice) -> "TrainingDraws":
         """Return the draws of some of the samples."""
-        head = Draws(*(tensor[part] for tensor in self.head))
+        head = tuple(tensor[part] for tensor in self.head)
         return TrainingDraws(self.orders[part], self.num_hidden, self.dropped[part], head)
 
 
 class MAR(nn.Module):
     """The generator: a transformer makes a z for each token, a head draws the token from it."""
 
-    def __init__(self, config: GeneratorConfig, latent: LatentShape, num_classes: int) -> None:
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        latent: LatentShape,
+        num_classes: int,
+        codebook_size: int | None = None,
+    ) -> None:
+        """Make the layers.
+
+        Args:
+            config: What to make.
+            latent: The shape of an image's latents.
+            num_classes: Classes of the data.
+            codebook_size: Codes of the tokenizer, if tokens are to be indices.
+
+        Raises:
+            ValueError: sizes do not fit together, or the tokenizer does not fit the head.
+        """
         super().__init__()
-        size = SIZES[config.size] if isinstance(config.size, str) else config.size
-        check_size(size, config.patch_size, latent)
+        check_size(config, latent, codebook_size)
         self.config = config
         self.latent = latent
         self.num_classes = num_classes
+        self.codebook_size = codebook_size
         self.rows = latent.height // config.patch_size
         self.columns = latent.width // config.patch_size
         self.num_tokens = self.rows * self.columns
-        self.channels = latent.channels * config.patch_size**2
-        self.transformer = Transformer(
-            size,
+        self.channels = 1 if config.indices else latent.channels * config.patch_size**2
+        widths = config.widths
+        num_codes = codebook_size if config.indices else None
+        make = partial(
+            Transformer
+            if config.attention == "bidirectional"
+            else partial(CausalTransformer, next_position=config.order == "random"),
+            widths,
+        )
+        self.transformer = make(
             channels=self.channels,
+            num_codes=num_codes,
             num_tokens=self.num_tokens,
             num_classes=num_classes,
             condition_tokens=config.condition_tokens,
             dropout=config.dropout,
         )
-        self.head = DiffusionLoss(
-            channels=self.channels,
-            z_width=size.decoder_width,
-            width=size.denoiser_width,
-            num_blocks=size.denoiser_blocks,
-            num_draws=config.num_draws,
+        self.head = HEADS[config.head.kind].head(
+            config.head, channels=num_codes or self.channels, z_width=widths.decoder_width
         )
 
     def initialize(self, generator: torch.Generator) -> None:
@@ -104,12 +133,12 @@ class MAR(nn.Module):
         self.transformer.initialize(generator)
         self.head.initialize(generator)
 
-    def patchify(self, latents: Float[Tensor, "B c H W"]) -> Float[Tensor, "B N C"]:
+    def patchify(self, latents: Shaped[Tensor, "B c H W"]) -> Shaped[Tensor, "B N C"]:
         """Cut latents into tokens, row by row; a token's channels are ordered (c, p, p)."""
         p = self.config.patch_size
         return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
 
-    def unpatchify(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B c H W"]:
+    def unpatchify(self, tokens: Shaped[Tensor, "B N C"]) -> Shaped[Tensor, "B c H W"]:
         """Put tokens together to latents."""
         p = self.config.patch_size
         return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=self.rows, p=p, q=p)
@@ -117,17 +146,25 @@ class MAR(nn.Module):
     def draw(self, batch: int, generator: torch.Generator) -> TrainingDraws:
         """Draw one mask ratio for a batch, and each sample's order, dropped class and noise."""
         config = self.config
-        ratio = masking.sample_mask_ratio(generator, minimum=config.mask_ratio_min)
-        num_hidden = math.ceil(ratio * self.num_tokens)
-        orders = masking.sample_orders(batch, self.num_tokens, generator)
+        num_hidden = self.num_tokens
+        if config.mask_ratio_min is not None:
+            ratio = masking.sample_mask_ratio(generator, minimum=config.mask_ratio_min)
+            num_hidden = math.ceil(ratio * self.num_tokens)
+        orders = self.orders(batch, generator)
         chance = torch.rand(batch, generator=generator, device=generator.device)
         head = self.head.draw(batch, num_hidden, generator)
         return TrainingDraws(orders, num_hidden, chance < config.label_drop, head)
 
+    def orders(self, batch: int, generator: torch.Generator) -> Int[Tensor, "B N"]:
+        """Draw an order for each sample, or repeat the one there is."""
+        if self.config.order == "random":
+            return masking.sample_orders(batch, self.num_tokens, generator)
+        return masking.raster_orders(batch, self.num_tokens, generator.device)
+
     def forward(
-        self, latents: Float[Tensor, "B c H W"], labels: Int[Tensor, " B"], draws: TrainingDraws
+        self, latents: Shaped[Tensor, "B c H W"], labels: Int[Tensor, " B"], draws: TrainingDraws
     ) -> Float[Tensor, ""]:
-        """Return the mean loss over the hidden tokens.
+        """Return the mean loss over the hidden tokens; under causal attention all tokens are.
 
         They are selected before the head, which then draws timesteps for them alone: the mean is
         that of the original, which computes all tokens and discards most.
@@ -135,8 +172,33 @@ class MAR(nn.Module):
         tokens = self.patchify(latents)  # (B, N, C)
         hidden, visible = masking.split_orders(draws.orders, draws.num_hidden)
         condition = self.transformer.condition(labels, draws.dropped)
-        z = self.transformer(tokens, visible, condition)  # (B, N, D)
+        if isinstance(self.transformer, CausalTransformer):
+            z = self.transformer(tokens, draws.orders.flip(1), condition)  # (B, N, D)
+        else:
+            z = self.transformer(tokens, visible, condition)  # (B, N, D)
         return self.head(masking.take(z, hidden), masking.take(tokens, hidden), draws.head).mean()
+
+    def predictor(
+        self,
+        labels: Int[Tensor, " B"],
+        dropped: Bool[Tensor, " B"],
+        orders: Int[Tensor, "B N"],
+        *,
+        cached: bool = True,
+    ) -> Predictor:
+        """Return what gives z of the tokens drawn in each step of one generation.
+
+        Args:
+            labels: The class of each sample.
+            dropped: Where the class is not told.
+            orders: Of the tokens, the last being generated first; bidirectional attention does not
+                depend on it.
+            cached: Whether causal attention keeps keys and values.
+        """
+        condition = self.transformer.condition(labels, dropped)
+        if isinstance(self.transformer, CausalTransformer):
+            return self.transformer.predictor(condition, orders.flip(1), cached=cached)
+        return self.transformer.predictor(condition)
 
 
 def save(path: Path, model: MAR, tokenizer: str) -> None:
@@ -145,6 +207,7 @@ def save(path: Path, model: MAR, tokenizer: str) -> None:
         "generator": model.config.model_dump(),
         "latent": asdict(model.latent),
         "num_classes": model.num_classes,
+        "codebook_size": model.codebook_size,
         "tokenizer": tokenizer,
     }
     weights.save(path, model, description)
@@ -165,45 +228,57 @@ def load(path: Path, tokenizer: str) -> MAR:
             f"got tokenizer {tokenizer[:12]}"
         )
     config = GeneratorConfig.model_validate(description["generator"])
-    model = MAR(config, LatentShape(**description["latent"]), description["num_classes"])
+    latent = LatentShape(**description["latent"])
+    model = MAR(config, latent, description["num_classes"], description["codebook_size"])
     model.load_state_dict(tensors)
     return model.requires_grad_(False).eval()
 
 
-def check_size(size: Size, patch_size: int, latent: LatentShape) -> None:
-    """Refuse sizes that do not fit together.
+def check_size(config: GeneratorConfig, latent: LatentShape, codebook_size: int | None) -> None:
+    """Refuse parts that do not fit together.
 
     Raises:
-        ValueError: the grid does not divide into patches, or a width into heads.
+        ValueError: the message names the key, what was found and what was expected.
     """
+    patch_size, widths = config.patch_size, config.widths
     if latent.height % patch_size or latent.width % patch_size:
         raise ValueError(
             f"generator.patch_size: {latent.height} x {latent.width} latents do not divide into "
             f"patches of {patch_size} x {patch_size}"
         )
     for part in ("encoder", "decoder"):
-        width, heads = getattr(size, f"{part}_width"), getattr(size, f"{part}_heads")
+        width, heads = getattr(widths, f"{part}_width"), getattr(widths, f"{part}_heads")
         if width % heads:
             raise ValueError(
                 f"generator.size.{part}_width: {width} does not divide into {heads} heads"
             )
+    if (config.mask_ratio_min is None) != (config.attention == "causal"):
+        expected = "null, as nothing is masked" if config.attention == "causal" else "a number"
+        raise ValueError(
+            f"generator.mask_ratio_min: must be {expected} under {config.attention} attention, "
+            f"got {config.mask_ratio_min}"
+        )
+    if config.indices and codebook_size is None:
+        raise ValueError(
+            f"generator.head.kind: {config.head.kind} needs a tokenizer with a codebook (kind vq)"
+        )
+    if config.indices and patch_size != 1:
+        raise ValueError(f"generator.patch_size: must be 1 for indices, got {patch_size}")
 
 
-def _named(width: int, blocks: int, heads: int, denoiser_blocks: int, denoiser_width: int) -> Size:
-    return Size(
+def _named(width: int, num_blocks: int, num_heads: int) -> Widths:
+    return Widths(
         encoder_width=width,
-        encoder_blocks=blocks,
-        encoder_heads=heads,
+        encoder_blocks=num_blocks,
+        encoder_heads=num_heads,
         decoder_width=width,
-        decoder_blocks=blocks,
-        decoder_heads=heads,
-        denoiser_blocks=denoiser_blocks,
-        denoiser_width=denoiser_width,
+        decoder_blocks=num_blocks,
+        decoder_heads=num_heads,
     )
 
 
-SIZES: dict[str, Size] = {  # MAR, section 4.1 and Table 4
-    "base": _named(768, 12, 12, denoiser_blocks=6, denoiser_width=1024),
-    "large": _named(1024, 16, 16, denoiser_blocks=8, denoiser_width=1280),
-    "huge": _named(1280, 20, 16, denoiser_blocks=12, denoiser_width=1536),
+SIZES = {  # MAR, section 4.1 and Table 4
+    "base": _named(768, 12, 12),
+    "large": _named(1024, 16, 16),
+    "huge": _named(1280, 20, 16),
 }

@@ -8,7 +8,7 @@ its end backwards (PAPER: MAR section 3.4, MaskGIT section 3.2).
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 
@@ -28,6 +28,11 @@ def sample_orders(batch: int, num_tokens: int, generator: torch.Generator) -> In
     return keys.argsort(dim=1)
 
 
+def raster_orders(batch: int, num_tokens: int, device: torch.device) -> Int[Tensor, "B N"]:
+    """Return the order in which tokens appear row by row: from its end backwards, 0, 1, 2, ..."""
+    return torch.arange(num_tokens, device=device).flip(0).repeat(batch, 1)
+
+
 def split_orders(
     orders: Int[Tensor, "B N"], num_hidden: int
 ) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B V"]]:
@@ -42,7 +47,7 @@ def over(positions: Int[Tensor, "B M"], width: int) -> Int[Tensor, "B M W"]:
     return positions[:, :, None].expand(-1, -1, width)
 
 
-def take(x: Float[Tensor, "B N D"], positions: Int[Tensor, "B M"]) -> Float[Tensor, "B M D"]:
+def take(x: Shaped[Tensor, "B N D"], positions: Int[Tensor, "B M"]) -> Shaped[Tensor, "B M D"]:
     """Select some positions of each sample."""
     return x.gather(1, over(positions, x.shape[2]))
 

@@ -15,8 +15,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from mar import atomic
-from mar.generator import MAR, SIZES
+from mar import atomic, denoiser, generator
+from mar.generator import MAR
 from mar.released import to_official
 
 
@@ -66,9 +66,11 @@ class GeneratorShape:
 
     @property
     def size(self) -> str | None:
-        """Return the name of the size in `generator.SIZES`, if it has one."""
-        for name, size in SIZES.items():
-            known = size.model_dump(exclude={"encoder_heads", "decoder_heads"})
+        """Return the name of the size of the paper, if it has one."""
+        for name, widths in generator.SIZES.items():
+            known = widths.model_dump(exclude={"encoder_heads", "decoder_heads"})
+            head = denoiser.SIZES[name]
+            known |= {"denoiser_width": head.width, "denoiser_blocks": head.blocks}
             if all(getattr(self, key) == value for key, value in known.items()):
                 return name
         return None

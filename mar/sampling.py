@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field
 from torch import Tensor
 
 from mar import masking, seeds
 from mar.config import Config
-from mar.diffusion import TRAINING_STEPS, Schedule, sampling_schedule
-from mar.diffusion_loss import Noise
-from mar.generator import MAR
+from mar.cross_entropy import CrossEntropy
+from mar.generator import MAR, GeneratorConfig
+from mar.head import Noise
+from mar.heads import SamplerConfig
+from mar.transformer import Predictor
 
 
 class SampleConfig(Config):
@@ -30,17 +32,15 @@ class SampleConfig(Config):
         description="classes to cycle through; null for all of them, equally often",
     )
     num_steps: int = Field(gt=0, description="generation steps, each a set of tokens")
-    num_diffusion_steps: int = Field(
-        ge=2, le=TRAINING_STEPS, description="denoising steps of a token"
+    order: Literal["random", "raster", "confidence"] = Field(
+        description="order of the tokens; by confidence: the surest of those drawn are kept "
+        "(cross-entropy alone; MaskGIT)"
     )
     guidance_scale: float = Field(ge=1, description="classifier-free guidance; 1 is none")
     guidance_schedule: Literal["linear", "constant"] = Field(
         description="guidance over the generation: rising with the known tokens, or constant"
     )
-    temperature: float = Field(gt=0, description="scale of the noise added in each denoising step")
-    x_0_bound: float | None = Field(
-        gt=0, description="clip predicted tokens, in units of latent std; null is faithful to MAR"
-    )
+    head: SamplerConfig = Field(description="how a token is drawn; of the generator's kind")
     shard_images: int = Field(gt=0, description="images in a file of generated images")
 
 
@@ -58,23 +58,24 @@ class SamplingNoise:
 
     def at(self, positions: Int[Tensor, "B M"]) -> Noise:
         """Return the head's noise for some positions, as rows."""
-        steps = torch.stack([masking.take(step, positions) for step in self.steps])  # (S, B, M, C)
-        return Noise(masking.take(self.initial, positions).flatten(0, 1), steps.flatten(1, 2))
+        index = masking.over(positions, self.initial.shape[2])  # (B, M, C)
+        steps = self.steps.gather(2, index.expand(len(self.steps), -1, -1, -1))  # (S, B, M, C)
+        return Noise(self.initial.gather(1, index).flatten(0, 1), steps.flatten(1, 2))
 
 
-def draw_noise(
-    model: MAR, indices: Sequence[int], *, seed: int, num_diffusion_steps: int
-) -> SamplingNoise:
+def draw_noise(model: MAR, indices: Sequence[int], config: SampleConfig) -> SamplingNoise:
     """Draw the randomness of the samples `indices`, each from (seed, index) alone.
 
     So an image does not depend on the size of its batch, on the number of processes, or on the
     number of generation steps. The draws are made on the CPU, so every device gets the same.
     """
-    size = (1 + num_diffusion_steps, model.num_tokens, model.channels)
-    generators = [seeds.generator(seed, index) for index in indices]
-    orders = [masking.sample_orders(1, model.num_tokens, generator) for generator in generators]
+    size = (1 + config.head.num_noises, model.num_tokens, model.channels)
+    generators = [seeds.generator(config.seed, index) for index in indices]
+    orders = torch.cat([masking.sample_orders(1, model.num_tokens, g) for g in generators])
+    if config.order == "raster":
+        orders = masking.raster_orders(len(orders), model.num_tokens, orders.device)
     noise = torch.stack([torch.randn(size, generator=g) for g in generators], dim=1)
-    return SamplingNoise(torch.cat(orders), noise[0], noise[1:])
+    return SamplingNoise(orders, noise[0], noise[1:])
 
 
 def guidance_at(config: SampleConfig, num_known: int, num_tokens: int) -> float:
@@ -84,61 +85,183 @@ def guidance_at(config: SampleConfig, num_known: int, num_tokens: int) -> float:
     return 1 + (config.guidance_scale - 1) * num_known / num_tokens
 
 
+@dataclass(frozen=True)
+class Known:
+    """Tokens that are given: a generation fills in the others (inpainting, outpainting, edits)."""
+
+    tokens: Shaped[Tensor, "B N C"]
+    mask: Bool[Tensor, " N"]  # True = hidden, to be generated
+
+
 @torch.no_grad()
 def generate(
-    model: MAR, labels: Int[Tensor, " B"], noise: SamplingNoise, config: SampleConfig
-) -> Float[Tensor, "B c H W"]:
-    """Generate normalised latents of the given classes.
+    model: MAR,
+    labels: Int[Tensor, " B"],
+    noise: SamplingNoise,
+    config: SampleConfig,
+    *,
+    known: Known | None = None,
+    cached: bool = True,
+) -> Shaped[Tensor, "B c H W"]:
+    """Generate normalised latents, or indices of codes, of the given classes.
+
+    Args:
+        model: The generator, in evaluation mode.
+        labels: The class of each image.
+        noise: The randomness of each image.
+        config: How to sample; with known tokens, at most one generation step for each hidden one.
+        known: Tokens to keep.
+        cached: Whether causal attention keeps keys and values.
 
     Raises:
-        ValueError: there are more generation steps than tokens.
+        ValueError: there are more generation steps than tokens, or the config does not fit the
+            generator.
     """
-    schedule = sampling_schedule(config.num_diffusion_steps).to(labels.device)
-    tokens = noise.initial.new_zeros(noise.initial.shape)  # (B, N, C)
-    num_tokens = model.num_tokens
-    hidden = num_tokens
-    for num_left in masking.num_hidden_after(num_tokens, config.num_steps):
-        drawn = noise.orders[:, num_left:hidden].sort(dim=1).values  # (B, M)
-        visible = noise.orders[:, hidden:].sort(dim=1).values  # (B, V)
+    check_fit(config, model.config, model.num_tokens)
+    tokens = noise.initial.new_zeros(
+        noise.initial.shape, dtype=torch.int64 if model.config.indices else None
+    )  # (B, N, C)
+    orders, hidden, num_steps = noise.orders, model.num_tokens, config.num_steps
+    if known is not None:
+        tokens, orders, hidden = (
+            known.tokens,
+            _hidden_first(orders, known.mask, model),
+            int(known.mask.sum()),
+        )
+        num_steps = min(num_steps, hidden)
+    draw = _Drawing(model, labels, orders, noise, config, cached=cached)
+    for num_left in masking.num_hidden_after(hidden, num_steps) if hidden else []:
         # The original's linear schedule counts one token as hidden in the last step.
-        scale = guidance_at(config, num_tokens - max(num_left, 1), num_tokens)
-        values = _draw_tokens(model, tokens, visible, drawn, labels, noise, schedule, scale, config)
+        scale = guidance_at(config, model.num_tokens - max(num_left, 1), model.num_tokens)
+        if config.order == "confidence":
+            orders = draw.surest_last(tokens, orders, hidden, scale)
+        drawn = orders[:, num_left:hidden].sort(dim=1).values  # (B, M)
+        visible = orders[:, hidden:].sort(dim=1).values  # (B, V)
+        values = draw(tokens, visible, drawn, scale)
         tokens = tokens.scatter(1, masking.over(drawn, model.channels), values)
         hidden = num_left
     return model.unpatchify(tokens)
 
 
-def _draw_tokens(
-    model: MAR,
-    tokens: Float[Tensor, "B N C"],
-    visible: Int[Tensor, "B V"],
-    drawn: Int[Tensor, "B M"],
-    labels: Int[Tensor, " B"],
-    noise: SamplingNoise,
-    schedule: Schedule,
-    scale: float,
-    config: SampleConfig,
-) -> Float[Tensor, "B M C"]:
-    """Draw the tokens of one generation step."""
-    guided = config.guidance_scale != 1
-    copies = 2 if guided else 1
-    dropped = torch.arange(copies, device=labels.device).repeat_interleave(len(labels)) == 1
-    condition = model.transformer.condition(labels.repeat(copies), dropped)
-    z = model.transformer(
-        tokens.repeat(copies, 1, 1), visible.repeat(copies, 1), condition
-    )  # (B or 2 B, N, D)
-    rows = masking.take(z, drawn.repeat(copies, 1)).flatten(0, 1)  # (B M or 2 B M, D)
-    z_class, *z_null = rows.chunk(copies)
-    values = model.head.sample(
-        z_class,
-        noise.at(drawn),
-        schedule=schedule,
-        temperature=config.temperature,
-        x_0_bound=config.x_0_bound,
-        z_null=z_null[0] if guided else None,
-        guidance_scale=scale,
-    )
-    return values.reshape(*drawn.shape, -1)
+class _Drawing:
+    """Draws tokens in one generation."""
+
+    def __init__(
+        self,
+        model: MAR,
+        labels: Int[Tensor, " B"],
+        orders: Int[Tensor, "B N"],
+        noise: SamplingNoise,
+        config: SampleConfig,
+        *,
+        cached: bool,
+    ) -> None:
+        self.head = model.head
+        self.noise = noise
+        self.sampler = config.head
+        self.copies = 1 if config.guidance_scale == 1 else 2  # with class, without
+        dropped = (
+            torch.arange(self.copies, device=labels.device).repeat_interleave(len(labels)) == 1
+        )
+        self.predict: Predictor = model.predictor(
+            labels.repeat(self.copies), dropped, orders.repeat(self.copies, 1), cached=cached
+        )
+
+    def __call__(
+        self,
+        tokens: Shaped[Tensor, "B N C"],
+        visible: Int[Tensor, "B V"],
+        drawn: Int[Tensor, "B M"],
+        scale: float,
+    ) -> Shaped[Tensor, "B M C"]:
+        """Draw the tokens of one generation step."""
+        z, z_null = self._z(tokens, visible, drawn)
+        values = self.head.sample(
+            z, self.noise.at(drawn), self.sampler, z_null=z_null, guidance_scale=scale
+        )
+        return values.reshape(*drawn.shape, -1)
+
+    def surest_last(
+        self,
+        tokens: Int[Tensor, "B N 1"],
+        orders: Int[Tensor, "B N"],
+        hidden: int,
+        scale: float,
+    ) -> Int[Tensor, "B N"]:
+        """Sort the hidden part of the orders by the probability of what would be drawn there."""
+        assert isinstance(self.head, CrossEntropy)
+        candidates = orders[:, :hidden].sort(dim=1).values  # (B, M)
+        z, z_null = self._z(tokens, orders[:, hidden:].sort(dim=1).values, candidates)
+        noise = self.noise.at(candidates)
+        codes = self.head.sample(
+            z, noise, self.sampler, z_null=z_null, guidance_scale=scale
+        )  # (B M, 1)
+        probabilities = self.head.probabilities(
+            z, self.sampler, z_null=z_null, guidance_scale=scale
+        )  # (B M, K)
+        sure = probabilities.gather(1, codes)  # (B M, 1)
+        rank = sure.reshape(candidates.shape).argsort(dim=1, stable=True)  # (B, M)
+        return torch.cat([candidates.gather(1, rank), orders[:, hidden:]], dim=1)
+
+    def _z(
+        self, tokens: Tensor, visible: Tensor, drawn: Tensor
+    ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"] | None]:
+        """Return z of the drawn positions as rows, with class and, if guided, without."""
+        copies = self.copies
+        z = self.predict(
+            tokens.repeat(copies, 1, 1), visible.repeat(copies, 1), drawn.repeat(copies, 1)
+        )  # (B or 2 B, M, D)
+        given, *null = z.flatten(0, 1).chunk(copies)
+        return given, null[0] if null else None
+
+
+def check_fit(config: SampleConfig, generator: GeneratorConfig, num_tokens: int) -> None:
+    """Refuse a way of sampling that a generator does not offer.
+
+    Raises:
+        ValueError: the message names the key, what was found and what was expected.
+    """
+    if config.head.kind != generator.head.kind:
+        raise ValueError(
+            f"sample.head.kind: must be generator.head.kind, {generator.head.kind!r}, "
+            f"got {config.head.kind!r}"
+        )
+    if config.order == "confidence" and (
+        generator.head.kind != "cross_entropy" or generator.attention == "causal"
+    ):
+        raise ValueError(
+            "sample.order: 'confidence' needs probabilities of tokens in any order: "
+            "generator.head.kind cross_entropy and generator.attention bidirectional"
+        )
+    if config.order != generator.order and "raster" in (config.order, generator.order):
+        raise ValueError(
+            f"sample.order: must be generator.order, {generator.order!r}, got {config.order!r}"
+        )
+    if not 1 <= config.num_steps <= num_tokens:
+        raise ValueError(
+            f"sample.num_steps: must be 1 to {num_tokens}, the tokens of an image, "
+            f"got {config.num_steps}"
+        )
+    if generator.attention == "causal" and config.num_steps != num_tokens:
+        raise ValueError(
+            f"sample.num_steps: must be {num_tokens}, the tokens of an image, as causal attention "
+            f"draws them one by one; got {config.num_steps}"
+        )
+
+
+def _hidden_first(
+    orders: Int[Tensor, "B N"], mask: Bool[Tensor, " N"], model: MAR
+) -> Int[Tensor, "B N"]:
+    """Move known positions to the end of the orders, where the tokens are that came first.
+
+    Raises:
+        ValueError: the generator is causal: it has not learnt to see tokens that come later.
+    """
+    if model.config.attention == "causal":
+        raise ValueError("known tokens need generator.attention bidirectional, got causal")
+    if model.config.order == "raster":
+        raise ValueError("known tokens need generator.order random, got raster")
+    return orders.gather(1, mask[orders].logical_not().int().argsort(dim=1, stable=True))
 
 
 def balanced_labels(

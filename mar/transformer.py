@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -32,9 +32,18 @@ class Widths(Config):
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
+
+class IndexEmbedding(nn.Embedding):
+    """Embed tokens that are indices into a codebook, in place of a projection."""
+
+    def forward(self, input: Int[Tensor, "B V 1"]) -> Float[Tensor, "B V D"]:
+        """Look the indices up."""
+        return super().forward(input.squeeze(2))
+
+
 # z of the drawn positions, given all tokens, which of them are visible, and which are drawn.
 Predictor = Callable[
-    [Float[Tensor, "B N C"], Int[Tensor, "B V"], Int[Tensor, "B M"]], Float[Tensor, "B M E"]
+    [Shaped[Tensor, "B N C"], Int[Tensor, "B V"], Int[Tensor, "B M"]], Float[Tensor, "B M E"]
 ]
 
 
@@ -42,14 +51,23 @@ class TokenTransformer(nn.Module):
     """What all transformers over tokens share: how class and tokens enter, and initial weights."""
 
     def __init__(
-        self, width: int, *, channels: int, num_classes: int, condition_tokens: int
+        self,
+        width: int,
+        *,
+        channels: int,
+        num_codes: int | None,
+        num_classes: int,
+        condition_tokens: int,
     ) -> None:
+        """Make the layers; with `num_codes`, tokens are indices of so many codes."""
         super().__init__()
         self.condition_tokens = condition_tokens  # (MAR: buffer)
         self.checkpointing = False
         self.class_embedding = nn.Embedding(num_classes, width)
         self.null_embedding = nn.Parameter(torch.empty(1, width))
-        self.z_proj = nn.Linear(channels, width)
+        self.z_proj = (
+            nn.Linear(channels, width) if num_codes is None else IndexEmbedding(num_codes, width)
+        )
         self.z_proj_ln = LayerNorm(width)
 
     def initialize(self, generator: torch.Generator) -> None:
@@ -98,6 +116,7 @@ class Transformer(TokenTransformer):
         widths: Widths,
         *,
         channels: int,
+        num_codes: int | None = None,
         num_tokens: int,
         num_classes: int,
         condition_tokens: int,
@@ -107,6 +126,7 @@ class Transformer(TokenTransformer):
         super().__init__(
             encoder,
             channels=channels,
+            num_codes=num_codes,
             num_classes=num_classes,
             condition_tokens=condition_tokens,
         )
@@ -123,7 +143,7 @@ class Transformer(TokenTransformer):
 
     def encode(
         self,
-        tokens: Float[Tensor, "B N C"],
+        tokens: Shaped[Tensor, "B N C"],
         visible: Int[Tensor, "B V"],
         condition: Float[Tensor, "B D"],
     ) -> Float[Tensor, "B L D"]:
@@ -152,7 +172,7 @@ class Transformer(TokenTransformer):
 
     def forward(
         self,
-        tokens: Float[Tensor, "B N C"],
+        tokens: Shaped[Tensor, "B N C"],
         visible: Int[Tensor, "B V"],
         condition: Float[Tensor, "B D"],
     ) -> Float[Tensor, "B N E"]:
@@ -163,7 +183,7 @@ class Transformer(TokenTransformer):
         """Return what gives z of the positions drawn in a generation step, in any order."""
 
         def predict(
-            tokens: Float[Tensor, "B N C"], visible: Int[Tensor, "B V"], drawn: Int[Tensor, "B M"]
+            tokens: Shaped[Tensor, "B N C"], visible: Int[Tensor, "B V"], drawn: Int[Tensor, "B M"]
         ) -> Float[Tensor, "B M E"]:
             return take(self(tokens, visible, condition), drawn)
 

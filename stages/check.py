@@ -11,10 +11,9 @@ from mar import tokenizer
 from mar.data_config import DataConfig
 from mar.extractors import ReferenceConfig
 from mar.fidelity import EvaluateConfig
-from mar.generator import SIZES, GeneratorConfig, check_size
+from mar.generator import GeneratorConfig, check_size
 from mar.latents import LatentsConfig
-from mar.masking import num_hidden_after
-from mar.sampling import SampleConfig
+from mar.sampling import SampleConfig, check_fit
 from mar.tokenizer import TokenizerConfig
 from mar.tokenizer_training import TokenizerTrainingConfig
 from mar.training import TrainingConfig
@@ -64,16 +63,9 @@ def _check_fit(configs: dict[str, Any]) -> None:
     generator: GeneratorConfig = configs["generator"]
     sample: SampleConfig = configs["sample"]
     latent = tokenizer.latent_shape(configs["tokenizer"], configs["data"].image_size)
-    size = SIZES[generator.size] if isinstance(generator.size, str) else generator.size
-    check_size(size, generator.patch_size, latent)
+    check_size(generator, latent, None)
     num_tokens = latent.height * latent.width // generator.patch_size**2
-    try:
-        num_hidden_after(num_tokens, sample.num_steps)
-    except ValueError:
-        raise ValueError(
-            f"sample.num_steps: must be 1 to {num_tokens}, the tokens of an image, "
-            f"got {sample.num_steps}"
-        ) from None
+    check_fit(sample, generator, num_tokens)
     if configs["evaluate"].kid_subset_size > sample.num_images:
         raise ValueError(
             f"evaluate.kid_subset_size: must be at most sample.num_images, {sample.num_images}, "

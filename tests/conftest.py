@@ -1,11 +1,16 @@
 """A tiny generator, and a random number generator; nothing else is shared by all tests."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import settings
 
-from mar.generator import MAR, GeneratorConfig, Size
+from mar.denoiser import DenoiserSize
+from mar.diffusion_loss import DiffusionConfig
+from mar.generator import MAR, GeneratorConfig
 from mar.posterior import LatentShape
+from mar.transformer import Widths
 
 
 # Tensors here are too small to share out: on a busy machine, threads that wait for each other made
@@ -28,29 +33,47 @@ def tiny_model() -> MAR:
 
     Fresh weights hold many zeros, behind which a fault could hide, so all are moved from there.
     """
-    size = Size(
+    size = Widths(
         encoder_width=16,
         encoder_blocks=2,
         encoder_heads=2,
         decoder_width=24,
         decoder_blocks=2,
         decoder_heads=3,
-        denoiser_blocks=2,
-        denoiser_width=20,
     )
     config = GeneratorConfig(
         size=size,
+        attention="bidirectional",
+        order="random",
         patch_size=2,
         condition_tokens=3,
         dropout=0.1,
         label_drop=0.1,
         mask_ratio_min=0.7,
-        num_draws=2,
+        head=DiffusionConfig(kind="diffusion", size=DenoiserSize(blocks=2, width=20), num_draws=2),
     )
-    model = MAR(config, LatentShape(channels=2, height=8, width=6), num_classes=5)
+    return moved(MAR(config, LatentShape(channels=2, height=8, width=6), num_classes=5))
+
+
+def moved(model: MAR) -> MAR:
+    """Set all weights to others than zero, and return the model in evaluation mode."""
     generator = torch.Generator().manual_seed(1)
     model.initialize(generator)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     return model.eval()
+
+
+@pytest.fixture
+def variant(tiny_model: MAR) -> Callable[..., MAR]:
+    """Return a maker of the tiny generator with parts of its config changed, on square patches."""
+
+    def make(codebook_size: int | None = None, **changes: object) -> MAR:
+        same = {"decoder_width": 16, "decoder_heads": 2}
+        fields = tiny_model.config.model_dump()
+        fields = {**fields, "size": {**fields["size"], **same}, **changes}
+        config = GeneratorConfig.model_validate(fields)
+        return moved(MAR(config, tiny_model.latent, 5, codebook_size))
+
+    return make

@@ -7,22 +7,28 @@ from pydantic import Field, ValidationError
 
 from mar.autoencoder import AutoencoderConfig
 from mar.config import Config
-from mar.generator import GeneratorConfig, Size
+from mar.denoiser import DenoiserSize
+from mar.generator import GeneratorConfig
+from mar.heads import HEADS
 from mar.latents import LatentsConfig, LatentsInfo
 from mar.sampling import SampleConfig
 from mar.tokenizer_training import TokenizerTrainingConfig
 from mar.training import TrainingConfig
+from mar.transformer import Widths
 
 
 CONFIGS: list[type[Config]] = [
     AutoencoderConfig,
+    DenoiserSize,
     GeneratorConfig,
     LatentsConfig,
     LatentsInfo,
     SampleConfig,
-    Size,
     TokenizerTrainingConfig,
     TrainingConfig,
+    Widths,
+    *(kind.config for kind in HEADS.values()),
+    *(kind.sampler for kind in HEADS.values()),
 ]
 
 

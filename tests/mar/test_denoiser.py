@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from mar.denoiser import Denoiser, FinalLayer, ResidualBlock, time_features
+from mar.denoiser import Denoiser, DenoiserSize, FinalLayer, ResidualBlock, time_features
 
 
 def new_denoiser(seed: int) -> Denoiser:
-    denoiser = Denoiser(channels=6, z_width=40, width=64, num_blocks=2)
+    size = DenoiserSize(blocks=2, width=64)
+    denoiser = Denoiser(size, channels=6, out_channels=12, z_width=40)
     denoiser.initialize(torch.Generator().manual_seed(seed))
     return denoiser
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mar import tokenizer
 from mar.autoencoder import AutoencoderConfig
+from mar.diffusion_loss import DiffusionSampler
 from mar.generation import generate_images
 from mar.generator import MAR
 from mar.images import to_uint8
@@ -21,11 +22,10 @@ CONFIG = SampleConfig(
     num_images=8,
     labels=None,
     num_steps=4,
-    num_diffusion_steps=4,
+    order="random",
     guidance_scale=2.0,
     guidance_schedule="linear",
-    temperature=1.0,
-    x_0_bound=3.0,
+    head=DiffusionSampler(kind="diffusion", num_steps=4, temperature=1.0, x_0_bound=3.0),
     shard_images=8,
 )
 
@@ -70,7 +70,7 @@ def test_images_are_the_same_in_batches_of_any_size(tiny_model: MAR, decoder: To
 
 
 def test_images_are_decoded_latents_of_their_scale(tiny_model: MAR, decoder: Tokenizer) -> None:
-    noise = draw_noise(tiny_model, [0, 1, 2], seed=5, num_diffusion_steps=4)
+    noise = draw_noise(tiny_model, [0, 1, 2], CONFIG)
     with torch.no_grad():
         latents = generate(tiny_model, LABELS[:3], noise, CONFIG)
         expected = to_uint8(decoder.decode(1.7 * latents))

@@ -15,7 +15,7 @@ from torch import Tensor
 from mar import generator as generators
 from mar import masking, tokenizer
 from mar.autoencoder import AutoencoderConfig
-from mar.diffusion_loss import Draws
+from mar.diffusion_loss import DiffusionLoss
 from mar.generator import MAR, GeneratorConfig, TrainingDraws
 from mar.posterior import LatentShape
 
@@ -56,8 +56,9 @@ def test_as_many_tokens_are_hidden_as_the_ratio_says(tiny_model: MAR) -> None:
         ratio = masking.sample_mask_ratio(same, minimum=0.7)
         draws = tiny_model.draw(3, torch.Generator().manual_seed(seed))
         assert draws.num_hidden == math.ceil(ratio * 12)
-        assert draws.head.t.shape == (3, draws.num_hidden, 2)
-        assert draws.head.eps.shape == (3, draws.num_hidden, 2, 8)
+        t, eps = draws.head
+        assert t.shape == (3, draws.num_hidden, 2)
+        assert eps.shape == (3, draws.num_hidden, 2, 8)
 
 
 def test_classes_are_dropped_at_their_share(tiny_model: MAR, generator: torch.Generator) -> None:
@@ -90,9 +91,10 @@ def test_the_loss_of_hidden_tokens_is_the_masked_loss_of_all(
     condition = tiny_model.transformer.condition(LABELS, draws.dropped)
     z = tiny_model.transformer(tokens, visible, condition)
     rows = torch.arange(6)[:, None].expand_as(hidden)
-    t = torch.zeros(6, 12, 2, dtype=torch.int64).index_put((rows, hidden), draws.head.t)
-    eps = torch.zeros(6, 12, 2, 8).index_put((rows, hidden), draws.head.eps)
-    losses = tiny_model.head(z, tokens, Draws(t, eps))  # (B, N, A)
+    hidden_t, hidden_eps = draws.head
+    t = torch.zeros(6, 12, 2, dtype=torch.int64).index_put((rows, hidden), hidden_t)
+    eps = torch.zeros(6, 12, 2, 8).index_put((rows, hidden), hidden_eps)
+    losses = tiny_model.head(z, tokens, (t, eps))  # (B, N, A)
     mask = torch.zeros(6, 12).index_put((rows, hidden), torch.tensor(1.0))
     expected = (losses.mean(dim=2) * mask).sum() / mask.sum()
     assert torch.allclose(tiny_model(latents, LABELS, draws), expected, rtol=1e-5)
@@ -105,6 +107,7 @@ def test_visible_tokens_have_no_loss(
     draws = tiny_model.draw(6, generator)
     hidden, visible = masking.split_orders(draws.orders, draws.num_hidden)
     assert visible.shape[1] > 0
+    assert isinstance(tiny_model.head, DiffusionLoss)
     with torch.no_grad():
         tiny_model.head.denoiser.z_proj.weight.zero_()
     tokens = tiny_model.patchify(latents)
@@ -158,7 +161,8 @@ def test_taken_positions_are_those_asked_for(generator: torch.Generator) -> None
     ("size", "count"), [("base", 207_924_768), ("large", 478_326_304), ("huge", 942_403_104)]
 )
 def test_named_sizes_have_the_published_parameters(tiny_model: MAR, size: str, count: int) -> None:
-    config = changed(tiny_model.config, size=size, patch_size=1, condition_tokens=64)
+    head = {"kind": "diffusion", "size": size, "num_draws": 4}
+    config = changed(tiny_model.config, size=size, patch_size=1, condition_tokens=64, head=head)
     with torch.device("meta"):
         model = MAR(config, LatentShape(16, 16, 16), num_classes=1000)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
@@ -184,7 +188,7 @@ def test_widths_that_do_not_divide_into_heads_are_refused(tiny_model: MAR, part:
 def test_unknown_sizes_are_refused(tiny_model: MAR) -> None:
     with pytest.raises(ValidationError, match="'base', 'large' or 'huge'"):
         changed(tiny_model.config, size="medium")
-    with pytest.raises(ValidationError, match="denoiser_width"):
+    with pytest.raises(ValidationError, match="decoder_width"):
         changed(tiny_model.config, size={"encoder_width": 16})
 
 

@@ -18,12 +18,15 @@ from safetensors.torch import load_file
 
 from mar import diffusion
 from mar.autoencoder import AutoencoderConfig, AutoencoderKL
-from mar.diffusion_loss import DiffusionLoss, Draws, Noise
-from mar.generator import MAR, GeneratorConfig, Size, TrainingDraws
+from mar.denoiser import DenoiserSize
+from mar.diffusion_loss import DiffusionConfig, DiffusionLoss, DiffusionSampler
+from mar.generator import MAR, GeneratorConfig, TrainingDraws
+from mar.head import Noise
 from mar.masking import num_hidden_after, split_orders, take
 from mar.posterior import LatentShape, Posterior
 from mar.released import from_official, load_official
 from mar.sampling import SampleConfig, SamplingNoise, generate, guidance_at
+from mar.transformer import Transformer, Widths
 
 
 GOLDEN = Path(os.environ.get("MAR_GOLDEN") or Path(__file__).parents[1] / "golden")
@@ -71,12 +74,12 @@ def denoiser_head() -> DiffusionLoss:
     ours = from_official({prefix + name: value for name, value in weights.items()})
     tensors = {name.removeprefix("head."): value.float() for name, value in ours.items()}
     width, channels = tensors["denoiser.input_proj.weight"].shape
+    num_blocks = len({name.split(".")[2] for name in tensors if ".blocks." in name})
+    size = DenoiserSize(blocks=num_blocks, width=width)
     head = DiffusionLoss(
+        DiffusionConfig(kind="diffusion", size=size, num_draws=1),
         channels=channels,
         z_width=tensors["denoiser.z_proj.weight"].shape[1],
-        width=width,
-        num_blocks=len({name.split(".")[2] for name in tensors if ".blocks." in name}),
-        num_draws=1,
     )
     head.load_state_dict(tensors)
     return head.eval()
@@ -97,7 +100,7 @@ def test_diffusion_loss() -> None:
     with torch.no_grad():
         output = head.denoiser(x_t, t, golden["z"])
         terms = diffusion.loss(head.schedule, output, x_0, x_t, t, eps)
-        draws = Draws(t[None, :, None], eps[None, :, None])
+        draws = (t[None, :, None], eps[None, :, None])
         rows = head(golden["z"][None], x_0[None], draws).flatten()
     assert_close(terms.noise, golden["mse"])
     assert_close(terms.variational, golden["vb"])
@@ -111,34 +114,42 @@ def test_sampler(name: str) -> None:
     tokens = head.sample(
         golden["z"][:count],
         Noise(golden[f"{name}/init"], golden[f"{name}/step_noise"]),
-        schedule=diffusion.sampling_schedule(int(case["num_sampling_steps"])),
-        temperature=case["temperature"],
+        sampler(int(case["num_sampling_steps"]), case["temperature"]),
         z_null=golden["z"][count : 2 * count] if guided else None,
         guidance_scale=case["cfg"],
     )
     assert_close(tokens, golden[f"{name}/out"])
 
 
+def sampler(num_steps: int, temperature: float) -> DiffusionSampler:
+    return DiffusionSampler(
+        kind="diffusion", num_steps=num_steps, temperature=temperature, x_0_bound=None
+    )
+
+
 def generator(case: dict[str, Any]) -> MAR:
     official = case["config"]
-    size = Size(
+    size = Widths(
         encoder_width=official["encoder_embed_dim"],
         encoder_blocks=official["encoder_depth"],
         encoder_heads=official["encoder_num_heads"],
         decoder_width=official["decoder_embed_dim"],
         decoder_blocks=official["decoder_depth"],
         decoder_heads=official["decoder_num_heads"],
-        denoiser_blocks=official["diffloss_d"],
-        denoiser_width=official["diffloss_w"],
     )
+    denoiser = DenoiserSize(blocks=official["diffloss_d"], width=official["diffloss_w"])
     config = GeneratorConfig(
         size=size,
+        attention="bidirectional",
+        order="random",
         patch_size=official["patch_size"],
         condition_tokens=official["buffer_size"],
         dropout=0.1,
         label_drop=0.1,
         mask_ratio_min=0.7,
-        num_draws=official["diffusion_batch_mul"],
+        head=DiffusionConfig(
+            kind="diffusion", size=denoiser, num_draws=official["diffusion_batch_mul"]
+        ),
     )
     side = official["img_size"] // official["vae_stride"]
     model = MAR(config, LatentShape(official["vae_embed_dim"], side, side), official["class_num"])
@@ -150,6 +161,7 @@ def generator(case: dict[str, Any]) -> MAR:
 def test_transformer(name: str) -> None:
     golden, model = arrays(name), generator(CASES[name])
     transformer = model.transformer
+    assert isinstance(transformer, Transformer)
     assert torch.equal(model.patchify(golden["latents"]), golden["tokens"])
     assert torch.equal(model.unpatchify(golden["tokens"]), golden["latents"])
     _, visible = split_orders(golden["orders"], int(golden["mask"][0].sum()))
@@ -179,7 +191,7 @@ def test_masked_loss(name: str) -> None:
         rows = rows.reshape(-1, batch, num_tokens, *rows.shape[1:]).movedim(0, 2)
         return torch.stack([row[index] for row, index in zip(rows, hidden, strict=True)])
 
-    draws = Draws(rows_of_hidden(golden["t"]), rows_of_hidden(golden["noise"]))
+    draws = (rows_of_hidden(golden["t"]), rows_of_hidden(golden["noise"]))
     never = torch.zeros(batch, dtype=torch.bool)
     with torch.no_grad():
         rows = model.head(
@@ -199,11 +211,10 @@ def test_whole_generation(name: str) -> None:
         num_images=len(golden["labels"]),
         labels=None,
         num_steps=case["num_iter"],
-        num_diffusion_steps=int(case["config"]["num_sampling_steps"]),
+        order="random",
         guidance_scale=float(case["cfg"]),
         guidance_schedule=case["cfg_schedule"],
-        temperature=float(case["temperature"]),
-        x_0_bound=None,
+        head=sampler(int(case["config"]["num_sampling_steps"]), float(case["temperature"])),
         shard_images=1,
     )
     generated = generate(model, golden["labels"], noise_by_position(golden, case), config)

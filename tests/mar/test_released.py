@@ -13,6 +13,7 @@ from mar.autoencoder import AutoencoderConfig, AutoencoderKL
 from mar.generator import MAR, GeneratorConfig
 from mar.posterior import LatentShape
 from mar.released import from_official, load_official, to_official
+from mar.transformer import Transformer
 from stages import presets
 
 
@@ -104,6 +105,7 @@ def test_all_tensors_that_do_not_fit_are_named(tiny_model: MAR) -> None:
     del tensors["diffloss.net.res_blocks.1.in_ln.weight"]
     tensors["decoder_blocks.2.norm1.bias"] = torch.zeros(24)
     tensors["fake_latent"] = torch.zeros(1, 17)
+    assert isinstance(tiny_model.transformer, Transformer)
     before = tiny_model.transformer.mask_token.detach().clone()
     tensors["mask_token"] = torch.zeros(1, 1, 24)
     with pytest.raises(ValueError, match="tensors do not fit") as raised:

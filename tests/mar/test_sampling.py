@@ -29,19 +29,20 @@ def sample_config(**changes: Any) -> SampleConfig:
         "num_images": 8,
         "labels": None,
         "num_steps": 5,
-        "num_diffusion_steps": 4,
+        "order": "random",
         "guidance_scale": 1.0,
         "guidance_schedule": "linear",
-        "temperature": 1.0,
-        "x_0_bound": 3.0,
+        "head": {"kind": "diffusion", "num_steps": 4, "temperature": 1.0, "x_0_bound": 3.0},
         "shard_images": 8,
-        **changes,
     }
+    for key, value in changes.items():
+        target = fields["head"] if key in {"temperature", "x_0_bound"} else fields
+        target[key] = value
     return SampleConfig.model_validate(fields)
 
 
 def noise_of(model: MAR, indices: list[int], seed: int = 0) -> SamplingNoise:
-    return draw_noise(model, indices, seed=seed, num_diffusion_steps=4)
+    return draw_noise(model, indices, sample_config(seed=seed))
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
@@ -141,7 +142,9 @@ def test_generated_latents_respect_the_bound(tiny_model: MAR) -> None:
 
 
 def test_more_steps_than_tokens_are_refused(tiny_model: MAR) -> None:
-    with pytest.raises(ValueError, match="cannot generate 12 tokens in 13 steps"):
+    with pytest.raises(
+        ValueError, match=r"sample\.num_steps: must be 1 to 12, the tokens of an image, got 13"
+    ):
         generate(tiny_model, LABELS[:1], noise_of(tiny_model, [0]), sample_config(num_steps=13))
 
 
@@ -161,7 +164,7 @@ def test_constant_guidance_is_constant() -> None:
         ({"guidance_scale": 0.9}, "guidance_scale"),
         ({"guidance_schedule": "cosine"}, "guidance_schedule"),
         ({"temperature": 0.0}, "temperature"),
-        ({"num_diffusion_steps": 1001}, "num_diffusion_steps"),
+        ({"head": {"kind": "diffusion", "num_steps": 1001}}, "num_steps"),
         ({"x_0_bound": 0.0}, "x_0_bound"),
         ({"labels": []}, "labels"),
     ],

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mar.diffusion_loss import DiffusionLoss, DiffusionSampler
 from mar.generator import MAR, GeneratorConfig
 from mar.latents import LatentCache, LatentsInfo, write_shard
 from mar.optimisation import Step, Trainer
@@ -198,6 +199,7 @@ def test_new_weights_are_the_initial_ones(tiny_model: MAR) -> None:
     trainer = new_trainer(tiny_model, make_config())
     for model in (trainer.model, trainer.ema):
         assert isinstance(model, MAR)
+        assert isinstance(model.head, DiffusionLoss)
         final = model.head.denoiser.final.linear
         assert torch.equal(final.weight, torch.zeros_like(final.weight))
         norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm) and m.bias is not None]
@@ -208,9 +210,10 @@ def test_a_tiny_generator_learns_eight_latents_by_heart(
     make_cache: Callable[..., LatentCache], tiny_model: MAR
 ) -> None:
     cache = make_cache(LatentShape(channels=2, height=4, width=4))
-    size = {"encoder_width": 32, "encoder_blocks": 1, "decoder_blocks": 1, "denoiser_width": 64}
+    size = {"encoder_width": 32, "encoder_blocks": 1, "decoder_blocks": 1}
     fields = tiny_model.config.model_dump()
-    fields = {**fields, "size": {**fields["size"], **size}, "num_draws": 16}
+    head = {"kind": "diffusion", "size": {"blocks": 2, "width": 64}, "num_draws": 16}
+    fields = {**fields, "size": {**fields["size"], **size}, "head": head}
     fields = {**fields, "dropout": 0.0, "label_drop": 0.0}
     model = MAR(GeneratorConfig.model_validate(fields), cache.info.latent, COUNT)
     config = make_config(steps=200, batch_size=8, lr=0.005, warmup_steps=10)
@@ -221,14 +224,13 @@ def test_a_tiny_generator_learns_eight_latents_by_heart(
         num_images=COUNT,
         labels=None,
         num_steps=4,
-        num_diffusion_steps=25,
+        order="random",
         guidance_scale=1.0,
         guidance_schedule="linear",
-        temperature=1.0,
-        x_0_bound=3.0,
+        head=DiffusionSampler(kind="diffusion", num_steps=25, temperature=1.0, x_0_bound=3.0),
         shard_images=COUNT,
     )
-    noise = draw_noise(model, range(COUNT), seed=0, num_diffusion_steps=25)
+    noise = draw_noise(model, range(COUNT), sampling)
     labels = torch.arange(COUNT)
     drawn = generate(model.eval(), labels, noise, sampling).flatten(1)
     learnt = cache.moments(labels, torch.zeros(COUNT).bool())[:, :2].flatten(1)

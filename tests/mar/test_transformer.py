@@ -17,6 +17,7 @@ VISIBLE = [0, 2, 3, 7, 8, 9, 10]
 
 @pytest.fixture
 def transformer(tiny_model: MAR) -> Transformer:
+    assert isinstance(tiny_model.transformer, Transformer)
     return tiny_model.transformer
 
 

@@ -44,8 +44,8 @@ def test_a_typo_is_named_once_with_a_suggestion(content: dict[str, Any], tmp_pat
 
 
 def test_a_missing_key_is_named(content: dict[str, Any], tmp_path: Path) -> None:
-    del content["sample"]["temperature"]
-    assert refuse(tmp_path, content) == "params.yaml: sample.temperature is missing"
+    del content["sample"]["head"]["temperature"]
+    assert refuse(tmp_path, content) == "params.yaml: sample.head.temperature is missing"
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,11 @@ def test_a_wrong_value_is_named(
 def test_keys_inside_a_choice_have_their_plain_name(
     content: dict[str, Any], tmp_path: Path
 ) -> None:
-    content["generator"]["size"]["denoiser_width"] = "wide"
+    content["generator"]["size"]["encoder_width"] = "wide"
     content["data"]["image_sise"] = content["data"].pop("image_size")
     assert refuse(tmp_path, content).splitlines() == [
         "params.yaml: data.image_sise is not a known key; did you mean 'image_size'?",
-        "params.yaml: generator.size.denoiser_width: input should be a valid integer, got 'wide'",
+        "params.yaml: generator.size.encoder_width: input should be a valid integer, got 'wide'",
     ]
 
 

@@ -1,0 +1,97 @@
+"""The cross-entropy head: a token is an index into the codebook of a VQ tokenizer (MAR, 3.1).
+
+Shapes: B batch, M tokens with a loss, R rows (tokens, of any images), D width of z, K codes.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mar.config import Config
+from mar.head import Draws, Head, Noise, guide
+
+
+class CrossEntropyConfig(Config):
+    """Section `generator.head` for `kind: cross_entropy`."""
+
+    kind: Literal["cross_entropy"]
+
+
+class CrossEntropySampler(Config):
+    """Section `sample.head` for `kind: cross_entropy`."""
+
+    kind: Literal["cross_entropy"]
+    temperature: float = Field(gt=0, description="the logits are divided by it")
+
+    @property
+    def num_noises(self) -> int:
+        """Return how many normal draws a token takes after the first: none."""
+        return 0
+
+
+class CrossEntropy(Head):
+    """Model p(x | z) = softmax(W z) over the codes; a token has one channel, its index."""
+
+    def __init__(self, config: CrossEntropyConfig, *, channels: int, z_width: int) -> None:
+        """Make the classifier; `channels` is the number of codes."""
+        super().__init__()
+        self.linear = nn.Linear(z_width, channels)
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Set every weight: Xavier uniform, bias 0, as the transformer's."""
+        nn.init.xavier_uniform_(self.linear.weight, generator=generator)
+        nn.init.zeros_(self.linear.bias)
+
+    def draw(self, batch: int, num_tokens: int, generator: torch.Generator) -> Draws:
+        """Draw nothing."""
+        return ()
+
+    def forward(
+        self, z: Float[Tensor, "B M D"], x_0: Int[Tensor, "B M 1"], draws: Draws
+    ) -> Float[Tensor, "B M 1"]:
+        """Return the cross-entropy in nats."""
+        logits = self.linear(z).float().movedim(2, 1)  # (B, K, M)
+        return functional.cross_entropy(logits, x_0.squeeze(2), reduction="none")[:, :, None]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        z: Float[Tensor, "R D"],
+        noise: Noise,
+        sampler: Config,
+        *,
+        z_null: Float[Tensor, "R D"] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Int[Tensor, "R 1"]:
+        """Draw a code for each row: the one at which the distribution function passes a uniform.
+
+        The uniform is the normal draw's own distribution function. Guidance combines the logits.
+        """
+        probabilities = self.probabilities(
+            z, sampler, z_null=z_null, guidance_scale=guidance_scale
+        )  # (R, K)
+        uniform = 0.5 * (1 + torch.erf(noise.initial.double() / math.sqrt(2)))  # (R, 1)
+        passed = probabilities.cumsum(dim=1) > uniform  # (R, K)
+        # Rounding may leave the last sum below 1: then it is the last code.
+        passed[:, -1] = True
+        return passed.int().argmax(dim=1, keepdim=True)
+
+    def probabilities(
+        self,
+        z: Float[Tensor, "R D"],
+        sampler: Config,
+        *,
+        z_null: Float[Tensor, "R D"] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Float[Tensor, "R K"]:
+        """Return the distribution that `sample` draws from, in float64."""
+        assert isinstance(sampler, CrossEntropySampler)
+        logits = self.linear(z).double()
+        if z_null is not None:
+            logits = guide(self.linear(z_null).double(), logits, guidance_scale)
+        return (logits / sampler.temperature).softmax(dim=1)

@@ -1,0 +1,73 @@
+"""What every head is: a model of one token's distribution, given z.
+
+Shapes: B batch, M tokens with a loss, R rows (tokens, of any images), C channels of a token, D
+width of z, A independent draws of a token's loss, S sampling steps.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from mar.config import Config
+
+
+Draws = tuple[Tensor, ...]  # the randomness of the loss of a batch; each tensor begins with (B, M)
+
+
+class Noise(NamedTuple):
+    """The randomness of drawing rows: normal, whatever a head makes of it."""
+
+    initial: Float[Tensor, "R C"]
+    steps: Float[Tensor, "S R C"]
+
+
+class Head(nn.Module, ABC):
+    """A head; the transformer knows nothing else of it.
+
+    A new one is a file with a subclass and a line in `mar.heads`.
+    """
+
+    @abstractmethod
+    def initialize(self, generator: torch.Generator) -> None:
+        """Set every weight."""
+
+    @abstractmethod
+    def draw(self, batch: int, num_tokens: int, generator: torch.Generator) -> Draws:
+        """Draw the randomness of the loss of (B, M) tokens, and of those alone."""
+
+    @abstractmethod
+    def forward(
+        self, z: Float[Tensor, "B M D"], x_0: Shaped[Tensor, "B M C"], draws: Draws
+    ) -> Float[Tensor, "B M A"]:
+        """Return the loss of each token and draw; their mean is what is minimised."""
+
+    @abstractmethod
+    def sample(
+        self,
+        z: Float[Tensor, "R D"],
+        noise: Noise,
+        sampler: Config,
+        *,
+        z_null: Float[Tensor, "R D"] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Shaped[Tensor, "R C"]:
+        """Draw a token for each row.
+
+        Args:
+            z: The condition of each row.
+            noise: Its randomness, with as many steps as `num_noises` says.
+            sampler: Section `sample.head`, of the kind of this head.
+            z_null: The condition without class of each row, for guidance.
+            guidance_scale: How far from the prediction without class towards that with it, and
+                beyond.
+        """
+
+
+def guide(
+    null: Float[Tensor, "R C"], given: Float[Tensor, "R C"], scale: float
+) -> Float[Tensor, "R C"]:
+    """Return null + scale * (given - null) (MAR, section 3.2)."""
+    return null + scale * (given - null)
