@@ -1,7 +1,7 @@
-"""The KL autoencoder of latent diffusion (LDM, arXiv 2112.10752), at any stride and width.
+"""The autoencoders of latent diffusion (LDM, arXiv 2112.10752), at any stride and width.
 
 Shapes: B batch, C channels of a feature map, c channels of a latent, H W an image or a feature map,
-h w the latent grid, X twice the latent channels.
+h w the latent grid, X channels of moments (for `AutoencoderKL`, twice the latent channels).
 Parameter names are LDM's, so released KL-16 weights load as they are.
 """
 
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
 
 from mar.config import Config
+from mar.posterior import Posterior
+from mar.tokenizer_interface import Reconstruction, Tokenizer
 
 
-class AutoencoderConfig(Config):
-    """Section `tokenizer` of `params.yaml` for `kind: kl`."""
+class EncoderDecoderConfig(Config):
+    """The sizes of an encoder and its decoder, whatever lies between them."""
 
-    kind: Literal["kl"]
     latent_channels: int = Field(gt=0, description="channels of a latent")
     base_channels: int = Field(gt=0, description="channels at full resolution")
     channel_multipliers: list[int] = Field(
@@ -38,6 +39,13 @@ class AutoencoderConfig(Config):
     def stride(self) -> int:
         """Return how many pixels a latent is wide."""
         return int(2 ** (len(self.channel_multipliers) - 1))
+
+
+class AutoencoderConfig(EncoderDecoderConfig):
+    """Section `tokenizer` of `params.yaml` for `kind: kl`."""
+
+    kind: Literal["kl"]
+    kl_weight: float = Field(ge=0, description="weight of the KL divergence (LDM: 1e-6)")
 
 
 class ResidualBlock(nn.Module):
@@ -144,7 +152,7 @@ class Middle(nn.Module):
 class Encoder(nn.Module):
     """From images to features of the latent grid."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: EncoderDecoderConfig, out_channels: int) -> None:
         super().__init__()
         widths = [config.base_channels * factor for factor in config.channel_multipliers]
         self.conv_in = nn.Conv2d(3, config.base_channels, 3, padding=1)
@@ -159,7 +167,7 @@ class Encoder(nn.Module):
             self.down.append(level)
         self.mid = Middle(widths[-1])
         self.norm_out = _norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B X h w"]:
         """Encode images."""
@@ -173,7 +181,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """From latents to images; a mirror of the encoder, with one more block at each level."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: EncoderDecoderConfig) -> None:
         super().__init__()
         widths = [config.base_channels * factor for factor in config.channel_multipliers]
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
@@ -197,15 +205,14 @@ class Decoder(nn.Module):
         return self.conv_out(silu(self.norm_out(x)))
 
 
-class AutoencoderKL(nn.Module):
+class Autoencoder(Tokenizer):
     """Encoder, decoder, and the 1x1 convolutions around the latent."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: EncoderDecoderConfig, moment_channels: int) -> None:
         super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, moment_channels)
         self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.quant_conv = nn.Conv2d(moment_channels, moment_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
 
     def initialize(self, generator: torch.Generator) -> None:
@@ -227,22 +234,46 @@ class AutoencoderKL(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B X h w"]:
-        """Return the moments (means, then log variances) of images in [-1, 1].
+        """Return the moments of images in [-1, 1].
 
         Raises:
             ValueError: the images do not divide into latents.
         """
         height, width = images.shape[2:]
-        if height % self.config.stride or width % self.config.stride:
+        if height % self.stride or width % self.stride:
             raise ValueError(
-                f"{height} x {width} pixels do not divide into latents of "
-                f"{self.config.stride} pixels"
+                f"{height} x {width} pixels do not divide into latents of {self.stride} pixels"
             )
         return self.quant_conv(self.encoder(images))
 
     def decode(self, latents: Float[Tensor, "B c h w"]) -> Float[Tensor, "B 3 H W"]:
         """Return images, about in [-1, 1]."""
         return self.decoder(self.post_quant_conv(latents))
+
+
+class AutoencoderKL(Autoencoder):
+    """An autoencoder of moments (means, then log variances), pulled towards a normal."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__(config, 2 * config.latent_channels)
+        self._config = config
+
+    @property
+    def config(self) -> AutoencoderConfig:
+        """Its section of `params.yaml`."""
+        return self._config
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], eps: Float[Tensor, "B c h w"]
+    ) -> Reconstruction:
+        """Encode, sample the posterior and decode.
+
+        As in LDM, the divergence is a sum over an image, so that `kl_weight` means what it means
+        there.
+        """
+        posterior = Posterior.of(self.encode(images), self.latent_channels)
+        terms = {"kl": self.config.kl_weight * posterior.kl().mean()}
+        return Reconstruction(self.decode(posterior.sample(eps)), terms, None)
 
 
 def _norm(channels: int) -> nn.GroupNorm:

@@ -1,7 +1,9 @@
 """The latent cache: moments of all training images, in a few memory-mapped Arrow files.
 
-Shapes: B batch, X twice the latent channels (means, then log variances), c channels of a latent, H
-W latent grid, N rows of a shard, V values of a row (X H W).
+Where there is a codebook, it holds the index of each latent's code as well.
+Shapes: B batch, X channels of moments (c, or twice as many where latents have a variance: means,
+then log variances), c channels of a latent, H W latent grid, N rows of a shard, V values of a row
+(X H W, or H W).
 """
 # pyarrow has no types:
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -9,15 +11,15 @@ W latent grid, N rows of a shard, V values of a row (X H W).
 # pyright: reportUnknownParameterType=false
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, overload
 
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field
 from torch import Tensor
 
@@ -48,6 +50,7 @@ class LatentsInfo(Config):
     flips: bool = Field(description="whether mirrored images are in the cache")
     count: int = Field(description="images")
     num_classes: int = Field(description="classes of the data")
+    codebook_size: int | None = Field(description="codes of the tokenizer; null without a codebook")
     shape: list[int] = Field(description="channels, height and width of a latent")
     mean: float = Field(description="mean of all latents, of the sampled posterior")
     std: float = Field(description="their standard deviation; latents are divided by it")
@@ -105,8 +108,22 @@ def write_shard(
     labels: Int[Tensor, " B"],
     names: Sequence[str],
     dtype: str,
+    codebook_size: int | None = None,
+    indices: Int[Tensor, "B H W"] | None = None,
+    mirrored_indices: Int[Tensor, "B H W"] | None = None,
 ) -> None:
     """Write the moments of some images as one Arrow file of one record batch.
+
+    Args:
+        path: The file.
+        moments: Those of the images.
+        mirrored: Those of their mirror images, if they are cached.
+        labels: The class of each image.
+        names: The name of each image.
+        dtype: Number type of the moments.
+        codebook_size: Codes of the tokenizer, if it has a codebook; then the indices must be given.
+        indices: The code of each latent.
+        mirrored_indices: The same for mirror images.
 
     Raises:
         ValueError: a moment is not finite in the cache's number type; the message names the image.
@@ -118,6 +135,12 @@ def write_shard(
     }
     if mirrored is not None:
         columns["mirrored"] = _column(mirrored, names, dtype)
+    if codebook_size is not None:
+        assert indices is not None
+        assert (mirrored_indices is None) == (mirrored is None)
+        columns["indices"] = _index_column(indices, codebook_size)
+        if mirrored_indices is not None:
+            columns["mirrored_indices"] = _index_column(mirrored_indices, codebook_size)
     batch = pa.record_batch(columns)
     with atomic.replacing(path) as partial, pa.ipc.new_file(str(partial), batch.schema) as writer:
         writer.write_batch(batch)
@@ -136,15 +159,24 @@ def _column(moments: Float[Tensor, "B X H W"], names: Sequence[str], dtype: str)
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
 
 
+def _index_column(indices: Int[Tensor, "B H W"], codebook_size: int) -> pa.Array:
+    dtype = np.min_scalar_type(codebook_size - 1)  # the smallest unsigned one
+    rows = indices.flatten(1).cpu().numpy().astype(dtype)
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+
+
 class LatentCache:
     """A cache opened for reading; its files stay on the disk and are mapped into memory."""
 
     def __init__(self, folder: Path, info: LatentsInfo) -> None:
         self.info = info
         shards = [_open_shard(path) for path in sorted(folder.glob("*.arrow"))]
-        self._moments = [_rows(shard, "moments") for shard in shards]
-        self._mirrored = [_rows(shard, "mirrored") for shard in shards if info.flips]
-        self._starts = np.cumsum([0, *(len(rows) for rows in self._moments)])
+        # For each content the rows of images and those of mirror images, by shard.
+        self._moments = _Rows(shards, "moments", "mirrored", info.flips)
+        self._indices = None
+        if info.codebook_size is not None:
+            self._indices = _Rows(shards, "indices", "mirrored_indices", info.flips)
+        self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
         if self._starts[-1] != info.count:
             raise ValueError(
                 f"{folder} holds {self._starts[-1]} latents, latents.json says {info.count}"
@@ -162,26 +194,74 @@ class LatentCache:
         self, indices: Int[Tensor, " B"], mirrored: Bool[Tensor, " B"]
     ) -> Float[Tensor, "B X H W"]:
         """Read the moments of some images, of the mirrored image where asked for."""
-        channels, height, width = self.info.shape
-        rows = [self._row(int(i), bool(m)) for i, m in zip(indices, mirrored, strict=True)]
-        values = torch.from_numpy(np.stack(rows)).float()
-        return values.reshape(-1, 2 * channels, height, width)
+        values = torch.from_numpy(self._read(self._moments, indices, mirrored)).float()
+        return values.reshape(len(indices), -1, self.info.latent.height, self.info.latent.width)
 
-    def _row(self, index: int, mirrored: bool) -> Float[np.ndarray, " V"]:
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        source = self._mirrored if mirrored else self._moments
-        return source[shard][index - self._starts[shard]]
+    def codes(
+        self, indices: Int[Tensor, " B"], mirrored: Bool[Tensor, " B"]
+    ) -> Int[Tensor, "B H W"]:
+        """Read the code of each latent of some images, of the mirrored image where asked for.
+
+        Raises:
+            ValueError: the cache is that of a tokenizer without a codebook.
+        """
+        if self._indices is None:
+            raise ValueError(
+                "the latent cache holds no indices: tokenizer.kind has no codebook, expected 'vq'"
+            )
+        values = self._read(self._indices, indices, mirrored).astype(np.int64)
+        shape = self.info.latent
+        return torch.from_numpy(values).reshape(-1, shape.height, shape.width)
+
+    def _read(
+        self, rows: "_Rows", indices: Int[Tensor, " B"], mirrored: Bool[Tensor, " B"]
+    ) -> Shaped[np.ndarray, "B V"]:
+        shards = np.searchsorted(self._starts, indices.numpy(), side="right") - 1
+        places = zip(shards, indices.tolist(), mirrored.tolist(), strict=True)
+        return np.stack([rows.row(int(s), int(i - self._starts[s]), m) for s, i, m in places])
+
+    @overload
+    def batches(
+        self, batch_size: int, *, seed: int, first_step: int, content: Literal["moments"] = ...
+    ) -> Iterator[tuple[Float[Tensor, "B X H W"], Int[Tensor, " B"]]]: ...
+
+    @overload
+    def batches(
+        self, batch_size: int, *, seed: int, first_step: int, content: Literal["indices"]
+    ) -> Iterator[tuple[Int[Tensor, "B H W"], Int[Tensor, " B"]]]: ...
 
     def batches(
-        self, batch_size: int, *, seed: int, first_step: int
-    ) -> Iterator[tuple[Float[Tensor, "B X H W"], Int[Tensor, " B"]]]:
-        """Yield the batches of all steps from `first_step` on, without end, reading one ahead."""
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        first_step: int,
+        content: Literal["moments", "indices"] = "moments",
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return the batches of all steps from `first_step` on, without end, reading one ahead.
 
+        Images and flips of a step do not depend on the content, which is given with the labels:
+        moments (B, X, H, W), or the index of each latent's code (B, H, W).
+
+        Raises:
+            ValueError: indices are asked of the cache of a tokenizer without a codebook.
+        """
+        get = {"moments": self.moments, "indices": self.codes}[content]
+        get(torch.arange(1), torch.zeros(1, dtype=torch.bool))  # refuse now, not at the first batch
+        return self._batches(get, batch_size, seed, first_step)
+
+    def _batches(
+        self,
+        get: Callable[[Tensor, Tensor], Tensor],
+        batch_size: int,
+        seed: int,
+        first_step: int,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         def read(step: int) -> tuple[Tensor, Tensor]:
             indices = batch_indices(len(self), batch_size, seed=seed, step=step)
             chance = torch.rand(batch_size, generator=seeds.generator("flips", seed, step))
             mirrored = (chance < 0.5) & torch.tensor(self.info.flips)
-            return self.moments(indices, mirrored), self.labels[indices]
+            return get(indices, mirrored), self.labels[indices]
 
         with ThreadPoolExecutor(1) as reader:
             step, ahead = first_step, reader.submit(read, first_step)
@@ -195,7 +275,7 @@ class LatentCache:
         self, moments: Float[Tensor, "B X H W"], generator: torch.Generator
     ) -> Float[Tensor, "B c H W"]:
         """Sample the posterior and divide by the latents' std; the mean is left in (MAR's code)."""
-        posterior = Posterior.of(moments)
+        posterior = Posterior.of(moments, self.info.latent.channels)
         eps = torch.randn(posterior.mean.shape, generator=generator, device=generator.device)
         return posterior.sample(eps) / self.info.std
 
@@ -211,11 +291,14 @@ def measure(folder: Path, shape: LatentShape) -> Scale:
         rows = np.asarray(_rows(_open_shard(path), "moments"))
         for start in range(0, len(rows), 4096):
             part = torch.from_numpy(rows[start : start + 4096].astype(np.float32))
-            moments = part.reshape(-1, 2 * shape.channels, shape.height, shape.width)
-            posterior = Posterior.of(moments)
-            mean, variance = posterior.mean.double(), posterior.log_variance.double().exp()
+            moments = part.reshape(len(part), -1, shape.height, shape.width)
+            posterior = Posterior.of(moments, shape.channels)
+            mean = posterior.mean.double()
+            squares = mean.square()
+            if posterior.log_variance is not None:
+                squares += posterior.log_variance.double().exp()
             total[0] += mean.sum(dim=(0, 2, 3))
-            total[1] += (mean.square() + variance).sum(dim=(0, 2, 3))
+            total[1] += squares.sum(dim=(0, 2, 3))
             count += len(part)
     first, second = total / (count * shape.height * shape.width)
     return {
@@ -227,6 +310,19 @@ def measure(folder: Path, shape: LatentShape) -> Scale:
     }
 
 
+class _Rows:
+    """One content of all shards: a matrix for images, another for mirror images."""
+
+    def __init__(
+        self, shards: Sequence[pa.RecordBatch], name: str, mirrored: str, flips: bool
+    ) -> None:
+        self._plain = [_rows(shard, name) for shard in shards]
+        self._mirrored = [_rows(shard, mirrored) for shard in shards if flips]
+
+    def row(self, shard: int, index: int, mirrored: bool) -> Shaped[np.ndarray, " V"]:
+        return (self._mirrored if mirrored else self._plain)[shard][index]
+
+
 def _open_shard(path: Path) -> pa.RecordBatch:
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
@@ -234,7 +330,7 @@ def _open_shard(path: Path) -> pa.RecordBatch:
         raise ValueError(f"{path} is not a readable Arrow file: {error}") from None
 
 
-def _rows(shard: pa.RecordBatch, column: str) -> Float[np.ndarray, "N V"]:
+def _rows(shard: pa.RecordBatch, column: str) -> Shaped[np.ndarray, "N V"]:
     """Return a column of fixed-size lists as a matrix, without copying it."""
     values = shard.column(column)
     return values.flatten().to_numpy(zero_copy_only=True).reshape(len(values), -1)

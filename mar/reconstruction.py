@@ -3,6 +3,7 @@
 Shapes: B batch, H W an image.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -10,16 +11,27 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
+from mar.codebook import CodebookUse
 from mar.images import to_float, to_uint8
 from mar.posterior import Posterior
-from mar.tokenizer import Tokenizer
+from mar.tokenizer_interface import Tokenizer
 
 
 @torch.no_grad()
-def reconstruct(tokenizer: Tokenizer, images: UInt8[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
-    """Encode and decode images by way of the posterior's mean, on the tokenizer's device."""
-    device = next(tokenizer.parameters()).device
-    latents = Posterior.of(tokenizer.encode(to_float(images.to(device)))).mean
+def reconstruct(
+    tokenizer: Tokenizer, images: UInt8[Tensor, "B 3 H W"], use: CodebookUse | None = None
+) -> UInt8[Tensor, "B 3 H W"]:
+    """Encode and decode images by way of the posterior's mean, on the tokenizer's device.
+
+    Args:
+        tokenizer: What encodes and decodes.
+        images: The originals.
+        use: Counts their codes, where there is a codebook.
+    """
+    moments = tokenizer.encode(to_float(images.to(tokenizer.device)))
+    latents = Posterior.of(moments, tokenizer.latent_channels).mean
+    if use is not None:
+        use.update(tokenizer.quantise(latents))
     return to_uint8(tokenizer.decode(latents)).cpu()
 
 
@@ -28,7 +40,8 @@ def score(
 ) -> dict[str, float]:
     """Compare originals with reconstructions, in batches of any sizes.
 
-    `psnr` in dB is that of the mean squared error over all images; `ssim` is the mean over images.
+    `psnr` in dB is that of the mean squared error over all images, and left out where there is no
+    error; `ssim` is the mean over images.
     """
     psnr = PeakSignalNoiseRatio(data_range=255.0)
     ssim = StructuralSimilarityIndexMeasure(data_range=255.0)
@@ -37,7 +50,8 @@ def score(
         ssim.update(reconstructions.float(), originals.float())
     # By its type either could be a pair; neither was asked for one.
     values = {"psnr": psnr.compute(), "ssim": ssim.compute()}
-    return {name: float(value) for name, value in values.items()}  # pyright: ignore[reportArgumentType]
+    scores = {name: float(value) for name, value in values.items()}  # pyright: ignore[reportArgumentType]
+    return {name: value for name, value in scores.items() if math.isfinite(value)}
 
 
 def difference(

@@ -1,22 +1,36 @@
-"""Tokenizers: from images to latents and back."""
+"""Tokenizers of all kinds: made from their section, saved, and loaded."""
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from mar import weights
 from mar.autoencoder import AutoencoderConfig, AutoencoderKL
+from mar.pixels import Pixels, PixelsConfig
 from mar.posterior import LatentShape
+from mar.tokenizer_interface import Tokenizer, TokenizerSection
+from mar.vq import VQ, VQConfig
 
 
-TokenizerConfig = AutoencoderConfig
-Tokenizer = AutoencoderKL
+# Section `tokenizer` of `params.yaml`.
+TokenizerConfig = Annotated[
+    AutoencoderConfig | VQConfig | PixelsConfig, Field(discriminator="kind")
+]
 
 
 def build(config: TokenizerConfig) -> Tokenizer:
     """Make a tokenizer; its weights are still to be set."""
-    return AutoencoderKL(config)
+    match config:
+        case AutoencoderConfig():
+            return AutoencoderKL(config)
+        case VQConfig():
+            return VQ(config)
+        case PixelsConfig():
+            return Pixels(config)
 
 
-def latent_shape(config: TokenizerConfig, image_size: int) -> LatentShape:
+def latent_shape(config: TokenizerSection, image_size: int) -> LatentShape:
     """Return the shape of the latents of square images.
 
     Raises:
@@ -45,6 +59,7 @@ def load(path: Path) -> Tokenizer:
     tensors, description = weights.load(path)
     if not isinstance(description.get("tokenizer"), dict):  # a generator's is a digest
         raise ValueError(f"{path} does not hold a tokenizer")
-    tokenizer = build(TokenizerConfig.model_validate(description["tokenizer"]))
+    adapter: TypeAdapter[TokenizerConfig] = TypeAdapter(TokenizerConfig)
+    tokenizer = build(adapter.validate_python(description["tokenizer"]))
     tokenizer.load_state_dict(tensors)
     return tokenizer.requires_grad_(False).eval()

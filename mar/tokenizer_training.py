@@ -1,10 +1,11 @@
-"""Train a KL autoencoder: reconstruction plus a small pull of the posterior towards a normal (LDM).
+"""Train a tokenizer: reconstruction, and what its kind minimises besides.
 
 Shapes: B batch, H W an image, c channels of a latent, h w the latent grid.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -12,44 +13,39 @@ from pydantic import Field
 from torch import Tensor
 
 from mar import seeds
-from mar.autoencoder import AutoencoderKL
 from mar.images import to_float
 from mar.optimisation import OptimisationConfig, Step, Trainer, parameter_groups
-from mar.posterior import Posterior
+from mar.tokenizer_interface import Codes, Reconstruction, Tokenizer
 
 
 class TokenizerTrainingConfig(OptimisationConfig):
     """Section `tokenizer_training` of `params.yaml`."""
 
-    kl_weight: float = Field(ge=0, description="weight of the KL divergence (LDM: 1e-6)")
+    steps: int = Field(
+        gt=0, description="optimiser steps; a tokenizer without weights (pixels) takes none"
+    )
     flips: bool = Field(description="mirror half of the images at random")
 
 
-def new_trainer(
-    tokenizer: AutoencoderKL, config: TokenizerTrainingConfig
-) -> Trainer[AutoencoderKL]:
+def new_trainer(tokenizer: Tokenizer, config: TokenizerTrainingConfig) -> Trainer[Tokenizer]:
     """Initialise the weights and return a trainer."""
-    device = next(tokenizer.parameters()).device
-    tokenizer.initialize(seeds.generator("weights", config.seed, device=device))
+    tokenizer.initialize(seeds.generator("weights", config.seed, device=tokenizer.device))
     return Trainer(tokenizer, parameter_groups(tokenizer, config.weight_decay), config)
 
 
 def loss_terms(
-    images: Float[Tensor, "B 3 H W"],
-    reconstruction: Float[Tensor, "B 3 H W"],
-    posterior: Posterior,
-    config: TokenizerTrainingConfig,
+    images: Float[Tensor, "B 3 H W"], reconstruction: Reconstruction
 ) -> dict[str, Float[Tensor, ""]]:
     """Return the weighted terms of the loss; their sum is what is minimised.
 
-    As in LDM, both are sums over an image, so that `kl_weight` means what it means there.
+    As in LDM, they are sums over an image.
     """
-    l1 = (images - reconstruction.float()).abs().flatten(1).sum(dim=1).mean()
-    return {"l1": l1, "kl": config.kl_weight * posterior.kl().mean()}
+    difference = (images - reconstruction.images.float()).abs()
+    return {"l1": difference.flatten(1).sum(dim=1).mean(), **reconstruction.terms}
 
 
 def train(
-    trainer: Trainer[AutoencoderKL],
+    trainer: Trainer[Tokenizer],
     batches: Iterable[tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, " B"]]],
     config: TokenizerTrainingConfig,
     *,
@@ -57,6 +53,8 @@ def train(
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> Iterator[Step]:
     """Take the steps that are left, yielding each; all randomness of one comes from (seed, step).
+
+    A tokenizer without weights takes none.
 
     Args:
         trainer: What is trained; it may have taken steps before.
@@ -66,7 +64,9 @@ def train(
         autocast: Makes the context of the forward pass.
     """
     tokenizer = trainer.model
-    device = next(tokenizer.parameters()).device
+    if not list(tokenizer.parameters()):
+        return
+    device = tokenizer.device
     for images, _ in batches:
         if trainer.step >= config.steps:
             return
@@ -75,30 +75,33 @@ def train(
         if config.flips:
             mirrored = torch.rand(len(whole), generator=generator, device=device) < 0.5
             whole = torch.where(mirrored[:, None, None, None], whole.flip(3), whole)
-        latent = tokenizer.config
-        size = [side // latent.stride for side in whole.shape[2:]]
+        size = [side // tokenizer.stride for side in whole.shape[2:]]
         # For the whole batch, so that a step does not depend on `micro_batch`.
         eps = torch.randn(
-            len(whole), latent.latent_channels, *size, generator=generator, device=device
+            len(whole), tokenizer.latent_channels, *size, generator=generator, device=device
         )
-        yield trainer.update(_losses(tokenizer, whole, eps, config, micro_batch, autocast))
+        codes: list[Codes] = []
+        step = trainer.update(_losses(tokenizer, whole, eps, codes, micro_batch, autocast))
+        measured = tokenizer.after_step(trainer.ema, codes, generator)
+        yield replace(step, terms={**step.terms, **measured})
 
 
 def _losses(
-    tokenizer: AutoencoderKL,
+    tokenizer: Tokenizer,
     images: Float[Tensor, "B 3 H W"],
     eps: Float[Tensor, "B c h w"],
-    config: TokenizerTrainingConfig,
+    codes: list[Codes],
     micro_batch: int,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Yield the loss and the terms of each part of a batch, and gather the parts' codes."""
     for start in range(0, len(images), micro_batch):
         part = images[start : start + micro_batch]
         with autocast():
-            posterior = Posterior.of(tokenizer.encode(part))
-            noise = eps[start : start + micro_batch]
-            reconstruction = tokenizer.decode(posterior.sample(noise))
+            reconstruction: Reconstruction = tokenizer(part, eps[start : start + micro_batch])
+        if reconstruction.codes is not None:
+            codes.append(reconstruction.codes)
         share = len(part) / len(images)
-        terms = loss_terms(part, reconstruction, posterior, config)
+        terms = loss_terms(part, reconstruction)
         weighted = {name: share * term for name, term in terms.items()}
         yield torch.stack(list(weighted.values())).sum(), weighted

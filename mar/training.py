@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from mar import seeds
@@ -46,13 +46,18 @@ def train(
     """
     model = trainer.model
     device = _device(model)
-    batches = cache.batches(config.batch_size, seed=config.seed, first_step=trainer.step)
-    for moments, labels in batches:
+    content = "indices" if model.config.indices else "moments"
+    batches = cache.batches(
+        config.batch_size, seed=config.seed, first_step=trainer.step, content=content
+    )
+    for cached, labels in batches:
         if trainer.step >= config.steps:
             return
         step = trainer.step
         generator = seeds.generator("training", config.seed, step, device=device)
-        latents = cache.normalise(moments.to(device, non_blocking=True), generator)
+        cached = cached.to(device, non_blocking=True)
+        # The latents of an image are its codes, with one channel, or normalised numbers.
+        latents = cached[:, None] if model.config.indices else cache.normalise(cached, generator)
         draws = model.draw(len(latents), generator)
         # Dropout alone draws from torch's global generator.
         dropout = seeds.generator("dropout", config.seed, step).initial_seed()
@@ -64,7 +69,7 @@ def train(
 
 def _losses(
     model: MAR,
-    latents: Float[Tensor, "B c H W"],
+    latents: Shaped[Tensor, "B c H W"],
     labels: Int[Tensor, " B"],
     draws: TrainingDraws,
     micro_batch: int,

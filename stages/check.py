@@ -17,6 +17,7 @@ from mar.sampling import SampleConfig, check_fit
 from mar.tokenizer import TokenizerConfig
 from mar.tokenizer_training import TokenizerTrainingConfig
 from mar.training import TrainingConfig
+from mar.vq import VQConfig
 from stages import params
 
 
@@ -63,7 +64,10 @@ def _check_fit(configs: dict[str, Any]) -> None:
     generator: GeneratorConfig = configs["generator"]
     sample: SampleConfig = configs["sample"]
     latent = tokenizer.latent_shape(configs["tokenizer"], configs["data"].image_size)
-    check_size(generator, latent, None)
+    codebook = (
+        configs["tokenizer"].codebook_size if isinstance(configs["tokenizer"], VQConfig) else None
+    )
+    check_size(generator, latent, codebook)
     num_tokens = latent.height * latent.width // generator.patch_size**2
     check_fit(sample, generator, num_tokens)
     if configs["evaluate"].kid_subset_size > sample.num_images:

@@ -13,6 +13,8 @@ from mar.data_config import DataConfig
 from mar.images import to_float
 from mar.latents import TRANSFORM, LatentsConfig, LatentsInfo
 from mar.parallel import map_chunks
+from mar.posterior import Posterior
+from mar.tokenizer_interface import Tokenizer
 from stages.stage import Stage, run
 
 
@@ -32,13 +34,20 @@ def main(stage: Stage) -> None:
     folder = stage.work / "latents"
     names = images.names
     for path, indices, pixels in _missing_shards(stage, images, config, folder):
+        moments, codes = _encode(stage, model, pixels, config.batch_size)
+        mirrored, mirrored_codes = None, None
+        if config.flips:
+            mirrored, mirrored_codes = _encode(stage, model, pixels.flip(3), config.batch_size)
         latents.write_shard(
             path,
-            _encode(stage, model, pixels, config.batch_size),
-            _encode(stage, model, pixels.flip(3), config.batch_size) if config.flips else None,
+            moments,
+            mirrored,
             labels=images.labels[indices],
             names=[names[index] for index in indices],
             dtype=config.dtype,
+            codebook_size=model.codebook_size,
+            indices=codes,
+            mirrored_indices=mirrored_codes,
         )
     measured = latents.measure(folder, shape)
     info = LatentsInfo(
@@ -47,6 +56,7 @@ def main(stage: Stage) -> None:
         dtype=config.dtype,
         flips=config.flips,
         num_classes=images.num_classes,
+        codebook_size=model.codebook_size,
         shape=[shape.channels, shape.height, shape.width],
         **measured,
     )
@@ -77,10 +87,19 @@ def _missing_shards(
             yield path, part, torch.cat(pixels)
 
 
-def _encode(stage: Stage, model: tokenizer.Tokenizer, pixels: Tensor, batch_size: int) -> Tensor:
-    with torch.no_grad():
-        parts = [model.encode(to_float(p.to(stage.device))).cpu() for p in pixels.split(batch_size)]
-    return torch.cat(parts)
+@torch.no_grad()
+def _encode(
+    stage: Stage, model: Tokenizer, pixels: Tensor, batch_size: int
+) -> tuple[Tensor, Tensor | None]:
+    """Return the moments of images, and the codes of their latents if there is a codebook."""
+    moments: list[Tensor] = []
+    codes: list[Tensor] = []
+    for part in pixels.split(batch_size):
+        encoded = model.encode(to_float(part.to(stage.device)))
+        indices = model.quantise(Posterior.of(encoded, model.latent_channels).mean)
+        moments.append(encoded.cpu())
+        codes += [] if indices is None else [indices.cpu()]
+    return torch.cat(moments), torch.cat(codes) if codes else None
 
 
 if __name__ == "__main__":

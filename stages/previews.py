@@ -13,7 +13,7 @@ from mar.latents import LatentsInfo
 from mar.pictures import comparison_grid, label_grid, save_png
 from mar.reconstruction import reconstruct
 from mar.sampling import SampleConfig, balanced_labels
-from mar.tokenizer import Tokenizer
+from mar.tokenizer_interface import Tokenizer
 from stages import params
 from stages.stage import Stage
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mar import tokenizer
+from mar.codebook import CodebookUse
 from mar.data import ImageSet
 from mar.data_config import DataConfig
 from mar.parallel import map_chunks, ranges
@@ -27,7 +28,8 @@ def main(stage: Stage) -> None:
     chunks = ranges(len(images), 64)
     decoded = map_chunks(images.stack, chunks, stage.workers)
     batches = tqdm(decoded, total=len(chunks), desc=stage.name, unit="batch")
-    scores = score((batch, reconstruct(model, batch)) for batch in batches)
+    use = CodebookUse(model.codebook_size)
+    scores = score((batch, reconstruct(model, batch, use)) for batch in batches)
 
     originals = images.spread(SHOWN)
     restored = reconstruct(model, originals)
@@ -39,7 +41,7 @@ def main(stage: Stage) -> None:
     picture = stage.out / "reconstructions.png"
     save_png(picture, comparison_grid(rows))
     stage.run.picture(picture)
-    stage.write_metrics({**scores, "num_images": len(images)})
+    stage.write_metrics({**scores, **use.compute(), "num_images": len(images)})
 
 
 if __name__ == "__main__":

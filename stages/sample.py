@@ -31,7 +31,7 @@ def main(stage: Stage) -> None:
     model = generator.load(GENERATOR, digest).to(stage.device)
     decoder = tokenizer.load(TOKENIZER).to(stage.device)
     labels = balanced_labels(config.num_images, config.labels, model.num_classes)
-    batch_size = read_count("MAR_SAMPLE_BATCH", 64, least=1)
+    batch_size = read_count("MAR_SAMPLE_BATCH", 256, least=1)
     folder = stage.work / "samples"
 
     with tqdm(total=config.num_images, desc=stage.name, unit="image") as progress:

@@ -30,7 +30,12 @@ def main(stage: Stage) -> None:
         }
     )
     cache = LatentCache(LATENTS, info)
-    model = MAR(stage.params("generator", GeneratorConfig), info.latent, info.num_classes)
+    model = MAR(
+        stage.params("generator", GeneratorConfig),
+        info.latent,
+        info.num_classes,
+        info.codebook_size,
+    )
     trainer = training.new_trainer(model.to(stage.device), config)
     history = train_loop.run(
         stage,

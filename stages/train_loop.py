@@ -50,13 +50,20 @@ def run(
                 step.values()  # never keep a diverged training
                 with speed.paused(), interval.saving():
                     trainer.save(checkpoint, history)
+    if not history:  # there was nothing to train, but what there is can be seen
+        preview(trainer.step)
     write_curves(stage, history)
     return history
 
 
 def write_curves(stage: Stage, history: History) -> None:
-    """Write the points of the curves as `curves.csv`, a column for each number."""
-    atomic.write_text(stage.out / "curves.csv", pd.DataFrame(history).to_csv(index=False))
+    """Write the points of the curves as `curves.csv`, a column for each number.
+
+    Without points there is the header alone, with what every training has.
+    """
+    columns = None if history else ["step", "loss"]
+    table = pd.DataFrame(history, columns=columns)
+    atomic.write_text(stage.out / "curves.csv", table.to_csv(index=False))
 
 
 class _Interval:

@@ -46,13 +46,13 @@ def main(stage: Stage) -> None:
         ),
     )
     tokenizer.save(stage.out / "tokenizer.safetensors", trainer.ema)
-    stage.write_metrics(
-        {
-            "steps": config.steps,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "l1_per_pixel": history[-1]["l1"] / (3 * data.image_size**2),
-        }
-    )
+    metrics: dict[str, float] = {
+        "steps": trainer.step,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    for last in history[-1:]:  # none where there was nothing to train
+        metrics["l1_per_pixel"] = last["l1"] / (3 * data.image_size**2)
+    stage.write_metrics(metrics)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def new_autoencoder(seed: int = 0, **changes: Any) -> AutoencoderKL:
         "channel_multipliers": [1, 2],
         "num_res_blocks": 1,
         "encoder_attention": False,
+        "kl_weight": 1e-6,
         **changes,
     }
     model = AutoencoderKL(AutoencoderConfig.model_validate(fields))
@@ -41,6 +42,7 @@ def test_kl_16_has_the_published_parameters() -> None:
                 channel_multipliers=[1, 1, 2, 2, 4],
                 num_res_blocks=2,
                 encoder_attention=True,
+                kl_weight=1e-6,
             )
         )
     assert sum(parameter.numel() for parameter in model.parameters()) == 66_456_019

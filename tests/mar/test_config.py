@@ -11,10 +11,12 @@ from mar.denoiser import DenoiserSize
 from mar.generator import GeneratorConfig
 from mar.heads import HEADS
 from mar.latents import LatentsConfig, LatentsInfo
+from mar.pixels import PixelsConfig
 from mar.sampling import SampleConfig
 from mar.tokenizer_training import TokenizerTrainingConfig
 from mar.training import TrainingConfig
 from mar.transformer import Widths
+from mar.vq import VQConfig
 
 
 CONFIGS: list[type[Config]] = [
@@ -23,12 +25,14 @@ CONFIGS: list[type[Config]] = [
     GeneratorConfig,
     LatentsConfig,
     LatentsInfo,
+    PixelsConfig,
     SampleConfig,
     TokenizerTrainingConfig,
     TrainingConfig,
     Widths,
     *(kind.config for kind in HEADS.values()),
     *(kind.sampler for kind in HEADS.values()),
+    VQConfig,
 ]
 
 

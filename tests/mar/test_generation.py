@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from mar import tokenizer
-from mar.autoencoder import AutoencoderConfig
+from mar.autoencoder import AutoencoderConfig, AutoencoderKL
 from mar.diffusion_loss import DiffusionSampler
 from mar.generation import generate_images
 from mar.generator import MAR
 from mar.images import to_uint8
 from mar.sampling import SampleConfig, draw_noise, generate
-from mar.tokenizer import Tokenizer
+from mar.tokenizer_interface import Tokenizer
 
 
 LABELS = torch.tensor([0, 3, 1, 4, 4, 2, 0, 1])
@@ -40,8 +40,10 @@ def decoder(generator: torch.Generator) -> Tokenizer:
         channel_multipliers=[1, 2],
         num_res_blocks=1,
         encoder_attention=False,
+        kl_weight=1e-6,
     )
     model = tokenizer.build(config)
+    assert isinstance(model, AutoencoderKL)
     model.initialize(generator)
     with torch.no_grad():
         model.decoder.conv_out.weight.mul_(5)  # pictures with some contrast

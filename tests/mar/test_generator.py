@@ -234,6 +234,7 @@ def test_a_tokenizer_is_not_taken_for_a_generator(tmp_path: Path) -> None:
         channel_multipliers=[1],
         num_res_blocks=1,
         encoder_attention=False,
+        kl_weight=1e-6,
     )
     tokenizer.save(path, tokenizer.build(config))
     with pytest.raises(ValueError, match=r"tokenizer\.safetensors does not hold a generator"):

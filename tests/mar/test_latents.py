@@ -1,10 +1,12 @@
-"""The cache gives back each image's moments and label, or names what does not fit."""
+"""The cache gives back each image's moments, codes and label, or names what does not fit."""
 
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
@@ -28,7 +30,13 @@ def moments(generator: torch.Generator) -> Tensor:
 
 
 def write_cache(
-    folder: Path, moments: Tensor, *, dtype: str = "float16", flips: bool = True
+    folder: Path,
+    moments: Tensor,
+    *,
+    dtype: str = "float16",
+    flips: bool = True,
+    codebook_size: int | None = None,
+    codes: Tensor | None = None,
 ) -> None:
     """Write shards of 4, 1 and 6 images."""
     for number, (start, end) in enumerate([(0, 4), (4, 5), (5, COUNT)]):
@@ -40,6 +48,9 @@ def write_cache(
             labels=LABELS[part],
             names=NAMES[part],
             dtype=dtype,
+            codebook_size=codebook_size,
+            indices=None if codes is None else codes[0, part],
+            mirrored_indices=codes[1, part] if codes is not None and flips else None,
         )
 
 
@@ -51,6 +62,7 @@ def info(**changes: Any) -> LatentsInfo:
         "flips": True,
         "count": COUNT,
         "num_classes": 4,
+        "codebook_size": None,
         "shape": [2, 4, 3],
         "mean": 0.0,
         "std": 2.0,
@@ -130,6 +142,88 @@ def test_normalised_samples_depend_on_the_generator_alone(tmp_path: Path, moment
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+# Latents without a variance, and their codes
+
+
+@pytest.fixture
+def latents(generator: torch.Generator) -> Tensor:
+    """Return latents of the images, then of their mirror images."""
+    return torch.randn(2, COUNT, 2, 4, 3, generator=generator) + 1.0
+
+
+def draw_codes(codebook_size: int, generator: torch.Generator) -> Tensor:
+    """Return codes of the images, then of their mirror images, with the first and the last."""
+    codes = torch.randint(codebook_size, (2, COUNT, 4, 3), generator=generator)
+    codes[:, 0, 0, 0], codes[:, 0, 0, 1] = 0, codebook_size - 1
+    return codes
+
+
+def test_latents_without_a_variance_are_cached_as_they_are(
+    tmp_path: Path, latents: Tensor, generator: torch.Generator
+) -> None:
+    write_cache(tmp_path, latents, dtype="float32")
+    measured = measure(tmp_path, SHAPE)
+    assert measured["std"] == pytest.approx(float(latents[0].std(correction=0)), rel=1e-5)
+    assert measured["mean"] == pytest.approx(float(latents[0].mean()), rel=1e-5)
+    cache = LatentCache(tmp_path, info(dtype="float32", **measured))
+    mirrored = torch.arange(COUNT) % 2 == 1
+    read = cache.moments(torch.arange(COUNT), mirrored)
+    expected = torch.where(mirrored[:, None, None, None], latents[1], latents[0])
+    assert torch.equal(read, expected)
+    assert torch.equal(cache.normalise(read, generator), expected / cache.info.std)
+
+
+@pytest.mark.parametrize(
+    ("codebook_size", "dtype"),
+    [(2, "uint8"), (256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")],
+)
+def test_codes_come_back_from_the_smallest_integers_that_hold_them(
+    tmp_path: Path, latents: Tensor, generator: torch.Generator, codebook_size: int, dtype: str
+) -> None:
+    codes = draw_codes(codebook_size, generator)
+    write_cache(tmp_path, latents, codebook_size=codebook_size, codes=codes)
+    cache = LatentCache(tmp_path, info(codebook_size=codebook_size))
+    indices = torch.tensor([10, 0, 4, 3, 0, 4])
+    mirrored = torch.tensor([False, True, False, False, False, True])
+    expected = torch.where(mirrored[:, None, None], codes[1, indices], codes[0, indices])
+    read = cache.codes(indices, mirrored)
+    assert read.dtype == torch.int64
+    assert torch.equal(read, expected)
+    schema = pa.ipc.open_file(pa.memory_map(str(tmp_path / "00000.arrow"))).schema
+    for name in ("indices", "mirrored_indices"):
+        assert str(schema.field(name).type.value_type) == dtype
+
+
+def test_batches_of_codes_are_of_the_images_and_flips_of_those_of_moments(
+    tmp_path: Path, latents: Tensor, generator: torch.Generator
+) -> None:
+    codes = draw_codes(1000, generator)
+    write_cache(tmp_path, latents, dtype="float32", codebook_size=1000, codes=codes)
+    cache = LatentCache(tmp_path, info(dtype="float32", codebook_size=1000))
+    pairs = zip(
+        cache.batches(4, seed=3, first_step=2),
+        cache.batches(4, seed=3, first_step=2, content="indices"),
+        strict=True,
+    )
+    kinds: set[bool] = set()
+    for step, ((moments, labels), (read, same)) in enumerate(islice(pairs, 20), 2):
+        indices = batch_indices(COUNT, 4, seed=3, step=step)
+        assert torch.equal(labels, same)
+        for row, code, index in zip(moments, read, indices, strict=True):
+            mirrored = torch.equal(row, latents[1, index])
+            assert torch.equal(code, codes[int(mirrored), index])
+            kinds.add(mirrored)
+    assert kinds == {False, True}
+
+
+def test_codes_of_a_cache_without_a_codebook_are_refused(tmp_path: Path, moments: Tensor) -> None:
+    write_cache(tmp_path, moments)
+    cache = LatentCache(tmp_path, info())
+    expected = "the latent cache holds no indices: tokenizer.kind has no codebook, expected 'vq'"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        cache.batches(4, seed=3, first_step=0, content="indices")
 
 
 # Batches

@@ -50,6 +50,7 @@ def tiny_autoencoder() -> AutoencoderKL:
         channel_multipliers=[1, 2],
         num_res_blocks=1,
         encoder_attention=True,
+        kl_weight=1e-6,
     )
     model = AutoencoderKL(config)
     model.initialize(torch.Generator().manual_seed(3))

@@ -7,8 +7,10 @@ import torch
 
 from mar import tokenizer
 from mar.autoencoder import AutoencoderConfig
+from mar.codebook import CodebookUse
 from mar.images import to_float, to_uint8
 from mar.reconstruction import difference, reconstruct, score
+from mar.vq import VQ, VQConfig
 
 
 def pictures(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -23,6 +25,7 @@ def test_a_reconstruction_is_the_decoded_mean(generator: torch.Generator) -> Non
         channel_multipliers=[1, 2],
         num_res_blocks=1,
         encoder_attention=False,
+        kl_weight=1e-6,
     )
     model = tokenizer.build(config)
     model.initialize(generator)
@@ -31,6 +34,31 @@ def test_a_reconstruction_is_the_decoded_mean(generator: torch.Generator) -> Non
         expected = to_uint8(model.decode(model.encode(to_float(originals))[:, :3]))
     assert torch.equal(reconstruct(model, originals), expected)
     assert torch.equal(reconstruct(model, originals), reconstruct(model, originals))
+
+
+def test_a_quantised_reconstruction_is_decoded_from_codes_which_are_counted(
+    generator: torch.Generator,
+) -> None:
+    config = VQConfig(
+        kind="vq",
+        latent_channels=3,
+        base_channels=8,
+        channel_multipliers=[1, 2],
+        num_res_blocks=1,
+        encoder_attention=False,
+        codebook_size=9,
+        commitment_weight=0.25,
+        revive_dead=True,
+    )
+    model = VQ(config)
+    model.initialize(generator)
+    originals = pictures(2, generator)
+    use = CodebookUse(model.codebook_size)
+    with torch.no_grad():
+        indices = model.quantise(model.encode(to_float(originals)))
+        expected = to_uint8(model.decode_indices(indices))
+    assert torch.equal(reconstruct(model, originals, use), expected)
+    assert use.compute()["codebook_use"] == pytest.approx(len(indices.unique()) / 9)
 
 
 def test_psnr_is_that_of_the_mean_error_over_all_images(generator: torch.Generator) -> None:

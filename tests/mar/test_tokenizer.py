@@ -9,7 +9,10 @@ from mar import generator as generators
 from mar import tokenizer
 from mar.autoencoder import AutoencoderConfig
 from mar.generator import MAR
-from mar.posterior import LatentShape
+from mar.pixels import PixelsConfig
+from mar.posterior import LatentShape, Posterior
+from mar.tokenizer import TokenizerConfig
+from mar.vq import VQConfig
 
 
 CONFIG = AutoencoderConfig(
@@ -19,16 +22,36 @@ CONFIG = AutoencoderConfig(
     channel_multipliers=[1, 2],
     num_res_blocks=1,
     encoder_attention=True,
+    kl_weight=1e-6,
 )
+QUANTISED = VQConfig(
+    kind="vq",
+    latent_channels=3,
+    base_channels=8,
+    channel_multipliers=[1, 2],
+    num_res_blocks=1,
+    encoder_attention=True,
+    codebook_size=5,
+    commitment_weight=0.25,
+    revive_dead=True,
+)
+ALL = [CONFIG, QUANTISED, PixelsConfig(kind="pixels")]
 
 
-def test_a_saved_tokenizer_comes_back(tmp_path: Path, generator: torch.Generator) -> None:
+@pytest.mark.parametrize("config", ALL, ids=lambda config: config.kind)
+def test_a_saved_tokenizer_comes_back(
+    config: TokenizerConfig, tmp_path: Path, generator: torch.Generator
+) -> None:
     path = tmp_path / "tokenizer.safetensors"
-    model = tokenizer.build(CONFIG)
+    model = tokenizer.build(config)
     model.initialize(generator)
     tokenizer.save(path, model)
     loaded = tokenizer.load(path)
-    assert loaded.config == CONFIG
+    assert loaded.config == config
+    assert type(loaded) is type(model)
+    first = model.state_dict()
+    assert first.keys() == loaded.state_dict().keys()
+    assert all(torch.equal(first[name], value) for name, value in loaded.state_dict().items())
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     images = torch.randn(2, 3, 4, 4, generator=generator)
@@ -52,11 +75,26 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
         tokenizer.load(path)
 
 
-def test_the_shape_of_latents_is_that_of_the_encoder() -> None:
-    shape = tokenizer.latent_shape(CONFIG, 8)
-    assert shape == LatentShape(channels=3, height=4, width=4)
-    moments = tokenizer.build(CONFIG).encode(torch.zeros(1, 3, 8, 8))
-    assert moments.shape == (1, 2 * shape.channels, shape.height, shape.width)
+@pytest.mark.parametrize("config", ALL, ids=lambda config: config.kind)
+def test_the_shape_of_latents_is_that_of_the_encoder(config: TokenizerConfig) -> None:
+    model = tokenizer.build(config)
+    shape = tokenizer.latent_shape(model.config, 8)
+    assert shape == tokenizer.latent_shape(config, 8)
+    assert shape == LatentShape(model.latent_channels, 8 // model.stride, 8 // model.stride)
+    posterior = Posterior.of(model.encode(torch.zeros(1, 3, 8, 8)), shape.channels)
+    assert posterior.mean.shape == (1, shape.channels, shape.height, shape.width)
+    assert (posterior.log_variance is not None) == (config.kind == "kl")
+
+
+@pytest.mark.parametrize("config", ALL, ids=lambda config: config.kind)
+def test_codes_are_given_where_there_is_a_codebook(
+    config: TokenizerConfig, generator: torch.Generator
+) -> None:
+    model = tokenizer.build(config)
+    model.initialize(generator)
+    indices = model.quantise(torch.randn(2, 3, 4, 4, generator=generator))
+    assert (indices is None) == (model.codebook_size is None) == (config.kind != "vq")
+    assert indices is None or indices.shape == (2, 4, 4)
 
 
 def test_images_that_do_not_divide_into_latents_are_refused() -> None:

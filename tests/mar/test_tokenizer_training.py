@@ -10,12 +10,17 @@ import torch
 from torch import Tensor
 
 from mar import tokenizer
-from mar.autoencoder import AutoencoderConfig, AutoencoderKL
+from mar.autoencoder import AutoencoderConfig
 from mar.batches import batch_indices
+from mar.codebook import DEAD_AFTER
 from mar.optimisation import Step, Trainer
+from mar.pixels import PixelsConfig
 from mar.posterior import Posterior
 from mar.reconstruction import reconstruct, score
+from mar.tokenizer import TokenizerConfig
+from mar.tokenizer_interface import Reconstruction
 from mar.tokenizer_training import TokenizerTrainingConfig, loss_terms, new_trainer, train
+from mar.vq import VQ, VQConfig
 
 
 def make_config(**changes: Any) -> TokenizerTrainingConfig:
@@ -33,7 +38,6 @@ def make_config(**changes: Any) -> TokenizerTrainingConfig:
         "ema_decay": 0.9,
         "curve_steps": 1,
         "preview_steps": 1,
-        "kl_weight": 1e-3,
         "flips": True,
         **changes,
     }
@@ -47,17 +51,38 @@ def images(generator: torch.Generator) -> Tensor:
     return colours.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
 
 
-def fresh(config: TokenizerTrainingConfig) -> Trainer:
-    torch.rand(3)  # whatever the global generator is at
-    sizes = AutoencoderConfig(
+def kl(kl_weight: float = 1e-3) -> AutoencoderConfig:
+    return AutoencoderConfig(
         kind="kl",
         latent_channels=4,
         base_channels=16,
         channel_multipliers=[1, 2],
         num_res_blocks=1,
         encoder_attention=False,
+        kl_weight=kl_weight,
     )
-    return new_trainer(tokenizer.build(sizes), config)
+
+
+def vq(codebook_size: int = 24, *, revive_dead: bool = True) -> VQConfig:
+    return VQConfig(
+        kind="vq",
+        latent_channels=4,
+        base_channels=16,
+        channel_multipliers=[1, 2],
+        num_res_blocks=1,
+        encoder_attention=False,
+        codebook_size=codebook_size,
+        commitment_weight=0.25,
+        revive_dead=revive_dead,
+    )
+
+
+KINDS = pytest.mark.parametrize("sizes", [kl(), vq()], ids=["kl", "vq"])
+
+
+def fresh(config: TokenizerTrainingConfig, sizes: TokenizerConfig | None = None) -> Trainer:
+    torch.rand(3)  # whatever the global generator is at
+    return new_trainer(tokenizer.build(sizes or kl()), config)
 
 
 def run(
@@ -88,9 +113,12 @@ def assert_same_state(first: Trainer, second: Trainer) -> None:
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-def test_a_resumed_training_equals_an_undisturbed_one(images: Tensor, tmp_path: Path) -> None:
+@KINDS
+def test_a_resumed_training_equals_an_undisturbed_one(
+    sizes: TokenizerConfig, images: Tensor, tmp_path: Path
+) -> None:
     config = make_config()
-    whole, first, second = (fresh(config) for _ in range(3))
+    whole, first, second = (fresh(config, sizes) for _ in range(3))
     losses = [float(step.loss) for step in run(whole, images, config)]
     before = [float(step.loss) for step in run(first, images, make_config(steps=2))]
     first.save(tmp_path / "state.pt", [])
@@ -100,11 +128,12 @@ def test_a_resumed_training_equals_an_undisturbed_one(images: Tensor, tmp_path: 
     assert_same_state(whole, second)
 
 
-def test_a_training_depends_on_its_seed_alone(images: Tensor) -> None:
+@KINDS
+def test_a_training_depends_on_its_seed_alone(sizes: TokenizerConfig, images: Tensor) -> None:
     trainers: list[Trainer] = []
     for seed in (1, 1, 2):
         config = make_config(seed=seed, steps=2)
-        trainers.append(fresh(config))
+        trainers.append(fresh(config, sizes))
         run(trainers[-1], images, config)
     first, second, other = trainers
     assert_same_state(first, second)
@@ -126,13 +155,23 @@ def test_each_seed_and_step_has_noise_of_its_own(images: Tensor) -> None:
 
 
 def test_the_terms_are_sums_over_an_image(generator: torch.Generator) -> None:
-    images, reconstruction = torch.randn(2, 3, 3, 4, 4, generator=generator)
-    posterior = Posterior.of(torch.randn(3, 4, 2, 2, generator=generator))
-    terms = loss_terms(images, reconstruction, posterior, make_config(kl_weight=0.5))
-    l1 = (images - reconstruction).abs().mean() * 3 * 4 * 4
-    assert terms.keys() == {"l1", "kl"}
-    assert torch.allclose(terms["l1"], l1)
-    assert torch.allclose(terms["kl"], 0.5 * posterior.kl().mean())
+    images, decoded = torch.randn(2, 3, 3, 4, 4, generator=generator)
+    own = torch.tensor(3.5)
+    terms = loss_terms(images, Reconstruction(decoded, {"own": own}, None))
+    assert terms.keys() == {"l1", "own"}
+    assert torch.allclose(terms["l1"], (images - decoded).abs().mean() * 3 * 4 * 4)
+    assert terms["own"] is own
+
+
+def test_the_kl_term_is_the_weighted_divergence(images: Tensor, generator: torch.Generator) -> None:
+    model = tokenizer.build(kl(kl_weight=0.5))
+    model.initialize(generator)
+    eps = torch.randn(8, 4, 4, 4, generator=generator)
+    reconstruction = model(images.float() / 255, eps)
+    posterior = Posterior.of(model.encode(images.float() / 255), 4)
+    assert torch.allclose(reconstruction.terms["kl"], 0.5 * posterior.kl().mean())
+    assert torch.allclose(reconstruction.images, model.decode(posterior.sample(eps)), atol=1e-5)
+    assert reconstruction.codes is None
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])
@@ -151,9 +190,9 @@ def test_images_are_mirrored_at_random(images: Tensor) -> None:
 
     def first_kl(image: Tensor, seed: int, *, flips: bool) -> float:
         # The weights are those of one seed, the choice that of another.
-        config = make_config(steps=1, batch_size=1, kl_weight=1.0, flips=flips)
+        config = make_config(steps=1, batch_size=1, flips=flips)
         chosen = make_config(**{**config.model_dump(), "seed": seed})
-        trainer = fresh(config)
+        trainer = fresh(config, kl(kl_weight=1.0))
         (step,) = run(trainer, image[None], chosen)
         return round(float(step.terms["kl"]), 3)
 
@@ -164,13 +203,13 @@ def test_images_are_mirrored_at_random(images: Tensor) -> None:
     assert set(drawn) == {plain, mirrored}
 
 
-def test_a_tiny_autoencoder_learns_four_images_by_heart(images: Tensor) -> None:
+@pytest.mark.parametrize("sizes", [kl(kl_weight=1e-4), vq()], ids=["kl", "vq"])
+def test_a_tiny_autoencoder_learns_four_images_by_heart(
+    sizes: TokenizerConfig, images: Tensor
+) -> None:
     images = images[:4]
-    config = make_config(
-        steps=100, batch_size=4, lr_schedule="cosine", kl_weight=1e-4, flips=False, warmup_steps=5
-    )
-    trainer = fresh(config)
-    assert isinstance(trainer.ema, AutoencoderKL)
+    config = make_config(steps=100, batch_size=4, lr_schedule="cosine", flips=False, warmup_steps=5)
+    trainer = fresh(config, sizes)
     before = score([(images, reconstruct(trainer.ema, images))])["psnr"]
     run(trainer, images, config)
     after = score([(images, reconstruct(trainer.ema, images))])["psnr"]
@@ -178,11 +217,76 @@ def test_a_tiny_autoencoder_learns_four_images_by_heart(images: Tensor) -> None:
     assert after > 20
 
 
-def test_a_step_does_not_depend_on_the_micro_batch(images: Tensor) -> None:
+@KINDS
+def test_a_step_does_not_depend_on_the_micro_batch(sizes: TokenizerConfig, images: Tensor) -> None:
     config = make_config(steps=1)
-    whole, parts = fresh(config), fresh(config)
+    whole, parts = fresh(config, sizes), fresh(config, sizes)
     one, other = (
         run(trainer, images, config, micro_batch=size)[0].values()
         for trainer, size in ((whole, 5), (parts, 2))
     )
     assert one == pytest.approx(other, rel=1e-4)
+
+
+# Codebooks
+
+
+def test_the_use_of_codes_is_measured_and_not_minimised(images: Tensor) -> None:
+    config = make_config(steps=2)
+    for step in run(fresh(config, vq()), images, config):
+        assert step.terms.keys() == {
+            "l1", "codebook", "commitment", "codebook_use", "perplexity",
+        }  # fmt: skip
+        minimised = step.terms["l1"] + step.terms["codebook"] + step.terms["commitment"]
+        assert torch.allclose(step.loss, minimised)
+        assert torch.allclose(0.25 * step.terms["codebook"], step.terms["commitment"], rtol=1e-4)
+        assert 1 <= float(step.terms["perplexity"]) <= 24 * float(step.terms["codebook_use"]) + 1e-3
+
+
+def test_revived_codes_survive_a_checkpoint_bit_for_bit(images: Tensor, tmp_path: Path) -> None:
+    """Codes die between the checkpoint and the end, by what was counted on both sides of it."""
+    config = make_config(steps=6)
+    whole, first, second = (fresh(config, vq(codebook_size=200)) for _ in range(3))
+    for trainer in (whole, first):  # no code is dead yet, but soon
+        trainer.model.quantize.unused_steps.fill_(DEAD_AFTER - 5)
+    initial = whole.model.quantize.embedding.weight.detach().clone()
+    run(whole, images, config)
+    run(first, images, make_config(steps=3))
+    unused = first.model.quantize.unused_steps
+    assert int(unused.max()) == DEAD_AFTER - 2
+    first.save(tmp_path / "state.pt", [])
+    second.load(tmp_path / "state.pt")
+    run(second, images, config)
+    assert_same_state(whole, second)
+    moved = (whole.model.quantize.embedding.weight.detach() - initial).abs().amax(dim=1)
+    assert float(moved.median()) > 0.1  # further than six steps go: most were revived
+
+
+def test_revival_brings_a_codebook_into_use(images: Tensor) -> None:
+    config = make_config(steps=30, batch_size=8, flips=False)
+    use: list[float] = []
+    for revive_dead in (False, True):
+        trainer = fresh(config, vq(codebook_size=16, revive_dead=revive_dead))
+        last = run(trainer, images, config, micro_batch=8)[-1]
+        use.append(float(last.terms["perplexity"]))
+    assert use[1] > use[0]
+
+
+def test_a_trained_codebook_is_averaged(images: Tensor) -> None:
+    config = make_config(steps=3, ema_decay=0.5)
+    trainer = fresh(config, vq(revive_dead=False))
+    before = trainer.ema.state_dict()["quantize.embedding.weight"].clone()
+    run(trainer, images, config)
+    assert isinstance(trainer.ema, VQ)
+    assert not torch.equal(trainer.ema.quantize.embedding.weight, before)
+
+
+# Pixels
+
+
+def test_what_has_no_weights_takes_no_steps(images: Tensor) -> None:
+    config = make_config()
+    trainer = fresh(config, PixelsConfig(kind="pixels"))
+    assert run(trainer, images, config) == []
+    assert trainer.step == 0
+    assert torch.equal(reconstruct(trainer.ema, images), images)

@@ -63,6 +63,7 @@ def make_cache(tmp_path: Path) -> Callable[..., LatentCache]:
             flips=False,
             count=COUNT,
             num_classes=COUNT,
+            codebook_size=None,
             shape=[shape.channels, shape.height, shape.width],
             mean=0.0,
             std=1.0,

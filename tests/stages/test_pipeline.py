@@ -14,6 +14,7 @@ from PIL import Image
 
 from mar import generator, tokenizer
 from mar.atomic import digest
+from mar.autoencoder import AutoencoderKL
 from mar.latents import LatentCache, LatentsInfo
 from mar.samples import SampleSet
 from stages import summary
@@ -86,6 +87,7 @@ def test_the_generator_refuses_latents_of_another_tokenizer(finished: Path, proj
     shutil.copytree(finished / "out", project / "out")
     path = project / "out/train_tokenizer/tokenizer.safetensors"
     other = tokenizer.load(path)
+    assert isinstance(other, AutoencoderKL)
     with torch.no_grad():
         other.post_quant_conv.weight.add_(1)
     tokenizer.save(path, other)

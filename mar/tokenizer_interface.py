@@ -1,0 +1,126 @@
+"""What every tokenizer offers, so that nothing else asks which kind it is.
+
+Shapes: B batch, H W an image, c channels of a latent, h w the latent grid, X channels of moments
+(c, or twice as many where latents have a variance).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class TokenizerSection(Protocol):
+    """What a section `tokenizer` of any kind tells of the latents."""
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """How many pixels a latent is wide."""
+        ...
+
+    def model_dump(self) -> dict[str, object]:
+        """Return the section as it stands in the file."""
+        ...
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What a codebook made of some images: latents, detached, and the code nearest to each."""
+
+    latents: Float[Tensor, "B c h w"]
+    indices: Int[Tensor, "B h w"]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A forward pass in training.
+
+    Attributes:
+        images: The decoded images; any comparison with the originals can be minimised.
+        terms: What the tokenizer itself minimises besides, weighted, in units of an image's sum.
+        codes: What `after_step` is to know, where there is a codebook.
+    """
+
+    images: Float[Tensor, "B 3 H W"]
+    terms: dict[str, Float[Tensor, ""]]
+    codes: Codes | None
+
+
+class Tokenizer(nn.Module, ABC):
+    """From images to latents and back."""
+
+    @property
+    @abstractmethod
+    def config(self) -> TokenizerSection:
+        """Its section of `params.yaml`."""
+
+    @property
+    def stride(self) -> int:
+        """How many pixels a latent is wide."""
+        return self.config.stride
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return self.config.latent_channels
+
+    @property
+    def codebook_size(self) -> int | None:
+        """Codes that it has; none where latents are not quantised."""
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors live."""
+        return next(chain(self.parameters(), self.buffers())).device
+
+    @abstractmethod
+    def initialize(self, generator: torch.Generator) -> None:
+        """Set every weight, from the generator alone."""
+
+    @abstractmethod
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B X h w"]:
+        """Return the moments of images in [-1, 1], as `Posterior.of` reads them.
+
+        Raises:
+            ValueError: the images do not divide into latents.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Float[Tensor, "B c h w"]) -> Float[Tensor, "B 3 H W"]:
+        """Return images, about in [-1, 1]."""
+
+    def quantise(self, latents: Float[Tensor, "B c h w"]) -> Int[Tensor, "B h w"] | None:
+        """Return the index of the code for each latent, if there is a codebook."""
+        return None
+
+    # In training
+
+    @abstractmethod
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], eps: Float[Tensor, "B c h w"]
+    ) -> Reconstruction:
+        """Encode and decode; `eps` is standard normal, for latents that have a variance."""
+
+    def after_step(
+        self, average: "Tokenizer", codes: Sequence[Codes], generator: torch.Generator
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Do what follows an optimiser step; return numbers for the curves, none minimised.
+
+        Args:
+            average: Its running average, of the same kind.
+            codes: Those of all parts of the batch.
+            generator: The step's.
+        """
+        return {}
