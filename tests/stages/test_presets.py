@@ -29,8 +29,21 @@ def test_a_preset_is_valid_and_its_models_can_be_built(name: str, tmp_path: Path
     configs = check.check_all(path)
     latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
     with torch.device("meta"):
-        MAR(configs["generator"], latent, num_classes=1000)
-        build(configs["tokenizer"])
+        codebook_size = build(configs["tokenizer"]).codebook_size
+        MAR(configs["generator"], latent, 1000, codebook_size)
+
+
+def test_the_ablations_denoiser_has_the_published_size(tmp_path: Path) -> None:
+    """The paper says 21 M."""
+    path = tmp_path / "params.yaml"
+    path.write_text(presets.resolve("paper/table3-denoiser1024", ROOT / "presets"))
+    configs = check.check_all(path)
+    latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
+    with torch.device("meta"):
+        head = MAR(configs["generator"], latent, num_classes=1000).head
+    assert sum(parameter.numel() for parameter in head.parameters()) / 1e6 == pytest.approx(
+        20.26, 0.001
+    )
 
 
 @pytest.mark.parametrize(
