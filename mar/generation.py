@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mar.generator import MAR
 from mar.images import to_uint8
-from mar.sampling import SampleConfig, draw_noise, generate
+from mar.sampling import Known, SampleConfig, draw_noise, generate
 from mar.tokenizer_interface import Tokenizer
 from mar.vq import VQ
 
@@ -30,6 +30,7 @@ def generate_images(
     *,
     latent_std: float,
     autocast: Callable[[], AbstractContextManager[object]],
+    known: Known | None = None,
 ) -> UInt8[Tensor, "B 3 H W"]:
     """Generate the images `indices` of a run, whose randomness is theirs alone.
 
@@ -41,6 +42,7 @@ def generate_images(
         config: How to sample.
         latent_std: What the latents were divided by in training.
         autocast: Makes the context of forward passes.
+        known: Tokens to keep, from `mar.editing.keep`.
 
     Raises:
         ValueError: an image came out as NaN.
@@ -48,7 +50,7 @@ def generate_images(
     device = next(model.parameters()).device
     noise = draw_noise(model, indices, config).to(device)
     with autocast():
-        latents = generate(model, labels.to(device), noise, config)
+        latents = generate(model, labels.to(device), noise, config, known=known)
         parts = [
             _decode(tokenizer, latents[start : start + DECODED], latent_std)
             for start in range(0, len(latents), DECODED)

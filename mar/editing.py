@@ -1,0 +1,59 @@
+"""Edit images: keep some tokens of an image, and generate the others.
+
+Inpainting hides what lies inside, outpainting what lies outside, and a class-conditional edit draws
+the hidden part as another class. Nothing is trained for it: a generator of random order has learnt
+to see any set of tokens (MAR, section 3.4).
+
+Shapes: B batch, H W an image, h w the grid of tokens.
+"""
+
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from mar.generator import MAR
+from mar.images import to_float
+from mar.posterior import Posterior
+from mar.sampling import Known
+from mar.tokenizer_interface import Tokenizer
+
+
+@torch.no_grad()
+def keep(
+    model: MAR,
+    tokenizer: Tokenizer,
+    images: UInt8[Tensor, "B 3 H W"],
+    hidden: Bool[Tensor, "H W"],
+    *,
+    latent_std: float,
+) -> Known:
+    """Return the tokens of images, for `generate_images` to keep all but the hidden ones.
+
+    Args:
+        model: The generator.
+        tokenizer: What the images are encoded with.
+        images: What is edited, of the size that the generator makes.
+        hidden: The pixels to generate (True); a token is hidden if one of its pixels is.
+        latent_std: What the latents were divided by in training.
+
+    Raises:
+        ValueError: the images are not of that size.
+    """
+    patch = model.config.patch_size * tokenizer.stride
+    size = (model.rows * patch, model.columns * patch)
+    if tuple(images.shape[2:]) != size:
+        raise ValueError(
+            f"images and mask must have {size[0]} x {size[1]} pixels, got "
+            f"{images.shape[2]} x {images.shape[3]}"
+        )
+    moments = tokenizer.encode(to_float(images.to(tokenizer.device)))
+    latents = Posterior.of(moments, tokenizer.latent_channels).mean
+    if model.config.indices:
+        indices = tokenizer.quantise(latents)
+        assert indices is not None
+        tokens = model.patchify(indices[:, None])
+    else:
+        tokens = model.patchify(latents / latent_std)
+    mask = max_pool2d(hidden[None].float(), patch)[0] > 0  # (h, w)
+    return Known(tokens, mask.flatten().to(tokens.device))
