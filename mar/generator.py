@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from mar import masking, weights
 from mar.causal import CausalTransformer
 from mar.config import Config, name_or_fields
+from mar.denoiser import denoiser_size
+from mar.diffusion_loss import DiffusionConfig
+from mar.flow import FlowConfig
 from mar.head import Draws
 from mar.heads import HEADS, HeadConfig
 from mar.posterior import LatentShape
@@ -264,6 +267,24 @@ def check_size(config: GeneratorConfig, latent: LatentShape, codebook_size: int 
         )
     if config.indices and patch_size != 1:
         raise ValueError(f"generator.patch_size: must be 1 for indices, got {patch_size}")
+
+
+def find_narrow_denoiser(model: MAR) -> str | None:
+    """Return a warning if the denoiser is small for the width of a token, else nothing.
+
+    The paper models 16 channels with a width of 1024 at best (Table 3); a user who grouped latents
+    to wider tokens and kept the denoiser got FID 30 instead of 3.5. The ratio of 32 is ours.
+    """
+    head = model.config.head
+    if not isinstance(head, DiffusionConfig | FlowConfig) or model.channels <= 16:
+        return None
+    width = denoiser_size(head.size).width
+    if width >= 32 * model.channels:
+        return None
+    return (
+        f"generator.head.size: a denoiser {width} wide is small for tokens of {model.channels} "
+        f"channels, expect poor samples; a width of {32 * model.channels} or more is in proportion"
+    )
 
 
 def _named(width: int, num_blocks: int, num_heads: int) -> Widths:

@@ -1,5 +1,6 @@
 """Train MAR on the cached latents."""
 
+import sys
 from pathlib import Path
 
 from mar import atomic, generator, training
@@ -36,6 +37,8 @@ def main(stage: Stage) -> None:
         info.num_classes,
         info.codebook_size,
     )
+    if warning := generator.find_narrow_denoiser(model):
+        sys.stderr.write(f"{stage.name}: {warning}\n")
     trainer = training.new_trainer(model.to(stage.device), config)
     history = train_loop.run(
         stage,

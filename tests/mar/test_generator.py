@@ -203,6 +203,23 @@ def test_initial_weights_depend_on_the_generator_alone(tiny_model: MAR) -> None:
     assert not torch.equal(first["transformer.mask_token"], other["transformer.mask_token"])
 
 
+@pytest.mark.parametrize(
+    ("patch_size", "width", "warned"), [(2, 20, False), (4, 1023, True), (4, 1024, False)]
+)
+def test_a_denoiser_that_is_small_for_wide_tokens_is_warned_about(
+    tiny_model: MAR, patch_size: int, width: int, warned: bool
+) -> None:
+    """Of 2 channels each, 4 latents make a token of 8 channels, and 16 one of 32."""
+    size = {"blocks": 1, "width": width}
+    head = {"kind": "diffusion", "size": size, "num_draws": 1}
+    config = changed(tiny_model.config, patch_size=patch_size, head=head)
+    with torch.device("meta"):
+        model = MAR(config, LatentShape(2, 8, 8), 5)
+    warning = generators.find_narrow_denoiser(model)
+    assert (warning is not None) == warned
+    assert not warned or "generator.head.size: a denoiser 1023 wide" in str(warning)
+
+
 # Files
 
 
