@@ -34,10 +34,17 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         image_size: The side of the images in pixels.
     """
 
-    def __init__(self, manifest: Path, split: Split, image_size: int) -> None:
+    def __init__(
+        self, manifest: Path, split: Split, image_size: int, *, base: Path = Path()
+    ) -> None:
+        """Open a manifest; `base` is where the path of its data folder begins, if it is relative.
+
+        Raises:
+            ValueError: the file is not a manifest, or lists no images of the split.
+        """
         self._file = manifest
         self._manifest = Manifest(manifest, split)
-        self._root = Path(self._manifest.info.root).expanduser()
+        self._root = base / Path(self._manifest.info.root).expanduser()
         if not len(self):
             raise ValueError(f"{manifest} lists no images of the split {split}")
         self.labels: Int64[Tensor, " B"] = self._manifest.labels()

@@ -53,7 +53,8 @@ class Info:
 
     Attributes:
         source: The kind of data, `digits` or `folder`.
-        root: The data folder as the user gave it; relative paths begin at the working directory.
+        root: The data folder as the user gave it; where relative paths begin is for
+            the reader to say.
         class_names: The name of each label.
         unreadable: Paths of the files that were left out because they cannot be decoded.
     """

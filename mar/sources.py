@@ -52,8 +52,10 @@ class Collection:
         return sum(row.split == split for row in self.rows)
 
 
-def collect(config: DigitsData | FolderData, workers: int) -> Collection:
+def collect(config: DigitsData | FolderData, workers: int, base: Path = Path()) -> Collection:
     """Find and check the images of a data source, and assign them to splits.
+
+    A relative path of a folder begins at `base`.
 
     Raises:
         ValueError: the folder has not the layout of `mar.folder.list_folder`, more files than
@@ -61,7 +63,7 @@ def collect(config: DigitsData | FolderData, workers: int) -> Collection:
     """
     if isinstance(config, DigitsData):
         return _collect_digits(config)
-    return _collect_folder(config, workers)
+    return _collect_folder(config, workers, base)
 
 
 def hold_out(labels: Int64[Tensor, " N"], fraction: float, seed: int) -> Bool[Tensor, " N"]:
@@ -110,8 +112,8 @@ def _digits() -> tuple[UInt8[Tensor, "N 8 8"], Int64[Tensor, " N"]]:
     return images.round().to(torch.uint8), torch.tensor(labels, dtype=torch.int64)
 
 
-def _collect_folder(config: FolderData, workers: int) -> Collection:
-    root = Path(config.path).expanduser()
+def _collect_folder(config: FolderData, workers: int, base: Path) -> Collection:
+    root = base / Path(config.path).expanduser()
     listing = list_folder(root)
     checked = _check_files(root, [file.path for file in listing.files], workers)
     pairs = list(zip(listing.files, checked, strict=True))

@@ -28,7 +28,7 @@ def main(stage: Stage) -> None:
     data = stage.params("data", DataConfig)
     config = stage.params("latents", LatentsConfig)
     model = tokenizer.load(TOKENIZER).to(stage.device)
-    images = ImageSet(MANIFEST, "train", data.image_size)
+    images = ImageSet(MANIFEST, "train", data.image_size, base=stage.root)
     images.verify_listing()
     shape = tokenizer.latent_shape(model.config, data.image_size)
     folder = stage.work / "latents"

@@ -14,7 +14,7 @@ from stages.stage import Stage, run
 def main(stage: Stage) -> None:
     """Write the manifest, the class names and the list of files that cannot be decoded."""
     config = stage.params("data", DataConfig)
-    collection = collect(config, stage.workers)
+    collection = collect(config, stage.workers, stage.root)
     if collection.unreadable:
         total = len(collection.rows) + len(collection.unreadable)
         sys.stderr.write(

@@ -23,7 +23,7 @@ def main(stage: Stage) -> None:
     """Score reconstructions of the held-out split and draw some beside their originals."""
     data = stage.params("data", DataConfig)
     model = tokenizer.load(TOKENIZER).to(stage.device)
-    images = ImageSet(MANIFEST, "held_out", data.image_size)
+    images = ImageSet(MANIFEST, "held_out", data.image_size, base=stage.root)
     images.verify_listing()
     chunks = ranges(len(images), 64)
     decoded = map_chunks(images.stack, chunks, stage.workers)

@@ -44,6 +44,11 @@ class Stage:
     run: tracking.Run
 
     @property
+    def root(self) -> Path:
+        """The repository, also from within a temporary copy that DVC made for an experiment."""
+        return tracking.root()
+
+    @property
     def workers(self) -> int:
         """Processes that decode images (`MAR_WORKERS`; by default one per CPU)."""
         return read_count("MAR_WORKERS", os.cpu_count() or 1, least=0)

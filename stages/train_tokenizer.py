@@ -19,7 +19,7 @@ def main(stage: Stage) -> None:
     data = stage.params("data", DataConfig)
     config = stage.params("tokenizer_training", TokenizerTrainingConfig)
     model = tokenizer.build(stage.params("tokenizer", TokenizerConfig)).to(stage.device)
-    images = ImageSet(MANIFEST, "train", data.image_size)
+    images = ImageSet(MANIFEST, "train", data.image_size, base=stage.root)
     images.verify_listing()
     trainer = tokenizer_training.new_trainer(model, config)
 
@@ -35,7 +35,7 @@ def main(stage: Stage) -> None:
             trainer, batches, config, micro_batch=stage.micro_batch, autocast=stage.autocast
         )
 
-    held_out = ImageSet(MANIFEST, "held_out", data.image_size)
+    held_out = ImageSet(MANIFEST, "held_out", data.image_size, base=stage.root)
     history = train_loop.run(
         stage,
         trainer,
