@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, 
 
 from mar.config import Config
 from mar.posterior import Posterior
-from mar.tokenizer_interface import Reconstruction, Tokenizer
+from mar.tokenizer_interface import Draws, Reconstruction, Tokenizer
 
 
 class EncoderDecoderConfig(Config):
@@ -233,6 +233,11 @@ class Autoencoder(Tokenizer):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
 
+    @property
+    def last_layer(self) -> Tensor:
+        """Return the weights that put out the image."""
+        return self.decoder.conv_out.weight
+
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B X h w"]:
         """Return the moments of images in [-1, 1].
 
@@ -263,14 +268,13 @@ class AutoencoderKL(Autoencoder):
         """Its section of `params.yaml`."""
         return self._config
 
-    def forward(
-        self, images: Float[Tensor, "B 3 H W"], eps: Float[Tensor, "B c h w"]
-    ) -> Reconstruction:
+    def forward(self, images: Float[Tensor, "B 3 H W"], draws: Draws) -> Reconstruction:
         """Encode, sample the posterior and decode.
 
         As in LDM, the divergence is a sum over an image, so that `kl_weight` means what it means
         there.
         """
+        (eps,) = draws  # (B, c, h, w)
         posterior = Posterior.of(self.encode(images), self.latent_channels)
         terms = {"kl": self.config.kl_weight * posterior.kl().mean()}
         return Reconstruction(self.decode(posterior.sample(eps)), terms, None)

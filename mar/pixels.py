@@ -3,6 +3,7 @@
 Shapes: B batch, H W an image.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mar.config import Config
-from mar.tokenizer_interface import Reconstruction, Tokenizer
+from mar.tokenizer_interface import Draws, Reconstruction, Tokenizer
 
 
 class PixelsConfig(Config):
@@ -53,8 +54,17 @@ class Pixels(Tokenizer):
         """Return the latents."""
         return latents
 
-    def forward(
-        self, images: Float[Tensor, "B 3 H W"], eps: Float[Tensor, "B 3 H W"]
-    ) -> Reconstruction:
+    @property
+    def last_layer(self) -> None:
+        """Return nothing: there are no weights."""
+        return None
+
+    def draw(
+        self, batch: int, grid: Sequence[int], generator: torch.Generator, *, step: int
+    ) -> Draws:
+        """Draw nothing."""
+        return ()
+
+    def forward(self, images: Float[Tensor, "B 3 H W"], draws: Draws) -> Reconstruction:
         """Return the images; there is nothing to minimise."""
         return Reconstruction(images, {}, None)

@@ -15,6 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
+Draws = tuple[Tensor, ...]  # the randomness of a training pass; each tensor begins with (B)
+
+
 @runtime_checkable
 class TokenizerSection(Protocol):
     """What a section `tokenizer` of any kind tells of the latents."""
@@ -107,11 +110,30 @@ class Tokenizer(nn.Module, ABC):
 
     # In training
 
+    @property
     @abstractmethod
-    def forward(
-        self, images: Float[Tensor, "B 3 H W"], eps: Float[Tensor, "B c h w"]
-    ) -> Reconstruction:
-        """Encode and decode; `eps` is standard normal, for latents that have a variance."""
+    def last_layer(self) -> Tensor | None:
+        """Return the weights that put out the image, where other losses are balanced with the
+        reconstruction's (VQGAN, Equation 7); none where there are no weights.
+        """
+
+    def draw(
+        self, batch: int, grid: Sequence[int], generator: torch.Generator, *, step: int
+    ) -> Draws:
+        """Draw the randomness of a training pass; by default what a posterior's sample takes.
+
+        Args:
+            batch: Images in the batch, all of it, so that its parts do not depend on their size.
+            grid: Height and width of the latents.
+            generator: The step's.
+            step: Optimiser steps taken before.
+        """
+        shape = (batch, self.latent_channels, *grid)
+        return (torch.randn(shape, generator=generator, device=generator.device),)
+
+    @abstractmethod
+    def forward(self, images: Float[Tensor, "B 3 H W"], draws: Draws) -> Reconstruction:
+        """Encode and decode images, with what `draw` gave for them."""
 
     def after_step(
         self, average: "Tokenizer", codes: Sequence[Codes], generator: torch.Generator

@@ -1,6 +1,6 @@
 """Train a tokenizer: reconstruction, and what its kind minimises besides.
 
-Shapes: B batch, H W an image, c channels of a latent, h w the latent grid.
+Shapes: B batch, H W an image.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from torch import Tensor
 from mar import seeds
 from mar.images import to_float
 from mar.optimisation import OptimisationConfig, Step, Trainer, parameter_groups
-from mar.tokenizer_interface import Codes, Reconstruction, Tokenizer
+from mar.tokenizer_interface import Codes, Draws, Reconstruction, Tokenizer
 
 
 class TokenizerTrainingConfig(OptimisationConfig):
@@ -75,13 +75,11 @@ def train(
         if config.flips:
             mirrored = torch.rand(len(whole), generator=generator, device=device) < 0.5
             whole = torch.where(mirrored[:, None, None, None], whole.flip(3), whole)
-        size = [side // tokenizer.stride for side in whole.shape[2:]]
+        grid = [side // tokenizer.stride for side in whole.shape[2:]]
         # For the whole batch, so that a step does not depend on `micro_batch`.
-        eps = torch.randn(
-            len(whole), tokenizer.latent_channels, *size, generator=generator, device=device
-        )
+        draws = tokenizer.draw(len(whole), grid, generator, step=trainer.step)
         codes: list[Codes] = []
-        step = trainer.update(_losses(tokenizer, whole, eps, codes, micro_batch, autocast))
+        step = trainer.update(_losses(tokenizer, whole, draws, codes, micro_batch, autocast))
         measured = tokenizer.after_step(trainer.ema, codes, generator)
         yield replace(step, terms={**step.terms, **measured})
 
@@ -89,16 +87,17 @@ def train(
 def _losses(
     tokenizer: Tokenizer,
     images: Float[Tensor, "B 3 H W"],
-    eps: Float[Tensor, "B c h w"],
+    draws: Draws,
     codes: list[Codes],
     micro_batch: int,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Yield the loss and the terms of each part of a batch, and gather the parts' codes."""
     for start in range(0, len(images), micro_batch):
-        part = images[start : start + micro_batch]
+        rows = slice(start, start + micro_batch)
+        part = images[rows]
         with autocast():
-            reconstruction: Reconstruction = tokenizer(part, eps[start : start + micro_batch])
+            reconstruction: Reconstruction = tokenizer(part, tuple(draw[rows] for draw in draws))
         if reconstruction.codes is not None:
             codes.append(reconstruction.codes)
         share = len(part) / len(images)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mar.autoencoder import Autoencoder, EncoderDecoderConfig
 from mar.codebook import DEAD_AFTER, Codebook, use_of
-from mar.tokenizer_interface import Codes, Reconstruction, Tokenizer
+from mar.tokenizer_interface import Codes, Draws, Reconstruction, Tokenizer
 
 
 class VQConfig(EncoderDecoderConfig):
@@ -70,9 +70,13 @@ class VQ(Autoencoder):
         """Return images, about in [-1, 1], of codes."""
         return super().decode(self.embed(indices))
 
-    def forward(
-        self, images: Float[Tensor, "B 3 H W"], eps: Float[Tensor, "B c h w"]
-    ) -> Reconstruction:
+    def draw(
+        self, batch: int, grid: Sequence[int], generator: torch.Generator, *, step: int
+    ) -> Draws:
+        """Draw nothing."""
+        return ()
+
+    def forward(self, images: Float[Tensor, "B 3 H W"], draws: Draws) -> Reconstruction:
         """Encode, quantise and decode; the gradient passes the codebook straight through.
 
         The second and third term of Equation 3 of VQ-VAE. VQGAN adds means over values to a mean

@@ -167,7 +167,7 @@ def test_the_kl_term_is_the_weighted_divergence(images: Tensor, generator: torch
     model = tokenizer.build(kl(kl_weight=0.5))
     model.initialize(generator)
     eps = torch.randn(8, 4, 4, 4, generator=generator)
-    reconstruction = model(images.float() / 255, eps)
+    reconstruction = model(images.float() / 255, (eps,))
     posterior = Posterior.of(model.encode(images.float() / 255), 4)
     assert torch.allclose(reconstruction.terms["kl"], 0.5 * posterior.kl().mean())
     assert torch.allclose(reconstruction.images, model.decode(posterior.sample(eps)), atol=1e-5)
