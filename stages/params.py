@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 T = TypeVar("T")
 
 FILE = Path("params.yaml")
+CHOICES = ("source", "kind", "extractor")  # keys that say which other keys a section has
 
 
 def read(path: Path = FILE) -> dict[str, Any]:
@@ -109,15 +110,24 @@ def _explained(messages: list[str]) -> list[str]:
 def _key(section: str, value: object, location: tuple[int | str, ...]) -> str:
     """Join a location into `section.key`, without the tags that pydantic adds for unions."""
     parts = [section]
+    tags = _tags(value)
     for index, part in enumerate(location):
         last = index == len(location) - 1
-        if isinstance(value, dict) and (part in value or last):
+        if part in tags:  # comes once, before a key that may have the same name
+            tags.remove(part)
+        elif isinstance(value, dict) and (part in value or last):
             value = value.get(part)
+            tags = _tags(value)
             parts.append(str(part))
         elif isinstance(value, list) and isinstance(part, int):
             value = value[part]
             parts[-1] += f"[{part}]"
     return ".".join(parts)
+
+
+def _tags(value: object) -> list[object]:
+    """Return the choices that a section makes between kinds of itself."""
+    return [value[key] for key in CHOICES if key in value] if isinstance(value, dict) else []
 
 
 def _bare(text: str) -> str:

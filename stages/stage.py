@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import torch
+from filelock import FileLock
 
 from mar import atomic
 from mar.config import Config
@@ -33,8 +34,8 @@ class Stage:
         name: Its name in `dvc.yaml`.
         out: The folder of its outputs.
         work: The folder from which a killed stage continues.
-        device: Where its tensors live (`MAR_DEVICE`; by default the first accelerator, else the
-        CPU). run: Its MLflow run.
+        device: Where its tensors live (`MAR_DEVICE`; by default the first accelerator, else CPU).
+        run: Its MLflow run.
     """
 
     name: str
@@ -146,9 +147,11 @@ def _check_params() -> None:
     files = [params.FILE, *sorted(Path("mar").glob("*.py")), *sorted(Path("stages").glob("*.py"))]
     passed = work.ROOT / "checked"
     state = "\n".join(f"{atomic.digest(path)} {path}" for path in files if path.is_file())
-    if not passed.is_file() or passed.read_text() != state:
-        import_module("stages.check").check_all()
-        atomic.write_text(passed, state)
+    work.ROOT.mkdir(exist_ok=True)
+    with FileLock(passed.with_suffix(".lock")):  # stages may start side by side
+        if not passed.is_file() or passed.read_text() != state:
+            import_module("stages.check").check_all()
+            atomic.write_text(passed, state)
 
 
 def _run_tracked(name: str, main: Callable[[Stage], None]) -> None:
@@ -168,7 +171,9 @@ def _run_tracked(name: str, main: Callable[[Stage], None]) -> None:
             atomic.write_text(run_id, tracked.id)
         main(Stage(name, OUT / name, folder, device, tracked))
         tracked.metrics({"seconds": time.monotonic() - started, "peak_memory_gib": _peak_gib()})
-    work.discard(name)
+    if others := work.discard(folder):
+        kept = ", ".join(str(other) for other in others)
+        sys.stderr.write(f"{name}: unfinished work of other settings is kept: {kept}\n")
 
 
 def _peak_gib() -> float:
@@ -178,7 +183,7 @@ def _peak_gib() -> float:
 
 
 def _end_with_parent() -> None:
-    """On Linux, ask for SIGTERM when the parent process dies.
+    """On Linux, ask for SIGTERM when the parent process, `dvc`, dies; end now if it has already.
 
     A killed `dvc` would otherwise leave its stage running, and a second trainer would start beside
     it.
@@ -188,6 +193,9 @@ def _end_with_parent() -> None:
 
         pr_set_pdeathsig = 1  # linux/prctl.h
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        with suppress(OSError):
+            if b"dvc" not in Path(f"/proc/{os.getppid()}/cmdline").read_bytes():
+                raise SystemExit(128 + signal.SIGTERM)
 
 
 def _exit(signum: int, frame: FrameType | None) -> None:

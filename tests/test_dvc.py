@@ -59,7 +59,7 @@ def test_code_dependencies_are_exactly_what_is_imported(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stage_module_and_folder_have_one_name(name: str) -> None:
-    assert STAGES[name]["cmd"] == f"python -m stages.{name}"
+    assert STAGES[name]["cmd"] == f"exec python -m stages.{name}"
     assert all(path.startswith(f"out/{name}/") for path in outputs(name))
     docstring = ast.get_docstring(ast.parse((ROOT / "stages" / f"{name}.py").read_text())) or ""
     assert STAGES[name]["desc"] == docstring.splitlines()[0]

@@ -88,6 +88,20 @@ def test_keys_inside_a_choice_have_their_plain_name(
     ]
 
 
+def test_a_choice_may_have_the_name_of_a_key(content: dict[str, Any], tmp_path: Path) -> None:
+    assert content["reference"]["extractor"] == "classifier"
+    content["reference"]["num_featurs"] = content["reference"].pop("num_features")
+    content["reference"]["classifier"]["width"] = "wide"
+    del content["reference"]["classifier"]["lr"]
+    assert refuse(tmp_path, content).splitlines() == [
+        "params.yaml: reference.classifier.width: input should be a valid integer, got 'wide'",
+        "params.yaml: reference.classifier.lr is missing",
+        "params.yaml: reference.num_featurs is not a known key; did you mean 'num_features'?",
+    ]
+    del content["reference"]["classifier"]
+    assert "params.yaml: reference.classifier is missing" in refuse(tmp_path, content)
+
+
 def test_an_unknown_choice_lists_the_known_ones(content: dict[str, Any], tmp_path: Path) -> None:
     content["data"]["source"] = "digit"
     message = refuse(tmp_path, content)
