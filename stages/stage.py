@@ -68,9 +68,14 @@ class Stage:
     def preview(self, kind: str, **values: Any) -> None:
         """Draw a picture of the work so far, for people; nothing is computed from it.
 
-        By name, not by an import statement, for the reason given in `run`.
+        So a picture that cannot be drawn (an early sample is NaN, the disk is full) is said and
+        ends no training. By name, not by an import statement, for the reason given in
+        `_check_params`.
         """
-        getattr(import_module("stages.previews"), kind)(self, **values)
+        try:
+            getattr(import_module("stages.previews"), kind)(self, **values)
+        except (ValueError, OSError, RuntimeError) as error:
+            sys.stderr.write(f"{self.name}: no picture: {error}\n")
 
     def params(self, section: str, kind: type[T] | Any) -> T:
         """Load a section of `params.yaml` and log it."""

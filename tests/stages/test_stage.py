@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import tiny_project as tiny
 from ruamel.yaml import YAML
 
+from mar.atomic import digest
 from stages import stage, work
 
 
@@ -30,6 +32,30 @@ def test_mlflow_away_is_said_once_and_nothing_breaks(
     events = [json.loads(line) for line in record]
     assert {"start", "params", "metrics", "finish"} <= {event["event"] for event in events}
     assert events[-1]["status"] == "FINISHED"
+
+
+def test_a_picture_that_cannot_be_drawn_ends_no_training(
+    project: Path, finished: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished / "out", project / "out")
+    shutil.rmtree(project / "out/train_generator")
+    (project / "out/prepare/classes.json").unlink()
+    tiny.run_stage("train_generator")
+    assert "train_generator: no picture: " in capfd.readouterr().err
+    assert digest(project / "out/train_generator/ema.safetensors") == digest(
+        finished / "out/train_generator/ema.safetensors"
+    )
+
+
+def test_pictures_of_an_earlier_start_are_shown_again(project: Path, finished: Path) -> None:
+    shutil.copytree(finished / "out", project / "out")
+    shutil.rmtree(project / "out/train_generator")
+    earlier = work.open_folder("train_generator", work.input_digests("train_generator"))
+    (earlier / "previews").mkdir()
+    (earlier / "previews/step-0000001.png").write_bytes(b"drawn before the kill")
+    tiny.run_stage("train_generator")
+    names = [path.name for path in sorted((project / "out/train_generator/previews").iterdir())]
+    assert names == ["step-0000001.png", "step-0000003.png", "step-0000006.png"]
 
 
 def test_a_mistake_is_one_readable_line(project: Path) -> None:
