@@ -77,6 +77,16 @@ class Stage:
         except (ValueError, OSError, RuntimeError) as error:
             sys.stderr.write(f"{self.name}: no picture: {error}\n")
 
+    def preflight(self, **values: Any) -> dict[str, float]:
+        """Compare what a long training begins with, and return what was found, for people.
+
+        By name, as `preview`: it can stop a training, and never change its result.
+
+        Raises:
+            ValueError: inputs do not belong together.
+        """
+        return import_module("stages.preflight").check(self, **values)
+
     def params(self, section: str, kind: type[T] | Any) -> T:
         """Load a section of `params.yaml` and log it."""
         config: T = params.load(section, kind)
