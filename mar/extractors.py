@@ -188,8 +188,6 @@ def extract(
 ) -> Iterator[Features]:
     """Move the extractor to a device and yield what it says of the images, in batches, on the CPU.
 
-    In full float32: on a GPU, torch would round what enters a convolution to 10 bits (TF32).
-
     Args:
         extractor: The network.
         images: What to look at.
@@ -200,19 +198,37 @@ def extract(
     Raises:
         ValueError: features are not finite.
     """
-    module = extractor.module.to(device)
+    extractor.module.to(device)
     chunks = [chunk.tolist() for chunk in torch.arange(len(images)).split(BATCH)]
     batches = map_chunks(images.stack, chunks, workers)
     progress = tqdm(chunks, desc=f"features of the {name}", unit="batch")
     for chunk, batch in zip(progress, batches, strict=True):
-        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-        with torch.no_grad(), exact:
-            features, *logits = (output.cpu() for output in module(batch.to(device)))
-        if not features.isfinite().all():
-            raise ValueError(
-                f"the {extractor.kind} gives images from {chunk[0]} on nan or infinity"
-            )
-        yield Features(features, logits[0] if logits else None)
+        yield look(extractor, batch, device=device, first=chunk[0])
+
+
+@torch.no_grad()
+def look(
+    extractor: Extractor, images: UInt8[Tensor, "B 3 S S"], *, device: torch.device, first: int
+) -> Features:
+    """Return what an extractor says of images, on the CPU.
+
+    In full float32: on a GPU, torch would round what enters a convolution to 10 bits (TF32).
+
+    Args:
+        extractor: The network.
+        images: What to look at.
+        device: Where the network is.
+        first: Number of the first of them, for the message.
+
+    Raises:
+        ValueError: features are not finite.
+    """
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with exact:
+        features, *logits = (output.cpu() for output in extractor.module(images.to(device)))
+    if not features.isfinite().all():
+        raise ValueError(f"the {extractor.kind} gives images from {first} on nan or infinity")
+    return Features(features, logits[0] if logits else None)
 
 
 def gather(batches: Iterable[Features]) -> Features:

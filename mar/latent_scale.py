@@ -84,7 +84,9 @@ class LatentStatistics:
         return (signal / (signal + variance).clamp(min=torch.finfo(torch.float64).tiny)).tolist()
 
     def summary(self) -> dict[str, float]:
-        """Return the numbers that tell a tokenizer's latents; `kl` in nats, of an image."""
+        """Return numbers that describe latents, if there are any; `kl` is an image's, in nats."""
+        if not self.count:
+            return {}
         scale = self.scale()
         numbers = {
             "mean": scale["mean"],
@@ -106,6 +108,8 @@ def check_scale(statistics: LatentStatistics) -> None:
     Raises:
         ValueError: their scale is outside the band, or they hold nothing but noise.
     """
+    if not statistics.count:
+        return
     std = statistics.scale()["std"]
     if not MIN_STD <= std <= MAX_STD:  # nor is nan
         cause = (
@@ -130,6 +134,8 @@ def check_scale(statistics: LatentStatistics) -> None:
 
 def find_weak_channels(statistics: LatentStatistics) -> str | None:
     """Return a warning about channels from which a generator learns nothing, if there are any."""
+    if not statistics.count:
+        return None
     deviations, signal = statistics.scale()["channel_std"], statistics.signal()
     least, largest = min(deviations), max(deviations)
     small = [n for n, std in enumerate(deviations) if std * CHANNEL_RATIO < largest]
