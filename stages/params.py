@@ -72,7 +72,10 @@ def suggest(name: object, known: Iterable[str]) -> str:
 
 def _messages(section: str, value: object, error: ValidationError) -> Iterator[str]:
     problems: list[Any] = error.errors(include_url=False)
-    keys = [_key(section, value, problem["loc"]) for problem in problems]
+    keys = [
+        _key(section, value, problem["loc"], missing=problem["type"] == "missing")
+        for problem in problems
+    ]
     missing = [key for key, p in zip(keys, problems, strict=True) if p["type"] == "missing"]
     for key, problem in zip(keys, problems, strict=True):
         context = problem.get("ctx", {})
@@ -106,12 +109,15 @@ def _explained(messages: list[str]) -> list[str]:
     ]
 
 
-def _key(section: str, value: object, location: tuple[int | str, ...]) -> str:
+def _key(section: str, value: object, location: tuple[int | str, ...], *, missing: bool) -> str:
     """Join a location into `section.key`, without the tags that pydantic adds for unions."""
     parts = [section]
+    tagged: object = None  # the choice whose tag was passed; a key of it may have the same name
     for index, part in enumerate(location):
-        last = index == len(location) - 1
-        if isinstance(value, dict) and (part in value or last):
+        absent = missing and index == len(location) - 1
+        if isinstance(value, dict) and value is not tagged and part in _tags(value):
+            tagged = value
+        elif isinstance(value, dict) and (part in value or absent):
             value = value.get(part)
             parts.append(str(part))
         elif isinstance(value, list) and isinstance(part, int):
@@ -120,8 +126,14 @@ def _key(section: str, value: object, location: tuple[int | str, ...]) -> str:
     return ".".join(parts)
 
 
+def _tags(value: dict[object, object]) -> list[object]:
+    """Return what tells a choice apart."""
+    return [value[name] for name in ("extractor", "kind", "source") if name in value]
+
+
 def _bare(text: str) -> str:
-    return text.strip("'")
+    """Return a name without quotes, and without the () of a function that finds it."""
+    return text.strip("'").removesuffix("()")
 
 
 def _one_line(error: Exception) -> str:
