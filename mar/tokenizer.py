@@ -8,6 +8,7 @@ from pydantic import Field, TypeAdapter
 from mar import weights
 from mar.autoencoder import AutoencoderConfig, AutoencoderKL
 from mar.detok import DeTok, DeTokConfig
+from mar.diffusers_autoencoder import DiffusersAutoencoder, DiffusersConfig
 from mar.pixels import Pixels, PixelsConfig
 from mar.posterior import LatentShape
 from mar.tokenizer_interface import Tokenizer, TokenizerSection
@@ -16,7 +17,7 @@ from mar.vq import VQ, VQConfig
 
 # Section `tokenizer` of `params.yaml`.
 TokenizerConfig = Annotated[
-    AutoencoderConfig | VQConfig | DeTokConfig | PixelsConfig,
+    AutoencoderConfig | VQConfig | DeTokConfig | DiffusersConfig | PixelsConfig,
     Field(discriminator="kind"),
 ]
 
@@ -30,6 +31,8 @@ def build(config: TokenizerConfig) -> Tokenizer:
             return VQ(config)
         case DeTokConfig():
             return DeTok(config)
+        case DiffusersConfig():
+            return DiffusersAutoencoder(config)
         case PixelsConfig():
             return Pixels(config)
 

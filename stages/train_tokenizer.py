@@ -7,6 +7,7 @@ from mar.data import ImageSet, image_batches
 from mar.data_config import DataConfig
 from mar.tokenizer import TokenizerConfig
 from mar.tokenizer_training import TokenizerTrainingConfig
+from mar.tokenizer_weights import given_weights
 from stages import train_loop
 from stages.stage import Stage, run
 
@@ -21,7 +22,8 @@ def main(stage: Stage) -> None:
     model = tokenizer.build(stage.params("tokenizer", TokenizerConfig)).to(stage.device)
     images = ImageSet(MANIFEST, "train", data.image_size, base=stage.root)
     images.verify_listing()
-    trainer = tokenizer_training.new_trainer(model, config)
+    given = given_weights(model, stage.root)
+    trainer = tokenizer_training.new_trainer(model, config, given)
 
     def steps():
         batches = image_batches(

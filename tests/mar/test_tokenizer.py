@@ -9,6 +9,7 @@ from mar import generator as generators
 from mar import tokenizer
 from mar.autoencoder import AutoencoderConfig
 from mar.detok import DeTokConfig, StackSize
+from mar.diffusers_autoencoder import DiffusersConfig
 from mar.generator import MAR
 from mar.pixels import PixelsConfig
 from mar.posterior import LatentShape, Posterior
@@ -48,7 +49,20 @@ DENOISING = DeTokConfig(
     kl_weight=1e-3,
     decoder_from_step=None,
 )
-ALL = [CONFIG, QUANTISED, DENOISING, PixelsConfig(kind="pixels")]
+FOREIGN = DiffusersConfig(
+    kind="diffusers",
+    path="not/there",
+    sha256=None,
+    latent_channels=3,
+    block_out_channels=[8, 16],
+    layers_per_block=1,
+    norm_num_groups=4,
+    use_quant_conv=False,
+    use_post_quant_conv=True,
+    mid_block_add_attention=False,
+    kl_weight=1e-6,
+)
+ALL = [CONFIG, QUANTISED, DENOISING, FOREIGN, PixelsConfig(kind="pixels")]
 
 
 @pytest.mark.parametrize("config", ALL, ids=lambda config: config.kind)

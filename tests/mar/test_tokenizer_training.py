@@ -348,6 +348,30 @@ def test_a_tiny_transformer_learns_eight_images_through_corruption(images: Tenso
     assert after > 20
 
 
+# Given weights
+
+
+def test_a_training_begins_with_the_weights_that_are_given(images: Tensor) -> None:
+    model = tokenizer.build(kl())
+    model.initialize(torch.Generator().manual_seed(7))
+    config = make_config(steps=0)
+    trainer = new_trainer(tokenizer.build(kl()), config, model.state_dict())
+    assert run(trainer, images, config) == []
+    for part in (trainer.model, trainer.ema):
+        assert all(torch.equal(v, model.state_dict()[n]) for n, v in part.state_dict().items())
+    further = make_config(steps=1)
+    (step,) = run(trainer, images, further)
+    assert step.index == 1
+    name = "encoder.conv_in.weight"
+    assert not torch.equal(trainer.model.state_dict()[name], model.state_dict()[name])
+
+
+def test_random_weights_are_not_taken_as_they_are() -> None:
+    expected = r"tokenizer_training\.steps: must be greater than 0 for a tokenizer that begins with"
+    with pytest.raises(ValueError, match=expected):
+        fresh(make_config(steps=0))
+
+
 # Pixels
 
 
