@@ -8,6 +8,7 @@ from mar.data import ImageSet, image_batches
 from mar.data_config import DataConfig
 from mar.tokenizer import TokenizerConfig
 from mar.tokenizer_training import TokenizerTrainingConfig
+from mar.tokenizer_weights import given_weights
 from stages import classifier_training, train_loop
 from stages.stage import Stage, run
 
@@ -22,12 +23,13 @@ def main(stage: Stage) -> None:
     model = tokenizer.build(stage.params("tokenizer", TokenizerConfig)).to(stage.device)
     images = ImageSet(MANIFEST, "train", data.image_size, base=stage.root)
     images.verify_listing()
+    given = given_weights(model, stage.root)
     distance = None
-    if tokenizer_training.is_trained(model):  # without the weights of LPIPS it ends here
+    if tokenizer_training.takes_steps(model, config):  # without weights for LPIPS it ends here
         distance = perceptual.load(
             config.perceptual, lambda settings: _classifier(stage, settings, images)
         )
-    trainer = tokenizer_training.new_trainer(model, config, distance)
+    trainer = tokenizer_training.new_trainer(model, config, given, distance)
 
     def steps():
         batches = image_batches(
