@@ -78,6 +78,21 @@ def test_an_overlay_keeps_its_own_head_comment_and_its_bases_comments() -> None:
     assert "# 800 epochs of 625 batches" in text
 
 
+def test_a_replaced_value_takes_its_own_comment(folder: Path) -> None:
+    text = presets.resolve("paper/table3-denoiser1024")
+    assert "steps: 250000                   # 400 epochs of 625 batches" in text
+    overlay = "# Short.\n\nbase: imagenet256-mar-b\ntraining:\n  steps: 9\n  lr: 1.0 # large\n"
+    (folder / "presets" / "short.yaml").write_text(overlay)
+    text = presets.resolve("short")
+    assert "\n  steps: 9\n" in text
+    assert "epochs of 625" not in text
+    assert "\n  lr: 1.0 # large\n" in text
+    assert "\n  gradient_clip: 1.0e+6           # LDM does not clip\n" in text
+    assert "\n  labels: null\n" in text
+    base = presets.resolve("imagenet256-mar-b")
+    assert text.count("\n\n") == base.count("\n\n")
+
+
 def test_params_yaml_is_the_preset_digits() -> None:
     assert (ROOT / "params.yaml").read_text() == presets.resolve("digits", ROOT / "presets")
 
