@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
 
-from mar.config import Config
+from mar.config import Config, cut_down
 from mar.posterior import Posterior
 from mar.tokenizer_interface import Draws, Reconstruction, Tokenizer
 
@@ -261,7 +261,7 @@ class AutoencoderKL(Autoencoder):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__(config, 2 * config.latent_channels)
-        self._config = config
+        self._config = cut_down(config, AutoencoderConfig)
 
     @property
     def config(self) -> AutoencoderConfig:

@@ -35,4 +35,14 @@ class FolderData(Config):
     seed: int = Field(ge=0, description="chooses the images that are held out")
 
 
-DataConfig = Annotated[DigitsData | FolderData, Field(discriminator="source")]
+class NoData(Config):
+    """No images, only their classes: enough to generate with released weights."""
+
+    source: Literal["none"] = Field(description="no images")
+    image_size: int = Field(gt=0, description="side of the images to generate, in pixels")
+    classes: Literal["imagenet"] | Annotated[list[str], Field(min_length=1)] = Field(
+        description="names of the classes, or ImageNet's 1,000 in the order of their WordNet ids"
+    )
+
+
+DataConfig = Annotated[DigitsData | FolderData | NoData, Field(discriminator="source")]

@@ -39,6 +39,19 @@ class LatentsConfig(Config):
     flips: bool = Field(description="cache the mirrored image as well, to train with random flips")
     shard_images: int = Field(gt=0, description="images in a file of the cache")
     batch_size: int = Field(gt=0, description="images encoded at a time")
+    scale: float | None = Field(
+        gt=0,
+        description="latents are multiplied by it, 0.2325 for the released tokenizer (MAR's code); "
+        "null for 1 / their measured std",
+    )
+
+    def divisor(self, std: float | None) -> float:
+        """Return what latents are divided by, given their measured std."""
+        if self.scale is not None:
+            return 1 / self.scale
+        if std is None:
+            raise ValueError("latents.scale: must be a number, there are no images to measure it")
+        return std
 
 
 class LatentsInfo(Config):
@@ -52,8 +65,11 @@ class LatentsInfo(Config):
     num_classes: int = Field(description="classes of the data")
     codebook_size: int | None = Field(description="codes of the tokenizer; null without a codebook")
     shape: list[int] = Field(description="channels, height and width of a latent")
-    mean: float = Field(description="mean of all latents, of the sampled posterior")
-    std: float = Field(description="their standard deviation; latents are divided by it")
+    divisor: float = Field(description="latents are divided by it: their std, or 1 / latents.scale")
+    mean: float | None = Field(
+        description="mean of all latents, of the sampled posterior; null without images"
+    )
+    std: float | None = Field(description="their standard deviation")
     channel_mean: list[float] = Field(description="mean of each channel")
     channel_std: list[float] = Field(description="standard deviation of each channel")
 
@@ -94,8 +110,8 @@ class Scale(TypedDict):
     """What `measure` finds; the fields of `LatentsInfo` of the same names."""
 
     count: int
-    mean: float
-    std: float
+    mean: float | None
+    std: float | None
     channel_mean: list[float]
     channel_std: list[float]
 
@@ -182,7 +198,7 @@ class LatentCache:
                 f"{folder} holds {self._starts[-1]} latents, latents.json says {info.count}"
             )
         labels = [shard.column("label").to_numpy() for shard in shards]
-        self.labels = torch.from_numpy(np.concatenate(labels)).long()
+        self.labels = torch.from_numpy(np.concatenate([np.empty(0, np.int32), *labels])).long()
         self.names: list[str] = []
         for shard in shards:
             self.names += shard.column("name").to_pylist()
@@ -274,16 +290,17 @@ class LatentCache:
     def normalise(
         self, moments: Float[Tensor, "B X H W"], generator: torch.Generator
     ) -> Float[Tensor, "B c H W"]:
-        """Sample the posterior and divide by the latents' std; the mean is left in (MAR's code)."""
+        """Sample the posterior and divide by one number; the mean is left in (MAR's code)."""
         posterior = Posterior.of(moments, self.info.latent.channels)
         eps = torch.randn(posterior.mean.shape, generator=generator, device=generator.device)
-        return posterior.sample(eps) / self.info.std
+        return posterior.sample(eps) / self.info.divisor
 
 
 def measure(folder: Path, shape: LatentShape) -> Scale:
     """Return count, mean and std of all cached latents, over all and by channel, in float64.
 
     They are those of the sampled posterior: its variance counts as well as that of its mean.
+    Without latents there is nothing to tell.
     """
     count = 0
     total = torch.zeros(2, shape.channels, dtype=torch.float64)  # sums of z and of z^2
@@ -300,6 +317,8 @@ def measure(folder: Path, shape: LatentShape) -> Scale:
             total[0] += mean.sum(dim=(0, 2, 3))
             total[1] += squares.sum(dim=(0, 2, 3))
             count += len(part)
+    if not count:
+        return {"count": 0, "mean": None, "std": None, "channel_mean": [], "channel_std": []}
     first, second = total / (count * shape.height * shape.width)
     return {
         "count": count,

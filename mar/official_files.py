@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mar import atomic
+from mar.config import Config
 
 
 # How files of torch.save begin: a zip archive, or until torch 1.6 a pickled number.
@@ -44,6 +46,19 @@ ALLOWED = [
     # The original's command line. Its name leads to ours, so that not even argparse's code runs.
     (Settings, "argparse.Namespace"),
 ]
+
+
+class ReleasedFile(Config):
+    """What a section of `params.yaml` with `source: released` says of its file."""
+
+    path: str = Field(min_length=1, description="the file, absolute or from the repository")
+    sha256: str | None = Field(
+        pattern="^[0-9a-fA-F]{64}$", description="its SHA-256; null checks nothing"
+    )
+
+    def place(self, base: Path) -> Path:
+        """Return the file's path, which begins at `base` if it is relative."""
+        return base / Path(self.path).expanduser()
 
 
 # Reading

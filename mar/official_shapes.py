@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mar import denoiser, generator
-from mar.generator import MAR
+from mar.diffusion_loss import DiffusionConfig
+from mar.generator import MAR, GeneratorConfig
 from mar.released import to_official
 
 
@@ -50,6 +51,24 @@ class GeneratorShape:
         )
 
 
+def check_layout(config: GeneratorConfig) -> None:
+    """Refuse generators for which the official release has no layout.
+
+    Raises:
+        ValueError: the message names the key, what was found and what was expected.
+    """
+    if config.attention != "bidirectional":
+        raise ValueError(
+            f"generator.attention: must be 'bidirectional' in the official layout, "
+            f"got {config.attention!r}"
+        )
+    if not isinstance(config.head, DiffusionConfig):
+        raise ValueError(
+            f"generator.head.kind: must be 'diffusion' in the official layout, "
+            f"got {config.head.kind!r}"
+        )
+
+
 def describe_generator(tensors: Mapping[str, Tensor]) -> GeneratorShape:
     """Tell what generator some tensors make, from their official names and their shapes.
 
@@ -87,8 +106,13 @@ def check_generator(path: Path, tensors: Mapping[str, Tensor], model: MAR) -> No
         found = describe_generator(tensors)
     except ValueError as error:
         raise ValueError(f"{path} does not hold a whole generator: {error}") from None
-    if found != expected:
-        raise ValueError(f"{path} holds {found}, expected {expected}")
+    if found == expected:
+        return
+    if found == replace(expected, num_classes=found.num_classes):
+        raise ValueError(
+            f"{path} generates {found.num_classes} classes, the data have {expected.num_classes}"
+        )
+    raise ValueError(f"{path} holds {found}, expected {expected}")
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> torch.Size:

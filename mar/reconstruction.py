@@ -41,13 +41,17 @@ def score(
     """Compare originals with reconstructions, in batches of any sizes.
 
     `psnr` in dB is that of the mean squared error over all images, and left out where there is no
-    error; `ssim` is the mean over images.
+    error; `ssim` is the mean over images. Of no images there are no scores.
     """
     psnr = PeakSignalNoiseRatio(data_range=255.0)
     ssim = StructuralSimilarityIndexMeasure(data_range=255.0)
+    count = 0
     for originals, reconstructions in pairs:
+        count += len(originals)
         psnr.update(reconstructions.float(), originals.float())
         ssim.update(reconstructions.float(), originals.float())
+    if not count:
+        return {}
     # By its type either could be a pair; neither was asked for one.
     values = {"psnr": psnr.compute(), "ssim": ssim.compute()}
     scores = {name: float(value) for name, value in values.items()}  # pyright: ignore[reportArgumentType]

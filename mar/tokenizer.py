@@ -13,10 +13,9 @@ from mar.tokenizer_interface import Tokenizer, TokenizerSection
 from mar.vq import VQ, VQConfig
 
 
-# Section `tokenizer` of `params.yaml`.
-TokenizerConfig = Annotated[
-    AutoencoderConfig | VQConfig | PixelsConfig, Field(discriminator="kind")
-]
+OwnTokenizerConfig = VQConfig | PixelsConfig  # kinds without a layout in the official release
+# Section `tokenizer` of `params.yaml`, wherever the weights are from.
+TokenizerConfig = Annotated[AutoencoderConfig | OwnTokenizerConfig, Field(discriminator="kind")]
 
 
 def build(config: TokenizerConfig) -> Tokenizer:

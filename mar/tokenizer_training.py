@@ -3,7 +3,7 @@
 Shapes: B batch, H W an image.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -22,14 +22,32 @@ class TokenizerTrainingConfig(OptimisationConfig):
     """Section `tokenizer_training` of `params.yaml`."""
 
     steps: int = Field(
-        gt=0, description="optimiser steps; a tokenizer without weights (pixels) takes none"
+        ge=0,
+        description="optimiser steps; 0 takes given weights (released) as they are; a tokenizer "
+        "without weights (pixels) takes none",
     )
     flips: bool = Field(description="mirror half of the images at random")
 
 
-def new_trainer(tokenizer: Tokenizer, config: TokenizerTrainingConfig) -> Trainer[Tokenizer]:
-    """Initialise the weights and return a trainer."""
-    tokenizer.initialize(seeds.generator("weights", config.seed, device=tokenizer.device))
+def new_trainer(
+    tokenizer: Tokenizer,
+    config: TokenizerTrainingConfig,
+    given: Mapping[str, Tensor] | None = None,
+) -> Trainer[Tokenizer]:
+    """Set the weights, to those given or initial ones, and return a trainer.
+
+    Raises:
+        ValueError: initial weights would not be trained.
+    """
+    if given is not None:
+        tokenizer.load_state_dict(given)
+    elif config.steps or not list(tokenizer.parameters()):
+        tokenizer.initialize(seeds.generator("weights", config.seed, device=tokenizer.device))
+    else:
+        raise ValueError(
+            "tokenizer_training.steps: must be greater than 0 for a tokenizer that begins with "
+            "random weights, got 0"
+        )
     return Trainer(tokenizer, parameter_groups(tokenizer, config.weight_decay), config)
 
 
@@ -64,7 +82,7 @@ def train(
         autocast: Makes the context of the forward pass.
     """
     tokenizer = trainer.model
-    if not list(tokenizer.parameters()):
+    if not list(tokenizer.parameters()) or trainer.step >= config.steps:
         return
     device = tokenizer.device
     for images, _ in batches:

@@ -33,6 +33,7 @@ def main(stage: Stage) -> None:
     shape = tokenizer.latent_shape(model.config, data.image_size)
     folder = stage.work / "latents"
     names = images.names
+    folder.mkdir(exist_ok=True)
     for path, indices, pixels in _missing_shards(stage, images, config, folder):
         moments, codes = _encode(stage, model, pixels, config.batch_size)
         mirrored, mirrored_codes = None, None
@@ -58,18 +59,20 @@ def main(stage: Stage) -> None:
         num_classes=images.num_classes,
         codebook_size=model.codebook_size,
         shape=[shape.channels, shape.height, shape.width],
+        divisor=config.divisor(measured["std"]),
         **measured,
     )
     atomic.move_folder(folder, stage.out / "latents")
     atomic.write_json(stage.out / "latents.json", info.model_dump())
-    stage.write_metrics({key: measured[key] for key in ("count", "mean", "std")})
+    values = {**measured, "divisor": info.divisor}
+    stage.write_metrics({key: values[key] for key in ("count", "mean", "std", "divisor")})
 
 
 def _missing_shards(
     stage: Stage, images: ImageSet, config: LatentsConfig, folder: Path
 ) -> Iterator[tuple[Path, list[int], Tensor]]:
     """Yield path, image indices and pixels of each shard that an earlier start has not written."""
-    parts = torch.arange(len(images)).split(config.shard_images)
+    parts = torch.arange(len(images)).split(config.shard_images) if len(images) else []
     missing = [
         (folder / f"{number:05d}.arrow", part.tolist())
         for number, part in enumerate(parts)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from mar import tokenizer, tokenizer_training
+from mar import tokenizer, tokenizer_source, tokenizer_training
 from mar.data import ImageSet, image_batches
 from mar.data_config import DataConfig
-from mar.tokenizer import TokenizerConfig
+from mar.tokenizer_source import TokenizerSource
 from mar.tokenizer_training import TokenizerTrainingConfig
 from stages import train_loop
 from stages.stage import Stage, run
@@ -18,10 +18,12 @@ def main(stage: Stage) -> None:
     """Train, and write the averaged weights, curves and reconstructions along the way."""
     data = stage.params("data", DataConfig)
     config = stage.params("tokenizer_training", TokenizerTrainingConfig)
-    model = tokenizer.build(stage.params("tokenizer", TokenizerConfig)).to(stage.device)
+    section = stage.params("tokenizer", TokenizerSource)
+    model = tokenizer.build(section)
+    given = tokenizer_source.given_weights(section, model, base=stage.root)
     images = ImageSet(MANIFEST, "train", data.image_size, base=stage.root)
     images.verify_listing()
-    trainer = tokenizer_training.new_trainer(model, config)
+    trainer = tokenizer_training.new_trainer(model.to(stage.device), config, given)
 
     def steps():
         batches = image_batches(

@@ -65,6 +65,7 @@ def make_cache(tmp_path: Path) -> Callable[..., LatentCache]:
             num_classes=COUNT,
             codebook_size=None,
             shape=[shape.channels, shape.height, shape.width],
+            divisor=1.0,
             mean=0.0,
             std=1.0,
             channel_mean=[],

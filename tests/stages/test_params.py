@@ -54,7 +54,12 @@ def test_a_missing_key_is_named(content: dict[str, Any], tmp_path: Path) -> None
         ("training", "lr", "1e-4", "training.lr: input should be a valid number, got '1e-4'"),
         ("training", "steps", 2.5, "training.steps: input should be a valid integer, got 2.5"),
         ("training", "steps", True, "training.steps: input should be a valid integer, got True"),
-        ("training", "steps", 0, "training.steps: input should be greater than 0, got 0"),
+        (
+            "training",
+            "steps",
+            -1,
+            "training.steps: input should be greater than or equal to 0, got -1",
+        ),
         ("latents", "flips", 1, "latents.flips: input should be a valid boolean, got 1"),
         (
             "sample",
@@ -92,7 +97,8 @@ def test_an_unknown_choice_lists_the_known_ones(content: dict[str, Any], tmp_pat
     content["data"]["source"] = "digit"
     message = refuse(tmp_path, content)
     assert message == (
-        "params.yaml: data.source must be 'digits' or 'folder', got 'digit'; did you mean 'digits'?"
+        "params.yaml: data.source must be 'digits' or 'folder' or 'none', got 'digit'; "
+        "did you mean 'digits'?"
     )
 
 
