@@ -6,9 +6,9 @@ editing the code that lists and decodes images must not train the generator agai
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from mar.config import Config
+from mar.config import Config, name_or_fields
 
 
 class DigitsData(Config):
@@ -40,7 +40,11 @@ class NoData(Config):
 
     source: Literal["none"] = Field(description="no images")
     image_size: int = Field(gt=0, description="side of the images to generate, in pixels")
-    classes: Literal["imagenet"] | Annotated[list[str], Field(min_length=1)] = Field(
+    classes: Annotated[
+        Annotated[Literal["imagenet"], Tag("name")]
+        | Annotated[list[str], Field(min_length=1), Tag("fields")],
+        Discriminator(name_or_fields),
+    ] = Field(
         description="names of the classes, or ImageNet's 1,000 in the order of their WordNet ids"
     )
 

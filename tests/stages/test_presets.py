@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from mar.generator import MAR
 from mar.tokenizer import build, latent_shape
@@ -69,6 +70,40 @@ def test_imagenet_presets_are_table_4(
     assert sum(p.numel() for p in tokenizer.parameters()) == 66_456_019
     assert configs["sample"].guidance_scale == guidance_scale
     assert (configs["training"].batch_size, configs["training"].lr) == (2048, 8e-4)
+
+
+@pytest.mark.parametrize(
+    ("letter", "parameters", "guidance_scale"),
+    [("b", 207_924_768, 2.9), ("l", 478_326_304, 3.0), ("h", 942_403_104, 3.2)],
+)
+def test_released_presets_are_as_published(
+    letter: str, parameters: int, guidance_scale: float, tmp_path: Path
+) -> None:
+    path = tmp_path / "params.yaml"
+    for ending, guidance, temperature in (("", guidance_scale, 1.0), ("-unguided", 1.0, 0.95)):
+        name = f"imagenet256-mar-{letter}-released{ending}"
+        path.write_text(presets.resolve(name, ROOT / "presets"))
+        configs = check.check_all(path)
+        latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
+        with torch.device("meta"):
+            model = MAR(configs["generator"], latent, num_classes=1000)
+        assert sum(p.numel() for p in model.parameters()) == parameters
+        assert configs["generator"].weights == "model_ema"
+        assert configs["latents"].scale == 0.2325
+        assert configs["training"].steps == configs["tokenizer_training"].steps == 0
+        sample = configs["sample"]
+        assert (sample.num_steps, sample.guidance_scale) == (256, guidance)
+        head = sample.head
+        assert (head.num_steps, head.temperature, head.x_0_bound) == (100, temperature, None)
+
+
+def test_the_learning_rate_falls_where_the_paper_says() -> None:
+    """Along a cosine for the cross-entropy, else it is constant (MAR, appendix B)."""
+    for name in NAMES:
+        if name.startswith("paper/"):
+            sections = YAML(typ="safe").load(presets.resolve(name, ROOT / "presets"))
+            cosine = sections["generator"]["head"]["kind"] == "cross_entropy"
+            assert sections["training"]["lr_schedule"] == ("cosine" if cosine else "constant")
 
 
 def test_an_overlay_keeps_its_own_head_comment_and_its_bases_comments() -> None:
