@@ -41,17 +41,14 @@ class LatentsConfig(Config):
     shard_images: int = Field(gt=0, description="images in a file of the cache")
     batch_size: int = Field(gt=0, description="images encoded at a time")
     scale: float | None = Field(
-        gt=0,
-        description="latents are multiplied by it, 0.2325 for the released tokenizer (MAR's code); "
-        "null for 1 / their measured std",
+        gt=0, description="latents are multiplied by it (MAR's code: 0.2325); null measures 1 / std"
     )
 
     def divisor(self, std: float | None) -> float:
         """Return what latents are divided by, given their measured std."""
         if self.scale is not None:
             return 1 / self.scale
-        if std is None:
-            raise ValueError("latents.scale: must be a number, there are no images to measure it")
+        assert std is not None  # where there are no images, a scale must be given
         return std
 
 
@@ -67,9 +64,7 @@ class LatentsInfo(Config):
     codebook_size: int | None = Field(description="codes of the tokenizer; null without a codebook")
     shape: list[int] = Field(description="channels, height and width of a latent")
     divisor: float = Field(description="latents are divided by it: their std, or 1 / latents.scale")
-    mean: float | None = Field(
-        description="mean of all latents, of the sampled posterior; null without images"
-    )
+    mean: float | None = Field(description="mean of sampled latents; null without images")
     std: float | None = Field(description="their standard deviation")
     channel_mean: list[float] = Field(description="mean of each channel")
     channel_std: list[float] = Field(description="standard deviation of each channel")
