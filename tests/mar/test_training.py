@@ -283,7 +283,9 @@ def test_a_training_with_given_weights_resumes_bit_by_bit(
         model = MAR(tiny_model.config, tiny_model.latent, COUNT)
         return new_trainer(model, make_config(steps=2), weights)
 
-    weights = given(MAR(tiny_model.config, tiny_model.latent, COUNT))
+    other = MAR(tiny_model.config, tiny_model.latent, COUNT)
+    other.initialize(torch.Generator().manual_seed(2))
+    weights = given(other)
     whole, first, second = begin(), begin(), begin()
     steps = partial(train, cache=cache, config=make_config(steps=2), micro_batch=6)
     list(steps(whole, autocast=nullcontext))
