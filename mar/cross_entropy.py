@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mar import precision
 from mar.config import Config
 from mar.head import Draws, Head, Noise, guide
 
@@ -75,7 +76,8 @@ class CrossEntropy(Head):
         probabilities = self.probabilities(
             z, sampler, z_null=z_null, guidance_scale=guidance_scale
         )  # (R, K)
-        uniform = 0.5 * (1 + torch.erf(noise.initial.double() / math.sqrt(2)))  # (R, 1)
+        initial = noise.initial.to(probabilities.dtype)
+        uniform = 0.5 * (1 + torch.erf(initial / math.sqrt(2)))  # (R, 1)
         passed = probabilities.cumsum(dim=1) > uniform  # (R, K)
         # Rounding may leave the last sum below 1: then it is the last code.
         passed[:, -1] = True
@@ -89,9 +91,10 @@ class CrossEntropy(Head):
         z_null: Float[Tensor, "R D"] | None = None,
         guidance_scale: float = 1.0,
     ) -> Float[Tensor, "R K"]:
-        """Return the distribution that `sample` draws from, in float64."""
+        """Return the distribution that `sample` draws from, in the widest numbers of the device."""
         assert isinstance(sampler, CrossEntropySampler)
-        logits = self.linear(z).double()
+        wide = precision.widest_float(z.device)
+        logits = self.linear(z).to(wide)
         if z_null is not None:
-            logits = guide(self.linear(z_null).double(), logits, guidance_scale)
+            logits = guide(self.linear(z_null).to(wide), logits, guidance_scale)
         return (logits / sampler.temperature).softmax(dim=1)
