@@ -17,7 +17,7 @@ from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 
 from mar import masking, weights
-from mar.causal import CausalTransformer
+from mar.causal import CausalTransformer, check_one_stack
 from mar.config import Config, name_or_fields
 from mar.denoiser import denoiser_size
 from mar.diffusion_loss import DiffusionConfig
@@ -255,6 +255,8 @@ def check_size(config: GeneratorConfig, latent: LatentShape, codebook_size: int 
             raise ValueError(
                 f"generator.size.{part}_width: {width} does not divide into {heads} heads"
             )
+    if config.attention == "causal":
+        check_one_stack(widths)
     if (config.mask_ratio_min is None) != (config.attention == "causal"):
         expected = "null, as nothing is masked" if config.attention == "causal" else "a number"
         raise ValueError(

@@ -129,6 +129,35 @@ def test_sections_that_do_not_fit_together_are_refused(
     assert "18 pixels do not divide into latents of 4 pixels" in refuse(tmp_path, content)
 
 
+CAUSAL = {
+    "generator.attention": "causal",
+    "generator.mask_ratio_min": None,
+    "generator.size.decoder_width": 48,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            CAUSAL,
+            "generator.size.decoder_width: 48 must be the encoder's 96, the causal transformer is "
+            "one stack",
+        ),
+    ],
+)
+def test_what_would_fail_late_or_spoil_results_is_refused_at_once(
+    content: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    for key, value in changes.items():
+        *path, name = key.split(".")
+        section = content
+        for part in path:
+            section = section[part]
+        section[name] = value
+    assert refuse(tmp_path, content) == f"params.yaml: {message}"
+
+
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     text = (ROOT / "params.yaml").read_text()
