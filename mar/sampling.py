@@ -253,6 +253,11 @@ def check_fit(config: SampleConfig, generator: GeneratorConfig, num_tokens: int)
             "sample.order: 'confidence' needs probabilities of tokens in any order: "
             "generator.head.kind cross_entropy and generator.attention bidirectional"
         )
+    if config.guidance_scale > 1 and generator.label_drop == 0:
+        raise ValueError(
+            "sample.guidance_scale: must be 1 where generator.label_drop is 0, as the prediction "
+            f"without class is not trained; got {config.guidance_scale}"
+        )
     if config.order != generator.order and "raster" in (config.order, generator.order):
         raise ValueError(
             f"sample.order: must be generator.order, {generator.order!r}, got {config.order!r}"

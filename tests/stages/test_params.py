@@ -144,6 +144,11 @@ CAUSAL = {
             "generator.size.decoder_width: 48 must be the encoder's 96, the causal transformer is "
             "one stack",
         ),
+        (
+            {"generator.label_drop": 0.0},
+            "sample.guidance_scale: must be 1 where generator.label_drop is 0, as the prediction "
+            "without class is not trained; got 1.3",
+        ),
     ],
 )
 def test_what_would_fail_late_or_spoil_results_is_refused_at_once(
