@@ -149,6 +149,10 @@ CAUSAL = {
             "sample.guidance_scale: must be 1 where generator.label_drop is 0, as the prediction "
             "without class is not trained; got 1.3",
         ),
+        (
+            {"tokenizer.channel_multipliers": [1, 0, 2]},
+            "tokenizer.channel_multipliers[1]: input should be greater than 0, got 0",
+        ),
     ],
 )
 def test_what_would_fail_late_or_spoil_results_is_refused_at_once(
