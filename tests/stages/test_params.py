@@ -150,6 +150,14 @@ CAUSAL = {
             "without class is not trained; got 1.3",
         ),
         (
+            {"training.lr": float("inf")},
+            "training.lr: input should be a finite number, got inf",
+        ),
+        (
+            {"sample.head.temperature": float("nan")},
+            "sample.head.temperature: input should be a finite number, got nan",
+        ),
+        (
             {"tokenizer.channel_multipliers": [1, 0, 2]},
             "tokenizer.channel_multipliers[1]: input should be greater than 0, got 0",
         ),
