@@ -10,7 +10,7 @@ from typing import Any
 from mar import tokenizer
 from mar.data_config import DataConfig
 from mar.extractors import ReferenceConfig
-from mar.fidelity import EvaluateConfig
+from mar.fidelity import EvaluateConfig, check_sizes
 from mar.generator import GeneratorConfig, check_size
 from mar.latents import LatentsConfig
 from mar.sampling import SampleConfig, check_fit
@@ -70,11 +70,12 @@ def _check_fit(configs: dict[str, Any]) -> None:
     check_size(generator, latent, codebook)
     num_tokens = latent.height * latent.width // generator.patch_size**2
     check_fit(sample, generator, num_tokens)
-    if configs["evaluate"].kid_subset_size > sample.num_images:
-        raise ValueError(
-            f"evaluate.kid_subset_size: must be at most sample.num_images, {sample.num_images}, "
-            f"got {configs['evaluate'].kid_subset_size}"
-        )
+    check_sizes(
+        configs["evaluate"],
+        "samples (sample.num_images)",
+        sample.num_images,
+        num_features=configs["reference"].num_features,
+    )
 
 
 if __name__ == "__main__":

@@ -150,6 +150,15 @@ CAUSAL = {
             "without class is not trained; got 1.3",
         ),
         (
+            {"evaluate.is_splits": 2000},
+            "evaluate.is_splits: must be at most 1000, the samples (sample.num_images), got 2000",
+        ),
+        (
+            {"reference.num_features": 100},
+            "evaluate.kid_subset_size: must be at most 100, the real images kept (num_features), "
+            "got 200",
+        ),
+        (
             {"training.lr": float("inf")},
             "training.lr: input should be a finite number, got inf",
         ),
