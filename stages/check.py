@@ -13,6 +13,7 @@ from mar.extractors import ReferenceConfig
 from mar.fidelity import EvaluateConfig, check_sizes
 from mar.generator import GeneratorConfig, check_size
 from mar.latents import LatentsConfig
+from mar.optimisation import OptimisationConfig
 from mar.sampling import SampleConfig, check_fit
 from mar.tokenizer import TokenizerConfig
 from mar.tokenizer_training import TokenizerTrainingConfig
@@ -70,12 +71,23 @@ def _check_fit(configs: dict[str, Any]) -> None:
     check_size(generator, latent, codebook)
     num_tokens = latent.height * latent.width // generator.patch_size**2
     check_fit(sample, generator, num_tokens)
+    for name in ("tokenizer_training", "training"):
+        _check_warmup(name, configs[name])
     check_sizes(
         configs["evaluate"],
         "samples (sample.num_images)",
         sample.num_images,
         num_features=configs["reference"].num_features,
     )
+
+
+def _check_warmup(name: str, config: OptimisationConfig) -> None:
+    """Refuse a training that ends before its learning rate is reached; one of no steps has none."""
+    if 0 < config.steps <= config.warmup_steps:
+        raise ValueError(
+            f"{name}.warmup_steps: must be less than {name}.steps, {config.steps}, "
+            f"got {config.warmup_steps}"
+        )
 
 
 if __name__ == "__main__":

@@ -150,6 +150,15 @@ CAUSAL = {
             "without class is not trained; got 1.3",
         ),
         (
+            {"training.steps": 100},
+            "training.warmup_steps: must be less than training.steps, 100, got 100",
+        ),
+        (
+            {"tokenizer_training.warmup_steps": 600},
+            "tokenizer_training.warmup_steps: must be less than tokenizer_training.steps, 500, "
+            "got 600",
+        ),
+        (
             {"evaluate.is_splits": 2000},
             "evaluate.is_splits: must be at most 1000, the samples (sample.num_images), got 2000",
         ),
