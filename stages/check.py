@@ -3,6 +3,7 @@
 Run as a program it says whether the file is fine; every stage runs it before it begins.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from mar import tokenizer
 from mar.data_config import DataConfig
 from mar.extractors import ReferenceConfig
 from mar.fidelity import EvaluateConfig, check_sizes
-from mar.generator import GeneratorConfig, check_size
+from mar.generator import GeneratorConfig, check_size, narrow_denoiser
 from mar.latents import LatentsConfig
 from mar.optimisation import OptimisationConfig
-from mar.sampling import SampleConfig, check_fit
+from mar.sampling import SampleConfig, balanced_labels, check_fit
 from mar.tokenizer import TokenizerConfig
 from mar.tokenizer_training import TokenizerTrainingConfig
 from mar.training import TrainingConfig
@@ -60,6 +61,23 @@ def check_all(path: Path = params.FILE) -> dict[str, Any]:
     return configs
 
 
+def doubts(configs: dict[str, Any]) -> list[str]:
+    """Return what is allowed but likely a mistake, one sentence each."""
+    latent = tokenizer.latent_shape(configs["tokenizer"], configs["data"].image_size)
+    doubt = narrow_denoiser(configs["generator"], latent)
+    return [] if doubt is None else [doubt]
+
+
+def check_classes(configs: dict[str, Any], classes: Path) -> None:
+    """Refuse classes to generate that the data, as `prepare` found them, do not have.
+
+    Raises:
+        ValueError: the message names the class.
+    """
+    num_classes = len(json.loads(classes.read_text(encoding="utf-8")))
+    balanced_labels(1, configs["sample"].labels, num_classes)
+
+
 def _check_fit(configs: dict[str, Any]) -> None:
     """Refuse sections that are fine by themselves but do not fit together."""
     generator: GeneratorConfig = configs["generator"]
@@ -92,8 +110,9 @@ def _check_warmup(name: str, config: OptimisationConfig) -> None:
 
 if __name__ == "__main__":
     try:
-        check_all()
+        found = doubts(check_all())
     except ValueError as problem:
         sys.stderr.write(f"{problem}\n")
         raise SystemExit(1) from None
+    sys.stderr.writelines(f"{params.FILE}: {doubt}\n" for doubt in found)
     sys.stdout.write("params.yaml is fine\n")
