@@ -159,7 +159,13 @@ def test_subsets_larger_than_the_held_out_split_are_refused_before_any_training(
 
 
 @pytest.mark.usefixtures("project")
-def test_missing_inception_weights_are_named_before_any_work() -> None:
+@pytest.mark.parametrize("root", [None, "/elsewhere"])
+def test_missing_inception_weights_are_named_by_both_stages(
+    root: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a temporary copy of the repository, DVC says where that is."""
+    if root is not None:
+        monkeypatch.setenv("DVC_ROOT", root)
     settings = {
         "extractor": "inception",
         "num_features": 400,
@@ -171,5 +177,8 @@ def test_missing_inception_weights_are_named_before_any_work() -> None:
     start, _, end = PARAMS.partition("reference:")
     text = f"{start}reference: {json.dumps(settings)}\nevaluate:{end.partition('evaluate:')[2]}"
     Path("params.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"reference\.weights: inception\.pth is missing"):
-        reference.main(stage("reference"))
+    write_samples(*real_images(100))
+    message = rf"reference\.weights: {root or Path.cwd()}/inception\.pth is missing"
+    for main in (reference.main, evaluate.main):
+        with pytest.raises(ValueError, match=message):
+            main(stage(main.__module__.rpartition(".")[2]))
