@@ -12,6 +12,7 @@ from stages import train_loop
 from stages.stage import Stage, run
 
 
+MANIFEST = Path("out/prepare/manifest.parquet")
 LATENTS = Path("out/encode/latents")
 TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
 
@@ -31,6 +32,9 @@ def main(stage: Stage) -> None:
         }
     )
     cache = LatentCache(LATENTS, info)
+    compared = stage.preflight(
+        cache=cache, manifest=MANIFEST, weights=TOKENIZER, image_size=data.image_size
+    )
     model = MAR(
         stage.params("generator", GeneratorConfig),
         info.latent,
@@ -56,6 +60,7 @@ def main(stage: Stage) -> None:
             "steps": config.steps,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "loss": history[-1]["loss"],
+            "preflight": compared,
         }
     )
 

@@ -12,14 +12,19 @@ from torch import Tensor
 from mar import tokenizer
 from mar.autoencoder import AutoencoderConfig
 from mar.batches import batch_indices
-from mar.codebook import DEAD_AFTER
-from mar.optimisation import Step, Trainer
+from mar.codebook import DEAD_AFTER, Codebook
+from mar.detok import DeTokConfig, StackSize
+from mar.optimisation import Step
 from mar.pixels import PixelsConfig
 from mar.posterior import Posterior
 from mar.reconstruction import reconstruct, score
 from mar.tokenizer import TokenizerConfig
-from mar.tokenizer_interface import Reconstruction
-from mar.tokenizer_training import TokenizerTrainingConfig, loss_terms, new_trainer, train
+from mar.tokenizer_training import (
+    TokenizerTrainer,
+    TokenizerTrainingConfig,
+    new_trainer,
+    train,
+)
 from mar.vq import VQ, VQConfig
 
 
@@ -39,6 +44,9 @@ def make_config(**changes: Any) -> TokenizerTrainingConfig:
         "curve_steps": 1,
         "preview_steps": 1,
         "flips": True,
+        "learned_variance": False,
+        "perceptual": "none",
+        "adversarial": None,
         **changes,
     }
     return TokenizerTrainingConfig.model_validate(fields)
@@ -77,16 +85,37 @@ def vq(codebook_size: int = 24, *, revive_dead: bool = True) -> VQConfig:
     )
 
 
-KINDS = pytest.mark.parametrize("sizes", [kl(), vq()], ids=["kl", "vq"])
+def detok(decoder_from_step: int | None = 3, *, width: int = 16) -> DeTokConfig:
+    return DeTokConfig(
+        kind="detok",
+        latent_channels=4,
+        patch_size=2,
+        grid=4,
+        encoder=StackSize(width=width, blocks=1, heads=2),
+        decoder=StackSize(width=width, blocks=1, heads=2),
+        noise_std=3.0,
+        drop_ratio_max=0.7,
+        kl_weight=1e-3,
+        decoder_from_step=decoder_from_step,
+    )
 
 
-def fresh(config: TokenizerTrainingConfig, sizes: TokenizerConfig | None = None) -> Trainer:
+KINDS = pytest.mark.parametrize("sizes", [kl(), vq(), detok()], ids=["kl", "vq", "detok"])
+
+
+def fresh(
+    config: TokenizerTrainingConfig, sizes: TokenizerConfig | None = None
+) -> TokenizerTrainer:
     torch.rand(3)  # whatever the global generator is at
     return new_trainer(tokenizer.build(sizes or kl()), config)
 
 
 def run(
-    trainer: Trainer, images: Tensor, config: TokenizerTrainingConfig, *, micro_batch: int = 5
+    trainer: TokenizerTrainer,
+    images: Tensor,
+    config: TokenizerTrainingConfig,
+    *,
+    micro_batch: int = 5,
 ) -> list[Step]:
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         step = trainer.step
@@ -99,7 +128,7 @@ def run(
     return list(steps)
 
 
-def state(trainer: Trainer) -> dict[str, Tensor]:
+def state(trainer: TokenizerTrainer) -> dict[str, Tensor]:
     """Return all numbers that a training has."""
     moments = trainer.optimizer.state_dict()["state"]
     optimizer = {f"{i} {key}": value for i, part in moments.items() for key, value in part.items()}
@@ -107,7 +136,7 @@ def state(trainer: Trainer) -> dict[str, Tensor]:
     return {**trainer.model.state_dict(), **ema, **optimizer}
 
 
-def assert_same_state(first: Trainer, second: Trainer) -> None:
+def assert_same_state(first: TokenizerTrainer, second: TokenizerTrainer) -> None:
     one, other = state(first), state(second)
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
@@ -130,14 +159,14 @@ def test_a_resumed_training_equals_an_undisturbed_one(
 
 @KINDS
 def test_a_training_depends_on_its_seed_alone(sizes: TokenizerConfig, images: Tensor) -> None:
-    trainers: list[Trainer] = []
+    trainers: list[TokenizerTrainer] = []
     for seed in (1, 1, 2):
         config = make_config(seed=seed, steps=2)
         trainers.append(fresh(config, sizes))
         run(trainers[-1], images, config)
     first, second, other = trainers
     assert_same_state(first, second)
-    name = "quant_conv.weight"
+    name = "decoder.conv_out.weight"
     assert not torch.equal(first.model.state_dict()[name], other.model.state_dict()[name])
 
 
@@ -152,15 +181,6 @@ def test_each_seed_and_step_has_noise_of_its_own(images: Tensor) -> None:
             float(step.loss) for step in run(trainer, images[:1].expand(8, -1, -1, -1), config)
         ]
     assert len(set(losses)) == 6
-
-
-def test_the_terms_are_sums_over_an_image(generator: torch.Generator) -> None:
-    images, decoded = torch.randn(2, 3, 3, 4, 4, generator=generator)
-    own = torch.tensor(3.5)
-    terms = loss_terms(images, Reconstruction(decoded, {"own": own}, None))
-    assert terms.keys() == {"l1", "own"}
-    assert torch.allclose(terms["l1"], (images - decoded).abs().mean() * 3 * 4 * 4)
-    assert terms["own"] is own
 
 
 def test_the_kl_term_is_the_weighted_divergence(images: Tensor, generator: torch.Generator) -> None:
@@ -231,6 +251,11 @@ def test_a_step_does_not_depend_on_the_micro_batch(sizes: TokenizerConfig, image
 # Codebooks
 
 
+def codebook(trainer: TokenizerTrainer) -> Codebook:
+    assert isinstance(trainer.model, VQ)
+    return trainer.model.quantize
+
+
 def test_the_use_of_codes_is_measured_and_not_minimised(images: Tensor) -> None:
     config = make_config(steps=2)
     for step in run(fresh(config, vq()), images, config):
@@ -248,17 +273,17 @@ def test_revived_codes_survive_a_checkpoint_bit_for_bit(images: Tensor, tmp_path
     config = make_config(steps=6)
     whole, first, second = (fresh(config, vq(codebook_size=200)) for _ in range(3))
     for trainer in (whole, first):  # no code is dead yet, but soon
-        trainer.model.quantize.unused_steps.fill_(DEAD_AFTER - 5)
-    initial = whole.model.quantize.embedding.weight.detach().clone()
+        codebook(trainer).unused_steps.fill_(DEAD_AFTER - 5)
+    initial = codebook(whole).embedding.weight.detach().clone()
     run(whole, images, config)
     run(first, images, make_config(steps=3))
-    unused = first.model.quantize.unused_steps
+    unused = codebook(first).unused_steps
     assert int(unused.max()) == DEAD_AFTER - 2
     first.save(tmp_path / "state.pt", [])
     second.load(tmp_path / "state.pt")
     run(second, images, config)
     assert_same_state(whole, second)
-    moved = (whole.model.quantize.embedding.weight.detach() - initial).abs().amax(dim=1)
+    moved = (codebook(whole).embedding.weight.detach() - initial).abs().amax(dim=1)
     assert float(moved.median()) > 0.1  # further than six steps go: most were revived
 
 
@@ -279,6 +304,81 @@ def test_a_trained_codebook_is_averaged(images: Tensor) -> None:
     run(trainer, images, config)
     assert isinstance(trainer.ema, VQ)
     assert not torch.equal(trainer.ema.quantize.embedding.weight, before)
+
+
+# l-DeTok
+
+
+def test_a_frozen_encoder_stays_bit_for_bit_while_the_decoder_goes_on(images: Tensor) -> None:
+    """In spite of weight decay, moments of earlier gradients, and an average that follows."""
+    config = make_config(steps=6, weight_decay=0.5)
+    trainer = fresh(config, detok(decoder_from_step=3))
+    run(trainer, images, make_config(steps=3, weight_decay=0.5))
+    model, ema = (
+        {name: value.clone() for name, value in part.state_dict().items()}
+        for part in (trainer.model, trainer.ema)
+    )
+    steps = run(trainer, images, config)
+    assert all(torch.isfinite(step.terms["kl"]) for step in steps)
+    changed = {n for n, v in trainer.model.state_dict().items() if not torch.equal(v, model[n])}
+    decoder = {name for name in model if name.startswith("decoder.")}
+    assert changed == decoder - {"decoder.mask_token"}
+    averaged = trainer.ema.state_dict()
+    assert all(not torch.equal(averaged[name], ema[name]) for name in changed)
+    for name in model.keys() - changed:  # the average nears what it is an average of
+        before, after = ((part[name] - model[name]).norm() for part in (ema, averaged))
+        assert float(after) == pytest.approx(0.9**3 * float(before), rel=1e-3), name
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_a_resumed_tuning_equals_an_undisturbed_one(
+    stop: int, images: Tensor, tmp_path: Path
+) -> None:
+    """The checkpoint is from before the encoder is frozen, and from after."""
+    config = make_config(steps=6)
+    whole, first, second = (fresh(config, detok(decoder_from_step=3)) for _ in range(3))
+    run(whole, images, config)
+    run(first, images, make_config(steps=stop))
+    first.save(tmp_path / "state.pt", [])
+    second.load(tmp_path / "state.pt")
+    run(second, images, config)
+    assert_same_state(whole, second)
+
+
+def test_a_tiny_transformer_learns_eight_images_through_corruption(images: Tensor) -> None:
+    config = make_config(
+        steps=300, batch_size=8, lr_schedule="cosine", flips=False, warmup_steps=20, beta_2=0.99
+    )
+    trainer = fresh(config, detok(decoder_from_step=200, width=32))
+    before = score([(images, reconstruct(trainer.ema, images))])["psnr"]
+    run(trainer, images, config, micro_batch=8)
+    after = score([(images, reconstruct(trainer.ema, images))])["psnr"]
+    assert before < 12
+    assert after > 20
+
+
+# Given weights
+
+
+def test_a_training_begins_with_the_weights_that_are_given(images: Tensor) -> None:
+    model = tokenizer.build(kl())
+    model.initialize(torch.Generator().manual_seed(7))
+    config = make_config(steps=0)
+    trainer = new_trainer(tokenizer.build(kl()), config, model.state_dict())
+    assert run(trainer, images, config) == []
+    for part in (trainer.model, trainer.ema):
+        assert all(torch.equal(v, model.state_dict()[n]) for n, v in part.state_dict().items())
+    further = make_config(steps=1)
+    (step,) = run(trainer, images, further)
+    assert step.index == 1
+    name = "encoder.conv_in.weight"
+    assert not torch.equal(trainer.model.state_dict()[name], model.state_dict()[name])
+
+
+def test_random_weights_are_not_taken_as_they_are() -> None:
+    expected = r"tokenizer_training\.steps: must be greater than 0 for a tokenizer that begins with"
+    with pytest.raises(ValueError, match=expected):
+        fresh(make_config(steps=0))
 
 
 # Pixels

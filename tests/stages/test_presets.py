@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mar.generator import MAR
+from mar.generator import MAR, find_narrow_denoiser
 from mar.tokenizer import build, latent_shape
 from stages import check, presets
 
@@ -109,3 +109,33 @@ def test_an_overlay_cannot_add_keys(folder: Path) -> None:
     (folder / "presets" / "wrong.yaml").write_text(overlay)
     with pytest.raises(ValueError, match=r"sample\.guidance is not in its base"):
         presets.resolve("wrong")
+
+
+@pytest.mark.parametrize(
+    ("name", "num_tokens", "channels", "parameters"),
+    [
+        ("tokenizers/imagenet256-vq16", 256, 8, 66_438_427),
+        ("tokenizers/imagenet256-kl8", 256, 16, 83_653_863),
+        ("tokenizers/imagenet256-detok", 256, 16, 171_712_628),
+        ("tokenizers/imagenet256-detok-mar-l", 256, 16, 171_712_628),
+        ("tokenizers/imagenet256-sd", 256, 16, 83_653_863),  # as diffusers counts them
+        ("tokenizers/imagenet256-flux", 256, 64, 83_819_683),  # as diffusers counts them
+        ("digits-detok", 16, 8, 259_384),
+        ("digits-vq", 16, 1, 245_579),
+        ("digits-vq-continuous", 16, 8, 245_579),
+        ("digits-pixels", 16, 48, 0),
+    ],
+)
+def test_tokens_follow_the_tokenizer(
+    name: str, num_tokens: int, channels: int, parameters: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(presets.resolve(name, ROOT / "presets"))
+    configs = check.check_all(path)
+    latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
+    with torch.device("meta"):
+        tokenizer = build(configs["tokenizer"])
+        model = MAR(configs["generator"], latent, 10, tokenizer.codebook_size)
+    assert (model.num_tokens, model.channels) == (num_tokens, channels)
+    assert sum(p.numel() for p in tokenizer.parameters()) == parameters
+    assert find_narrow_denoiser(model) is None or name.startswith("digits")
