@@ -75,7 +75,7 @@ class TokenizerTrainer(Trainer[Tokenizer]):
 
 
 def new_trainer(
-    tokenizer: Tokenizer, config: TokenizerTrainingConfig, distance: Distance | None = None
+    tokenizer: Tokenizer, config: TokenizerTrainingConfig, *, distance: Distance | None = None
 ) -> TokenizerTrainer:
     """Initialise the weights and return a trainer.
 
@@ -88,9 +88,9 @@ def new_trainer(
     return TokenizerTrainer(tokenizer, config, distance)
 
 
-def is_trained(tokenizer: Tokenizer) -> bool:
-    """Say whether a tokenizer takes steps: one without weights takes none."""
-    return any(True for _ in tokenizer.parameters())
+def takes_steps(tokenizer: Tokenizer, config: TokenizerTrainingConfig) -> bool:
+    """Say whether there is anything to train: a tokenizer without weights takes no steps."""
+    return config.steps > 0 and any(True for _ in tokenizer.parameters())
 
 
 def check_size(config: TokenizerTrainingConfig, image_size: int) -> None:
@@ -127,7 +127,7 @@ def train(
         autocast: Makes the context of the forward pass.
     """
     tokenizer = trainer.model
-    if not is_trained(tokenizer):
+    if not takes_steps(tokenizer, config):
         return
     device = tokenizer.device
     for images, _ in batches:

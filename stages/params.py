@@ -72,10 +72,7 @@ def suggest(name: object, known: Iterable[str]) -> str:
 
 def _messages(section: str, value: object, error: ValidationError) -> Iterator[str]:
     problems: list[Any] = error.errors(include_url=False)
-    keys = [
-        _key(section, value, problem["loc"], missing=problem["type"] == "missing")
-        for problem in problems
-    ]
+    keys = [_key(section, value, problem) for problem in problems]
     missing = [key for key, p in zip(keys, problems, strict=True) if p["type"] == "missing"]
     for key, problem in zip(keys, problems, strict=True):
         context = problem.get("ctx", {})
@@ -109,15 +106,16 @@ def _explained(messages: list[str]) -> list[str]:
     ]
 
 
-def _key(section: str, value: object, location: tuple[int | str, ...], *, missing: bool) -> str:
+def _key(section: str, value: object, problem: dict[str, Any]) -> str:
     """Join a location into `section.key`, without the tags that pydantic adds for unions."""
     parts = [section]
+    location: tuple[int | str, ...] = problem["loc"]
     tagged: object = None  # the choice whose tag was passed; a key of it may have the same name
     for index, part in enumerate(location):
-        absent = missing and index == len(location) - 1
+        missing = problem["type"] == "missing" and index == len(location) - 1
         if isinstance(value, dict) and value is not tagged and part in _tags(value):
             tagged = value
-        elif isinstance(value, dict) and (part in value or absent):
+        elif isinstance(value, dict) and (part in value or missing):
             value = value.get(part)
             parts.append(str(part))
         elif isinstance(value, list) and isinstance(part, int):
