@@ -200,7 +200,7 @@ def test_without_images_nothing_may_need_them(content: dict[str, Any], tmp_path:
     assert "reference.statistics: must be a file" in refuse(tmp_path, content)
     content["reference"] = {
         "extractor": "inception",
-        "num_features": 10,
+        "num_features": 1000,
         "weights": None,
         "weights_sha256": None,
         "statistics": "a.npz",
@@ -209,7 +209,7 @@ def test_without_images_nothing_may_need_them(content: dict[str, Any], tmp_path:
     check.check_all(write(tmp_path, content))
     content["training"]["steps"] = 101
     assert refuse(tmp_path, content) == (
-        "params.yaml: training.steps: must be 0, as data.source is 'none', got 1"
+        "params.yaml: training.steps: must be 0, as data.source is 'none', got 101"
     )
     content["training"]["steps"] = 0
     content["data"]["classes"] = "imagnet"
