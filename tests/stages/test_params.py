@@ -303,7 +303,7 @@ def test_sections_that_do_not_fit_together_are_refused(
 
 CAUSAL = {
     "generator.attention": "causal",
-    "generator.mask_ratio_min": None,
+    "generator.mask_ratio": None,
     "generator.size.decoder_width": 48,
 }
 
@@ -319,7 +319,7 @@ CAUSAL = {
         (
             {"generator.label_drop": 0.0},
             "sample.guidance_scale: must be 1 where generator.label_drop is 0, as the prediction "
-            "without class is not trained; got 1.3",
+            "without class is not trained; got 1.15",
         ),
         (
             {"training.steps": 100},
