@@ -326,13 +326,13 @@ CAUSAL = {
             "training.warmup_steps: must be less than training.steps, 100, got 100",
         ),
         (
-            {"tokenizer_training.warmup_steps": 600},
-            "tokenizer_training.warmup_steps: must be less than tokenizer_training.steps, 500, "
-            "got 600",
+            {"tokenizer_training.warmup_steps": 900},
+            "tokenizer_training.warmup_steps: must be less than tokenizer_training.steps, 800, "
+            "got 900",
         ),
         (
-            {"evaluate.is_splits": 2000},
-            "evaluate.is_splits: must be at most 1000, the samples (sample.num_images), got 2000",
+            {"evaluate.is_splits": 3000},
+            "evaluate.is_splits: must be at most 2000, the samples (sample.num_images), got 3000",
         ),
         (
             {"reference.num_features": 100},
