@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
 
-from mar.config import Config
+from mar.config import Config, cut_down
 from mar.posterior import Posterior
 from mar.tokenizer_interface import Draws, Reconstruction, Tokenizer
 
@@ -333,7 +333,7 @@ class AutoencoderKL(GaussianAutoencoder):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__(config.layout, config.kl_weight)
-        self._config = config
+        self._config = cut_down(config, AutoencoderConfig)
 
     @property
     def config(self) -> AutoencoderConfig:

@@ -15,11 +15,10 @@ from mar.tokenizer_interface import Tokenizer, TokenizerSection
 from mar.vq import VQ, VQConfig
 
 
-# Section `tokenizer` of `params.yaml`.
-TokenizerConfig = Annotated[
-    AutoencoderConfig | VQConfig | DeTokConfig | DiffusersConfig | PixelsConfig,
-    Field(discriminator="kind"),
-]
+# Kinds without a layout in the official release.
+OwnTokenizerConfig = VQConfig | DeTokConfig | DiffusersConfig | PixelsConfig
+# Section `tokenizer` of `params.yaml`, wherever the weights are from.
+TokenizerConfig = Annotated[AutoencoderConfig | OwnTokenizerConfig, Field(discriminator="kind")]
 
 
 def build(config: TokenizerConfig) -> Tokenizer:

@@ -27,8 +27,8 @@ class TokenizerTrainingConfig(OptimisationConfig):
 
     steps: int = Field(
         ge=0,
-        description="optimiser steps; 0 takes given weights (diffusers) as they are; a tokenizer "
-        "without weights (pixels) takes none",
+        description="optimiser steps; 0 takes given weights (released, diffusers) as they are; a "
+        "tokenizer without weights (pixels) takes none",
     )
     flips: bool = Field(description="mirror half of the images at random")
     learned_variance: bool = Field(

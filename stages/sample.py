@@ -46,7 +46,7 @@ def main(stage: Stage) -> None:
                         labels[indices],
                         indices.tolist(),
                         config,
-                        latent_std=info.std,
+                        latent_std=info.divisor,
                         autocast=stage.autocast,
                     )
                     batches.append(batch)

@@ -26,7 +26,7 @@ from torch.nn.functional import (
 from mar import atomic, tokenizer
 from mar.diffusers_autoencoder import DiffusersAutoencoder, DiffusersConfig
 from mar.diffusers_folder import WEIGHTS
-from mar.tokenizer_weights import given_weights
+from mar.tokenizer_source import given_weights
 
 
 SD: dict[str, Any] = {  # as in stable-diffusion-v1-5/vae, but narrow
@@ -227,7 +227,7 @@ def section(family: Mapping[str, Any], **changes: Any) -> DiffusersConfig:
 
 def load(base: Path, config: DiffusersConfig) -> DiffusersAutoencoder:
     model = DiffusersAutoencoder(config)
-    given = given_weights(model, base)
+    given = given_weights(config, model, base=base)
     assert given is not None
     model.load_state_dict(given)
     return model

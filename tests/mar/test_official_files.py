@@ -24,13 +24,12 @@ from torch import Tensor, nn
 from mar.autoencoder import AutoencoderConfig, AutoencoderKL
 from mar.generator import MAR
 from mar.official_files import (
-    check_generator,
-    describe_generator,
     read_generator,
     read_tokenizer,
     write_generator,
     write_tokenizer,
 )
+from mar.official_shapes import check_generator, describe_generator
 from mar.released import load_official, to_official
 
 

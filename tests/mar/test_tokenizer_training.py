@@ -390,3 +390,15 @@ def test_what_has_no_weights_takes_no_steps(images: Tensor) -> None:
     assert run(trainer, images, config) == []
     assert trainer.step == 0
     assert torch.equal(reconstruct(trainer.ema, images), images)
+
+
+def test_given_weights_are_used_as_they_are(images: Tensor) -> None:
+    config = make_config(steps=0)
+    model = tokenizer.build(kl())
+    weights = {name: torch.full_like(value, 0.5) for name, value in model.state_dict().items()}
+    trainer = new_trainer(model, config, weights)
+    assert run(trainer, images, config) == []
+    for found in (trainer.model.state_dict(), trainer.ema.state_dict()):
+        assert all(torch.equal(found[name], value) for name, value in weights.items())
+    with pytest.raises(ValueError, match=r"^tokenizer_training\.steps: must be greater than 0 for"):
+        new_trainer(model, config)
