@@ -56,6 +56,7 @@ def main(stage: Stage) -> None:
             "steps": config.steps,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "loss": history[-1]["loss"],
+            "images_per_second": train_loop.mean_speed(history, config),
         }
     )
 
