@@ -49,7 +49,8 @@ def _own_server() -> Iterator[None]:
         {
             PREFECT_API_URL: None,
             PREFECT_SERVER_EPHEMERAL_ENABLED: True,
-            PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,  # 26 s seen on two busy cores
+            # With a new database, 26 s were seen on two busy cores, over 120 s on overloaded ones.
+            PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 300,
         }
     ):
         # The server inherits the mask. A terminal sends Ctrl-C to it as well, and a run whose
