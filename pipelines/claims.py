@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from pipelines.measurement import Row
 
 
 VARIANTS = ("raster-causal", "random-causal", "random-bidirectional", "mar")
 HEADS = ("cross-entropy", "diffusion")
+GUIDED = (False, True)
 
 
 @dataclass(frozen=True)
@@ -47,19 +50,18 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """A pair of rows with their FIDs.
+    """A pair of rows.
 
     Attributes:
         better: The row that the paper has lower.
         worse: The other.
-        guided: Whether both are sampled with guidance.
-        holds: None where the seeds' ranges overlap.
+        holds: Whether its FID is lower here, without guidance (False) and with (True), where both
+            were measured; None where the seeds' ranges overlap.
     """
 
     better: Row
     worse: Row
-    guided: bool
-    holds: bool | None
+    holds: dict[bool, bool | None]
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Verdict:
     @property
     def text(self) -> str:
         """Say whether the claim holds: everywhere, nowhere, or where."""
-        outcomes = [comparison.holds for comparison in self.comparisons]
+        outcomes = [holds for pair in self.comparisons for holds in pair.holds.values()]
         if not outcomes:
             return "not measured"
         if len(set(outcomes)) == 1:
@@ -95,7 +97,25 @@ def _compare(claim: Claim, rows: dict[str, Row]) -> Iterator[Comparison]:
         if not all(name in rows for name in pair):
             continue
         better, worse = (rows[name] for name in pair)
-        for guided in (False, True):
-            one, other = (row.over("fid", guided=guided) for row in (better, worse))
-            if one.values and other.values:
-                yield Comparison(better, worse, guided, one.beats(other))
+        fids = {
+            guided: [row.over("fid", guided=guided) for row in (better, worse)] for guided in GUIDED
+        }
+        holds = {
+            guided: one.beats(other)
+            for guided, (one, other) in fids.items()
+            if one.values and other.values
+        }
+        if holds:
+            yield Comparison(better, worse, holds)
+
+
+def rank_correlation(rows: Sequence[Row], *, guided: bool) -> float | None:
+    """Return Spearman's correlation of the rows' FIDs with the paper's, if there are three."""
+    pairs = [
+        (row.published[guided], fid.mean)
+        for row in rows
+        if row.published and (fid := row.over("fid", guided=guided)).values
+    ]
+    if len(pairs) < 3:
+        return None
+    return float(pd.DataFrame(pairs).corr(method="spearman").to_numpy()[0, 1])

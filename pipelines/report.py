@@ -9,9 +9,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from mar import atomic
-from pipelines.claims import NAMES, Comparison, Verdict, check
+from pipelines.claims import GUIDED, NAMES, Comparison, Verdict, check, rank_correlation
 from pipelines.measurement import Measurement, Over, Row
 
 
@@ -54,19 +55,29 @@ def markdown(
         "",
         f"![Each row's FID beside the paper's]({picture})",
     ]
+    ranks = {guided: rank_correlation(rows, guided=guided) for guided in GUIDED}
+    said = [f"{rank:.2f} {TITLES[guided]}" for guided, rank in ranks.items() if rank is not None]
+    if said:
+        lines += ["", f"Rank correlation with the paper's FIDs: {', '.join(said)}."]
     measured = [verdict for verdict in verdicts if verdict.comparisons]
     if measured:
-        lines += ["", "| claim | rows | ours | paper | |", "|---|---|---|---|---|"]
-        lines += [line for verdict in measured for line in _claim_lines(verdict)]
-        lines += ["", "Undecided: the ranges of the seeds overlap."]
+        lines += [
+            "",
+            "| the paper has lower | than | ours, without guidance | ours, with "
+            "| paper, without | paper, with |",
+            "|---|---|---|---|---|---|",
+            *(line for verdict in measured for line in _claim_lines(verdict)),
+            "",
+            "Undecided: the ranges of the seeds overlap.",
+        ]
     failed = [f"- {failure}" for failure in failures]
     return "\n".join([*lines, *(["", "Failed:", "", *failed] if failed else [])]) + "\n"
 
 
 def _line(row: Row) -> str:
     cells = [row.name]
-    cells += [_number(row.over("fid", guided=guided), "{:.2f}") for guided in (False, True)]
-    cells += [_percent(row.over("recognised", guided=guided)) for guided in (False, True)]
+    cells += [_number(row.over("fid", guided=guided), "{:.2f}") for guided in GUIDED]
+    cells += [_percent(row.over("recognised", guided=guided)) for guided in GUIDED]
     cells.append("" if row.published is None else "{:.2f} / {:.2f}".format(*row.published))
     cells.append(f"{row.over('parameters').mean:,.0f}")
     cells.append(_number(row.over("training_seconds"), "{:.0f}", spread=False))
@@ -75,22 +86,25 @@ def _line(row: Row) -> str:
 
 
 def _claim_lines(verdict: Verdict) -> Iterable[str]:
-    yield f"| **{verdict.claim.text}** | | | | **{verdict.text}** |"
-    for comparison in verdict.comparisons:
-        better, worse = comparison.better, comparison.worse
-        ours = [
-            _number(row.over("fid", guided=comparison.guided), "{:.2f}") for row in (better, worse)
-        ]
-        yield (
-            f"| {TITLES[comparison.guided]} | {better.name} < {worse.name} | {' < '.join(ours)} "
-            f"| {_paper(comparison)} | {NAMES[comparison.holds]} |"
-        )
+    yield f"| **{verdict.claim.text}** | | **{verdict.text}** | | | |"
+    for pair in verdict.comparisons:
+        cells = [pair.better.name, pair.worse.name]
+        cells += [_ours(pair, guided=guided) for guided in GUIDED]
+        cells += [_paper(pair, guided=guided) for guided in GUIDED]
+        yield f"| {' | '.join(cells)} |"
 
 
-def _paper(comparison: Comparison) -> str:
-    pair = [row.published for row in (comparison.better, comparison.worse)]
-    known = [f"{fid[comparison.guided]:.2f}" for fid in pair if fid is not None]
-    return " < ".join(known) if len(known) == len(pair) else ""
+def _ours(pair: Comparison, *, guided: bool) -> str:
+    if guided not in pair.holds:
+        return ""
+    fids = (row.over("fid", guided=guided).mean for row in (pair.better, pair.worse))
+    return f"{' : '.join(f'{fid:.2f}' for fid in fids)} {NAMES[pair.holds[guided]]}"
+
+
+def _paper(pair: Comparison, *, guided: bool) -> str:
+    if pair.better.published is None or pair.worse.published is None:
+        return ""
+    return f"{pair.better.published[guided]:.2f} : {pair.worse.published[guided]:.2f}"
 
 
 def _of_real(real: Measurement) -> str:
@@ -129,7 +143,7 @@ def _summary(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, obje
     quantities = {
         f"{quantity}_{'guided' if guided else 'unguided'}": (quantity, guided)
         for quantity in ("fid", "recognised")
-        for guided in (False, True)
+        for guided in GUIDED
     }
     return {
         "rows": {
@@ -146,12 +160,11 @@ def _summary(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, obje
                 "verdict": verdict.text,
                 "comparisons": [
                     {
-                        "better": comparison.better.name,
-                        "worse": comparison.worse.name,
-                        "guided": comparison.guided,
-                        "holds": comparison.holds,
+                        "better": pair.better.name,
+                        "worse": pair.worse.name,
+                        "holds": {TITLES[guided]: NAMES[it] for guided, it in pair.holds.items()},
                     }
-                    for comparison in verdict.comparisons
+                    for pair in verdict.comparisons
                 ],
             }
             for verdict in verdicts
@@ -162,13 +175,16 @@ def _summary(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, obje
 def _draw(path: Path, rows: Sequence[Row]) -> None:
     """Draw each row's FID, seed by seed, in the paper's order, the worst first."""
     ordered = sorted(rows, key=lambda row: -row.published[0] if row.published else 0.0)
-    figure = Figure(figsize=(11, 1.6 + 0.36 * len(ordered)), layout="constrained")
+    figure = Figure(figsize=(11, 2.0 + 0.36 * len(ordered)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels: Sequence[Axes] = figure.subplots(1, 2, sharey=True)
-    for guided, panel in zip((False, True), panels, strict=True):
+    panels: Sequence[Axes] = figure.subplots(1, 2, sharex=True, sharey=True)
+    for guided, panel in zip(GUIDED, panels, strict=True):
         _draw_panel(panel, ordered, guided=guided)
     panels[0].set_yticks(range(len(ordered)), [row.name for row in ordered])
     panels[0].invert_yaxis()
+    panels[0].plot([], [], "o", color="tab:grey", label="ours: mean, and each seed")
+    panels[0].plot([], [], "D", color="black", mfc="none", label="the paper's, on its own scale")
+    figure.legend(loc="outside lower center", ncols=2)
     with atomic.replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
 
@@ -182,10 +198,10 @@ def _draw_panel(panel: Axes, rows: Sequence[Row], *, guided: bool) -> None:
             panel.plot([Over(values).mean], [place], "o", color=colour)
         if row.published:
             panel.plot([row.published[guided]], [place], "D", color="black", mfc="none")
-    panel.plot([], [], "o", color="tab:grey", label="digits: mean, and each seed")
-    panel.plot([], [], "D", color="black", mfc="none", label="paper: ImageNet, another scale")
     panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_title(TITLES[guided])
     panel.set_xlabel("FID")
-    panel.grid(axis="x", which="both", alpha=0.3)
-    panel.legend(fontsize="small")
+    panel.grid(axis="x", alpha=0.3)
