@@ -1,5 +1,8 @@
 """The base of every section of `params.yaml`: strict, frozen, without defaults."""
 
+from collections.abc import Mapping
+from typing import cast
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -19,3 +22,12 @@ def name_or_fields(value: object) -> str:
     numbers.
     """
     return "name" if isinstance(value, str) else "fields"
+
+
+def kind(value: object) -> str | None:
+    """Tell choices apart, as a discriminator of a union, where one of them is a mere name: by that,
+    or by the key `kind`.
+    """
+    if isinstance(value, Mapping):
+        return cast(Mapping[str, str | None], value).get("kind")
+    return str(getattr(value, "kind", value))

@@ -75,6 +75,11 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """The path of each image, relative to the data folder."""
         return self._manifest.paths()
 
+    def is_present(self, index: int) -> bool:
+        """Tell whether an image can be read here: a manifest can travel without its images."""
+        held = self._manifest.image(index) is not None
+        return held or (self._root / self._manifest.path(index)).is_file()
+
     def stack(self, indices: list[int]) -> UInt8[Tensor, "B 3 S S"]:
         """Return some of the images as one tensor."""
         return torch.stack([self[index][0] for index in indices])

@@ -1,7 +1,7 @@
 """Section `data` of `params.yaml`: which images there are, and to what size they are cut.
 
-In a file of its own because the stage that trains the generator reads the section but no image:
-editing the code that lists and decodes images must not train the generator again.
+In a file of its own because the stage that trains the generator reads the section, but makes
+nothing of images: editing the code that lists and decodes them must not train it again.
 """
 
 from typing import Annotated, Literal

@@ -26,7 +26,7 @@ from torch_fidelity import (
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from tqdm import tqdm
 
-from mar import atomic
+from mar import weight_files
 from mar.classifier import Classifier, ClassifierConfig, load_classifier
 from mar.config import Config
 from mar.parallel import map_chunks
@@ -34,7 +34,7 @@ from mar.parallel import map_chunks
 
 CLASSIFIER = "mar-classifier"  # its name among torch-fidelity's extractors
 INCEPTION = "inception-v3-compat"  # TensorFlow's weights of 2015, which all published FIDs use
-INCEPTION_HASH = "6726825d"  # the first digits of its SHA-256, part of the published file's name
+INCEPTION_FILE = weight_files.Published(URL_INCEPTION_V3, hash_prefix="6726825d")  # in its name
 BATCH = 64  # images; torch-fidelity's default
 
 Kind = Literal["classifier", "inception", "dinov2"]
@@ -175,8 +175,12 @@ def load(config: ReferenceConfig, folder: Path) -> Extractor:
             path = folder / "classifier.safetensors"
             module = ClassifierExtractor(CLASSIFIER, ["features", "logits"], path)
         case InceptionReference():
-            path = Path(config.weights).expanduser() if config.weights else download_inception()
-            check_file(path, config.weights_sha256, key="reference.weights")
+            path = weight_files.locate(
+                config.weights,
+                config.weights_sha256,
+                INCEPTION_FILE,
+                key="reference.weights",
+            )
             module = _inception(path)
         case DinoReference():
             module = _dinov2(f"dinov2-vit-{config.size}-14")
@@ -188,8 +192,6 @@ def extract(
 ) -> Iterator[Features]:
     """Move the extractor to a device and yield what it says of the images, in batches, on the CPU.
 
-    In full float32: on a GPU, torch would round what enters a convolution to 10 bits (TF32).
-
     Args:
         extractor: The network.
         images: What to look at.
@@ -200,19 +202,37 @@ def extract(
     Raises:
         ValueError: features are not finite.
     """
-    module = extractor.module.to(device)
+    extractor.module.to(device)
     chunks = [chunk.tolist() for chunk in torch.arange(len(images)).split(BATCH)]
     batches = map_chunks(images.stack, chunks, workers)
     progress = tqdm(chunks, desc=f"features of the {name}", unit="batch")
     for chunk, batch in zip(progress, batches, strict=True):
-        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-        with torch.no_grad(), exact:
-            features, *logits = (output.cpu() for output in module(batch.to(device)))
-        if not features.isfinite().all():
-            raise ValueError(
-                f"the {extractor.kind} gives images from {chunk[0]} on nan or infinity"
-            )
-        yield Features(features, logits[0] if logits else None)
+        yield look(extractor, batch, device=device, first=chunk[0])
+
+
+@torch.no_grad()
+def look(
+    extractor: Extractor, images: UInt8[Tensor, "B 3 S S"], *, device: torch.device, first: int
+) -> Features:
+    """Return what an extractor says of images, on the CPU.
+
+    In full float32: on a GPU, torch would round what enters a convolution to 10 bits (TF32).
+
+    Args:
+        extractor: The network.
+        images: What to look at.
+        device: Where the network is.
+        first: Number of the first of them, for the message.
+
+    Raises:
+        ValueError: features are not finite.
+    """
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with exact:
+        features, *logits = (output.cpu() for output in extractor.module(images.to(device)))
+    if not features.isfinite().all():
+        raise ValueError(f"the {extractor.kind} gives images from {first} on nan or infinity")
+    return Features(features, logits[0] if logits else None)
 
 
 def gather(batches: Iterable[Features]) -> Features:
@@ -222,18 +242,6 @@ def gather(batches: Iterable[Features]) -> Features:
     return Features(torch.cat(features), torch.cat(known) if known else None)
 
 
-def check_file(path: Path, sha256: str | None, *, key: str) -> None:
-    """Check that a file is there and has the digest of the key `<key>_sha256`, if that is given.
-
-    Raises:
-        ValueError: it is missing or another one.
-    """
-    if not path.is_file():
-        raise ValueError(f"{key}: {path} is missing")
-    if sha256 is not None and (found := atomic.digest(path)) != sha256.lower():
-        raise ValueError(f"{key}_sha256: {path} has {found}, expected {sha256}")
-
-
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of named tensors, in hexadecimal; their order does not matter."""
     content = hashlib.sha256()
@@ -241,25 +249,6 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
         content.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         content.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return content.hexdigest()
-
-
-def download_inception() -> Path:
-    """Return the file of Inception weights that torch-fidelity keeps, downloaded if need be.
-
-    Raises:
-        ValueError: they cannot be downloaded.
-    """
-    path = Path(torch.hub.get_dir(), "checkpoints", Path(URL_INCEPTION_V3).name)
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_HASH)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"reference.weights is null and {URL_INCEPTION_V3} cannot be downloaded ({error}); "
-                f"expected in that case: the file as {path}, or its path as reference.weights"
-            ) from None
-    return path
 
 
 def _inception(path: Path) -> FeatureExtractorBase:

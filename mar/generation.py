@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from mar.decoding import decode
 from mar.generator import MAR
 from mar.images import to_uint8
 from mar.sampling import Known, SampleConfig, draw_noise, generate
 from mar.tokenizer_interface import Tokenizer
-from mar.vq import VQ
 
 
 DECODED = 64  # images at a time, as a decoder takes more memory than a generator
@@ -52,17 +52,7 @@ def generate_images(
     with autocast():
         latents = generate(model, labels.to(device), noise, config, known=known)
         parts = [
-            _decode(tokenizer, latents[start : start + DECODED], latent_std)
+            decode(tokenizer, latents[start : start + DECODED], latent_std)
             for start in range(0, len(latents), DECODED)
         ]
     return torch.cat([to_uint8(part).cpu() for part in parts])
-
-
-def _decode(
-    tokenizer: Tokenizer, latents: Shaped[Tensor, "B c H W"], latent_std: float
-) -> Float[Tensor, "B 3 H2 W2"]:
-    """Decode generated latents, or codes where they are whole numbers."""
-    if latents.is_floating_point():
-        return tokenizer.decode(latents * latent_std).float()
-    assert isinstance(tokenizer, VQ)
-    return tokenizer.decode_indices(latents.squeeze(1)).float()

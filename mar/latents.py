@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, TypedDict, overload
+from typing import Literal, overload
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from torch import Tensor
 from mar import atomic, seeds
 from mar.batches import batch_indices
 from mar.config import Config
+from mar.latent_scale import LatentStatistics
 from mar.posterior import LatentShape, Posterior
 
 
@@ -88,16 +89,6 @@ class LatentsInfo(Config):
         ]
         if differing:
             raise ValueError("the latent cache does not fit: " + "; ".join(differing))
-
-
-class Scale(TypedDict):
-    """What `measure` finds; the fields of `LatentsInfo` of the same names."""
-
-    count: int
-    mean: float
-    std: float
-    channel_mean: list[float]
-    channel_std: list[float]
 
 
 def write_shard(
@@ -280,34 +271,16 @@ class LatentCache:
         return posterior.sample(eps) / self.info.std
 
 
-def measure(folder: Path, shape: LatentShape) -> Scale:
-    """Return count, mean and std of all cached latents, over all and by channel, in float64.
-
-    They are those of the sampled posterior: its variance counts as well as that of its mean.
-    """
-    count = 0
-    total = torch.zeros(2, shape.channels, dtype=torch.float64)  # sums of z and of z^2
+def measure(folder: Path, shape: LatentShape) -> LatentStatistics:
+    """Return the statistics of all cached latents; mirror images are left out."""
+    statistics = LatentStatistics(shape.channels)
     for path in sorted(folder.glob("*.arrow")):
         rows = np.asarray(_rows(_open_shard(path), "moments"))
         for start in range(0, len(rows), 4096):
             part = torch.from_numpy(rows[start : start + 4096].astype(np.float32))
             moments = part.reshape(len(part), -1, shape.height, shape.width)
-            posterior = Posterior.of(moments, shape.channels)
-            mean = posterior.mean.double()
-            squares = mean.square()
-            if posterior.log_variance is not None:
-                squares += posterior.log_variance.double().exp()
-            total[0] += mean.sum(dim=(0, 2, 3))
-            total[1] += squares.sum(dim=(0, 2, 3))
-            count += len(part)
-    first, second = total / (count * shape.height * shape.width)
-    return {
-        "count": count,
-        "mean": float(first.mean()),
-        "std": float((second.mean() - first.mean().square()).sqrt()),
-        "channel_mean": first.tolist(),
-        "channel_std": (second - first.square()).sqrt().tolist(),
-    }
+            statistics.update(Posterior.of(moments, shape.channels))
+    return statistics
 
 
 class _Rows:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -66,6 +66,19 @@ class Step:
         return {**values, "lr": self.lr}
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """Something whose state can be saved: a model, an optimiser."""
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, object], /) -> object:
+        """Take a state."""
+        ...
+
+
 class Trainer(Generic[M]):
     """A model in training, its average (EMA), and its optimiser; `step` counts the steps taken."""
 
@@ -109,25 +122,22 @@ class Trainer(Generic[M]):
         lerp = torch._foreach_lerp_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         lerp(averages, values, 1 - self.config.ema_decay)
 
+    def parts(self) -> dict[str, Stateful]:
+        """Return all that has a state to save; a training of more parts adds them."""
+        return {"model": self.model, "ema": self.ema, "optimizer": self.optimizer}
+
     def save(self, path: Path, history: History) -> None:
         """Write all that a resumed training needs, and the curves up to here."""
-        state = {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "history": history,
-        }
+        states = {name: part.state_dict() for name, part in self.parts().items()}
         with atomic.replacing(path) as partial:
-            torch.save(state, partial)
+            torch.save({"step": self.step, "history": history, **states}, partial)
 
     def load(self, path: Path) -> History:
         """Continue from what `save` wrote; return the curves up to there."""
         device = next(self.model.parameters()).device
         state = torch.load(path, map_location=device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
         self.step = state["step"]
         return state["history"]
 

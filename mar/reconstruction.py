@@ -1,10 +1,11 @@
-"""How well a tokenizer gives images back: PSNR and SSIM on 8-bit images.
+"""How well a tokenizer gives images back: PSNR, SSIM and other measures of pairs of 8-bit images.
 
 Shapes: B batch, H W an image.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
@@ -13,13 +14,32 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from mar.codebook import CodebookUse
 from mar.images import to_float, to_uint8
+from mar.latent_scale import LatentStatistics
 from mar.posterior import Posterior
 from mar.tokenizer_interface import Tokenizer
 
 
+@runtime_checkable
+class PairMeasure(Protocol):
+    """What tells originals from reconstructions, in a stream of pairs."""
+
+    def update(
+        self, originals: UInt8[Tensor, "B 3 H W"], reconstructions: UInt8[Tensor, "B 3 H W"]
+    ) -> None:
+        """Add some pairs."""
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """Return the numbers by their names."""
+        ...
+
+
 @torch.no_grad()
 def reconstruct(
-    tokenizer: Tokenizer, images: UInt8[Tensor, "B 3 H W"], use: CodebookUse | None = None
+    tokenizer: Tokenizer,
+    images: UInt8[Tensor, "B 3 H W"],
+    use: CodebookUse | None = None,
+    statistics: LatentStatistics | None = None,
 ) -> UInt8[Tensor, "B 3 H W"]:
     """Encode and decode images by way of the posterior's mean, on the tokenizer's device.
 
@@ -27,9 +47,13 @@ def reconstruct(
         tokenizer: What encodes and decodes.
         images: The originals.
         use: Counts their codes, where there is a codebook.
+        statistics: Sums up their latents.
     """
     moments = tokenizer.encode(to_float(images.to(tokenizer.device)))
-    latents = Posterior.of(moments, tokenizer.latent_channels).mean
+    posterior = Posterior.of(moments, tokenizer.latent_channels)
+    if statistics is not None:
+        statistics.update(posterior)
+    latents = posterior.mean
     if use is not None:
         use.update(tokenizer.quantise(latents))
     return to_uint8(tokenizer.decode(latents)).cpu()
@@ -37,20 +61,25 @@ def reconstruct(
 
 def score(
     pairs: Iterable[tuple[UInt8[Tensor, "_ 3 H W"], UInt8[Tensor, "_ 3 H W"]]],
+    measures: Sequence[PairMeasure] = (),
 ) -> dict[str, float]:
     """Compare originals with reconstructions, in batches of any sizes.
 
     `psnr` in dB is that of the mean squared error over all images, and left out where there is no
-    error; `ssim` is the mean over images.
+    error; `ssim` is the mean over images. Further measures of the same pairs add their numbers.
     """
     psnr = PeakSignalNoiseRatio(data_range=255.0)
     ssim = StructuralSimilarityIndexMeasure(data_range=255.0)
     for originals, reconstructions in pairs:
         psnr.update(reconstructions.float(), originals.float())
         ssim.update(reconstructions.float(), originals.float())
+        for measure in measures:
+            measure.update(originals, reconstructions)
     # By its type either could be a pair; neither was asked for one.
     values = {"psnr": psnr.compute(), "ssim": ssim.compute()}
     scores = {name: float(value) for name, value in values.items()}  # pyright: ignore[reportArgumentType]
+    for measure in measures:
+        scores |= measure.compute()
     return {name: value for name, value in scores.items() if math.isfinite(value)}
 
 

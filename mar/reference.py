@@ -30,10 +30,10 @@ from mar.extractors import (
     InceptionReference,
     Kind,
     ReferenceConfig,
-    check_file,
     digest_tensors,
     extract,
 )
+from mar.weight_files import check_file
 
 
 INCEPTION_WIDTH = 2048  # features

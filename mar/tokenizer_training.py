@@ -1,21 +1,25 @@
-"""Train a tokenizer: reconstruction, and what its kind minimises besides.
+"""Train a tokenizer: reconstruction, what its kind minimises besides, and against a discriminator.
 
 Shapes: B batch, H W an image.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from mar import seeds
+from mar import adversary, lpips, seeds
+from mar.adversary import AdversarialConfig, Adversary, adaptive_weight
 from mar.images import to_float
-from mar.optimisation import OptimisationConfig, Step, Trainer, parameter_groups
+from mar.lpips import LPIPSConfig
+from mar.optimisation import OptimisationConfig, Stateful, Step, Trainer, parameter_groups
+from mar.perceptual import KEY, Distance, PerceptualConfig
 from mar.tokenizer_interface import Codes, Draws, Reconstruction, Tokenizer
+from mar.tokenizer_loss import LearnedVariance, ReconstructionLoss
 
 
 class TokenizerTrainingConfig(OptimisationConfig):
@@ -25,27 +29,86 @@ class TokenizerTrainingConfig(OptimisationConfig):
         gt=0, description="optimiser steps; a tokenizer without weights (pixels) takes none"
     )
     flips: bool = Field(description="mirror half of the images at random")
+    learned_variance: bool = Field(
+        description="divide the error by a variance that is learned, one for all values (LDM)"
+    )
+    perceptual: PerceptualConfig = Field(
+        description="distance that is added to each value's error: none, of kind lpips (LDM; "
+        "pretrained weights), or of kind classifier (trained on the images at hand)"
+    )
+    adversarial: AdversarialConfig | None = Field(
+        description="the discriminator; null trains without"
+    )
 
 
-def new_trainer(tokenizer: Tokenizer, config: TokenizerTrainingConfig) -> Trainer[Tokenizer]:
-    """Initialise the weights and return a trainer."""
-    tokenizer.initialize(seeds.generator("weights", config.seed, device=tokenizer.device))
-    return Trainer(tokenizer, parameter_groups(tokenizer, config.weight_decay), config)
+class TokenizerTrainer(Trainer[Tokenizer]):
+    """A tokenizer in training, and what learns beside it without being a part of it."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, config: TokenizerTrainingConfig, distance: Distance | None
+    ) -> None:
+        device = tokenizer.device
+        variance = LearnedVariance().to(device) if config.learned_variance else None
+        groups = parameter_groups(tokenizer, config.weight_decay)
+        if variance is not None:
+            groups.append({"params": list(variance.parameters()), "weight_decay": 0.0})
+        super().__init__(tokenizer, groups, config)
+        if distance is not None:
+            distance = distance.to(device)
+        self.loss = ReconstructionLoss(config.perceptual, distance, variance)
+        self.adversary: Adversary | None = None
+        if config.adversarial is not None:
+            betas = (config.beta_1, config.beta_2)
+            self.adversary = Adversary(
+                config.adversarial, seed=config.seed, betas=betas, device=device
+            )
+
+    def parts(self) -> dict[str, Stateful]:
+        """Return all that has a state to save."""
+        parts = super().parts()
+        if self.loss.variance is not None:
+            parts["variance"] = self.loss.variance
+        if self.adversary is not None:
+            parts["adversary"] = self.adversary
+            parts["adversary_optimizer"] = self.adversary.optimizer
+        return parts
 
 
-def loss_terms(
-    images: Float[Tensor, "B 3 H W"], reconstruction: Reconstruction
-) -> dict[str, Float[Tensor, ""]]:
-    """Return the weighted terms of the loss; their sum is what is minimised.
+def new_trainer(
+    tokenizer: Tokenizer, config: TokenizerTrainingConfig, distance: Distance | None = None
+) -> TokenizerTrainer:
+    """Initialise the weights and return a trainer.
 
-    As in LDM, they are sums over an image.
+    Args:
+        tokenizer: What is trained.
+        config: How to train.
+        distance: What `config.perceptual` asks for, where steps will be taken.
     """
-    difference = (images - reconstruction.images.float()).abs()
-    return {"l1": difference.flatten(1).sum(dim=1).mean(), **reconstruction.terms}
+    tokenizer.initialize(seeds.generator("weights", config.seed, device=tokenizer.device))
+    return TokenizerTrainer(tokenizer, config, distance)
+
+
+def is_trained(tokenizer: Tokenizer) -> bool:
+    """Say whether a tokenizer takes steps: one without weights takes none."""
+    return any(True for _ in tokenizer.parameters())
+
+
+def check_size(config: TokenizerTrainingConfig, image_size: int) -> None:
+    """Refuse losses that need larger images.
+
+    Raises:
+        ValueError: one does.
+    """
+    if isinstance(config.perceptual, LPIPSConfig) and image_size < lpips.SMALLEST:
+        raise ValueError(
+            f"{KEY}.kind: lpips needs images of at least {lpips.SMALLEST} px, got {image_size}"
+        )
+    if config.adversarial is not None:
+        adversary.check_size(config.adversarial, image_size, key="tokenizer_training.adversarial")
 
 
 def train(
-    trainer: Trainer[Tokenizer],
+    trainer: TokenizerTrainer,
     batches: Iterable[tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, " B"]]],
     config: TokenizerTrainingConfig,
     *,
@@ -64,7 +127,7 @@ def train(
         autocast: Makes the context of the forward pass.
     """
     tokenizer = trainer.model
-    if not list(tokenizer.parameters()):
+    if not is_trained(tokenizer):
         return
     device = tokenizer.device
     for images, _ in batches:
@@ -78,29 +141,128 @@ def train(
         grid = [side // tokenizer.stride for side in whole.shape[2:]]
         # For the whole batch, so that a step does not depend on `micro_batch`.
         draws = tokenizer.draw(len(whole), grid, generator, step=trainer.step)
-        codes: list[Codes] = []
-        step = trainer.update(_losses(tokenizer, whole, draws, codes, micro_batch, autocast))
-        measured = tokenizer.after_step(trainer.ema, codes, generator)
-        yield replace(step, terms={**step.terms, **measured})
+        batch = _Batch(trainer, whole, draws, micro_batch, autocast)
+        step = trainer.update(batch.losses())
+        measured = tokenizer.after_step(trainer.ema, batch.codes, generator)
+        yield replace(step, terms={**step.terms, **measured, **batch.discriminate()})
 
 
-def _losses(
-    tokenizer: Tokenizer,
-    images: Float[Tensor, "B 3 H W"],
-    draws: Draws,
-    codes: list[Codes],
-    micro_batch: int,
-    autocast: Callable[[], AbstractContextManager[object]],
-) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Yield the loss and the terms of each part of a batch, and gather the parts' codes."""
-    for start in range(0, len(images), micro_batch):
-        rows = slice(start, start + micro_batch)
-        part = images[rows]
-        with autocast():
-            reconstruction: Reconstruction = tokenizer(part, tuple(draw[rows] for draw in draws))
-        if reconstruction.codes is not None:
-            codes.append(reconstruction.codes)
-        share = len(part) / len(images)
-        terms = loss_terms(part, reconstruction)
-        weighted = {name: share * term for name, term in terms.items()}
-        yield torch.stack(list(weighted.values())).sum(), weighted
+@dataclass(frozen=True)
+class _Pass:
+    """A part of a batch, through the tokenizer and what it is trained by.
+
+    Attributes:
+        share: Its share of the batch.
+        reconstruction: What the tokenizer made of it.
+        error: The loss of the reconstruction.
+        terms: The numbers that `error` is made of.
+        generator_loss: The adversarial one; zero before there is one.
+    """
+
+    share: float
+    reconstruction: Reconstruction
+    error: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]]
+    generator_loss: Float[Tensor, ""]
+
+
+@dataclass
+class _Batch:
+    """A batch while a step is taken on it, in parts.
+
+    Attributes:
+        codes: Those of the parts that `losses` has yielded.
+        decoded: Their reconstructions, detached, where there is a discriminator to train.
+    """
+
+    trainer: TokenizerTrainer
+    images: Float[Tensor, "B 3 H W"]
+    draws: Draws
+    micro_batch: int
+    autocast: Callable[[], AbstractContextManager[object]]
+    codes: list[Codes] = field(default_factory=list[Codes])
+    decoded: list[Tensor] = field(default_factory=list[Tensor])
+
+    def __post_init__(self) -> None:
+        adversary, step = self.trainer.adversary, self.trainer.step
+        self.strength = 0.0 if adversary is None else adversary.strength(step)
+
+    def losses(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Yield the loss and the terms of each part, weighted by its share of the batch."""
+        starts = range(0, len(self.images), self.micro_batch)
+        weight, first = self._weigh(starts) if self.strength else (None, None)
+        for start in starts:
+            done, first = first or self._pass(start), None
+            if done.reconstruction.codes is not None:
+                self.codes.append(done.reconstruction.codes)
+            minimised = {"error": done.error, **done.reconstruction.terms}
+            terms = {**done.terms, **done.reconstruction.terms}
+            if weight is not None:
+                assert self.trainer.adversary is not None
+                factor = self.strength * self.trainer.adversary.config.weight * weight
+                minimised["adversarial"] = factor * done.generator_loss
+                terms |= {
+                    "adversarial": minimised["adversarial"],
+                    "generator_loss": done.generator_loss,
+                    "adaptive_weight": weight,
+                }
+                self.decoded.append(done.reconstruction.images.detach().float())
+            loss = done.share * torch.stack(list(minimised.values())).sum()
+            yield loss, {name: done.share * term for name, term in terms.items()}
+
+    def discriminate(self) -> dict[str, Float[Tensor, ""]]:
+        """Let the discriminator learn from the batch; return numbers for the curves."""
+        if self.trainer.adversary is None or not self.strength:
+            return {}
+        return self.trainer.adversary.learn(
+            self.images,
+            torch.cat(self.decoded),
+            micro_batch=self.micro_batch,
+            autocast=self.autocast,
+        )
+
+    def _pass(self, start: int) -> _Pass:
+        rows = slice(start, start + self.micro_batch)
+        part = self.images[rows]
+        with self.autocast():
+            reconstruction: Reconstruction = self.trainer.model(
+                part, tuple(draw[rows] for draw in self.draws)
+            )
+        decoded = reconstruction.images.float()
+        error, terms = self.trainer.loss(part, decoded, autocast=self.autocast)
+        generator_loss = torch.zeros_like(error)
+        if self.strength:
+            assert self.trainer.adversary is not None
+            with self.autocast():
+                generator_loss = self.trainer.adversary.generator_loss(decoded)
+        return _Pass(len(part) / len(self.images), reconstruction, error, terms, generator_loss)
+
+    def _weigh(self, starts: range) -> tuple[Float[Tensor, ""], _Pass]:
+        """Return the adaptive weight of the whole batch, and the pass of its first part.
+
+        It has to be known before the first gradient is taken, so all parts but one are passed
+        twice. A weight for each part would save that, but the step would depend on their number.
+        """
+        assert self.trainer.adversary is not None
+        gradients: list[tuple[Tensor, Tensor]] = []
+        done: _Pass | None = None
+        for start in reversed(starts):
+            done = None  # so that the activations of one part are held at a time
+            done = self._pass(start)
+            gradients.append(self._last_gradients(done))
+        assert done is not None
+        error, adversarial = (
+            torch.stack(parts).sum(dim=0) for parts in zip(*gradients, strict=True)
+        )
+        max_weight = self.trainer.adversary.config.max_weight
+        return adaptive_weight(error, adversarial, max_weight=max_weight), done
+
+    def _last_gradients(self, done: _Pass) -> tuple[Tensor, Tensor]:
+        """Return a part's gradients of both losses in the layer that puts out the image."""
+        layer = self.trainer.model.last_layer
+        assert layer is not None
+        losses = (done.share * done.error, done.share * done.generator_loss)
+        error, adversarial = (
+            torch.autograd.grad(loss, layer, retain_graph=True)[0] for loss in losses
+        )
+        return error, adversarial

@@ -9,13 +9,15 @@ from typing import Any
 
 from mar import tokenizer
 from mar.data_config import DataConfig
-from mar.extractors import ReferenceConfig
+from mar.extractors import ClassifierReference, ReferenceConfig
 from mar.fidelity import EvaluateConfig
 from mar.generator import GeneratorConfig, check_size
 from mar.latents import LatentsConfig
+from mar.perceptual import ClassifierDistanceConfig
 from mar.sampling import SampleConfig, check_fit
 from mar.tokenizer import TokenizerConfig
 from mar.tokenizer_training import TokenizerTrainingConfig
+from mar.tokenizer_training import check_size as check_losses
 from mar.training import TrainingConfig
 from mar.vq import VQConfig
 from stages import params
@@ -68,6 +70,8 @@ def _check_fit(configs: dict[str, Any]) -> None:
         configs["tokenizer"].codebook_size if isinstance(configs["tokenizer"], VQConfig) else None
     )
     check_size(generator, latent, codebook)
+    check_losses(configs["tokenizer_training"], configs["data"].image_size)
+    _check_scores_are_of_another_network(configs)
     num_tokens = latent.height * latent.width // generator.patch_size**2
     check_fit(sample, generator, num_tokens)
     if configs["evaluate"].kid_subset_size > sample.num_images:
@@ -75,6 +79,21 @@ def _check_fit(configs: dict[str, Any]) -> None:
             f"evaluate.kid_subset_size: must be at most sample.num_images, {sample.num_images}, "
             f"got {configs['evaluate'].kid_subset_size}"
         )
+
+
+def _check_scores_are_of_another_network(configs: dict[str, Any]) -> None:
+    """Refuse a tokenizer that is trained on the very network whose features score it."""
+    distance = configs["tokenizer_training"].perceptual
+    reference = configs["reference"]
+    if not isinstance(distance, ClassifierDistanceConfig):
+        return
+    if isinstance(reference, ClassifierReference):
+        seed = reference.classifier.seed
+        if distance.classifier.seed == seed:
+            raise ValueError(
+                "tokenizer_training.perceptual.classifier.seed: must differ from "
+                f"reference.classifier.seed, whose network scores the result, got {seed}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Encode the training images into a cache of latents."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mar import atomic, latents, tokenizer
 from mar.data import ImageSet
 from mar.data_config import DataConfig
 from mar.images import to_float
+from mar.latent_scale import check_scale, find_weak_channels
 from mar.latents import TRANSFORM, LatentsConfig, LatentsInfo
 from mar.parallel import map_chunks
 from mar.posterior import Posterior
@@ -24,7 +26,7 @@ CHUNK = 16  # images that a worker decodes at a time
 
 
 def main(stage: Stage) -> None:
-    """Write the shards that are not there yet, then measure the scale of all latents."""
+    """Write the shards that are not there yet, then measure and judge the scale of all latents."""
     data = stage.params("data", DataConfig)
     config = stage.params("latents", LatentsConfig)
     model = tokenizer.load(TOKENIZER).to(stage.device)
@@ -50,6 +52,10 @@ def main(stage: Stage) -> None:
             mirrored_indices=mirrored_codes,
         )
     measured = latents.measure(folder, shape)
+    check_scale(measured)
+    if warning := find_weak_channels(measured):
+        sys.stderr.write(f"{stage.name}: {warning}\n")
+    scale = measured.scale()
     info = LatentsInfo(
         tokenizer=atomic.digest(TOKENIZER),
         transform=TRANSFORM.format(size=data.image_size),
@@ -58,11 +64,11 @@ def main(stage: Stage) -> None:
         num_classes=images.num_classes,
         codebook_size=model.codebook_size,
         shape=[shape.channels, shape.height, shape.width],
-        **measured,
+        **scale,
     )
     atomic.move_folder(folder, stage.out / "latents")
     atomic.write_json(stage.out / "latents.json", info.model_dump())
-    stage.write_metrics({key: measured[key] for key in ("count", "mean", "std")})
+    stage.write_metrics({"count": scale["count"], **measured.summary()})
 
 
 def _missing_shards(

@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 T = TypeVar("T")
 
 FILE = Path("params.yaml")
+CHOICES = ("source", "kind", "extractor")  # keys that say which other keys a section has
 
 
 def read(path: Path = FILE) -> dict[str, Any]:
@@ -72,7 +73,10 @@ def suggest(name: object, known: Iterable[str]) -> str:
 
 def _messages(section: str, value: object, error: ValidationError) -> Iterator[str]:
     problems: list[Any] = error.errors(include_url=False)
-    keys = [_key(section, value, problem["loc"]) for problem in problems]
+    keys = [
+        _key(section, value, problem["loc"], missing=problem["type"] == "missing")
+        for problem in problems
+    ]
     missing = [key for key, p in zip(keys, problems, strict=True) if p["type"] == "missing"]
     for key, problem in zip(keys, problems, strict=True):
         context = problem.get("ctx", {})
@@ -106,13 +110,17 @@ def _explained(messages: list[str]) -> list[str]:
     ]
 
 
-def _key(section: str, value: object, location: tuple[int | str, ...]) -> str:
+def _key(section: str, value: object, location: tuple[int | str, ...], *, missing: bool) -> str:
     """Join a location into `section.key`, without the tags that pydantic adds for unions."""
     parts = [section]
+    tags = _tags(value)
     for index, part in enumerate(location):
-        last = index == len(location) - 1
-        if isinstance(value, dict) and (part in value or last):
+        absent = missing and index == len(location) - 1
+        if part in tags:  # comes once, before a key that may have the same name
+            tags.remove(part)
+        elif isinstance(value, dict) and (part in value or absent):
             value = value.get(part)
+            tags = _tags(value)
             parts.append(str(part))
         elif isinstance(value, list) and isinstance(part, int):
             value = value[part]
@@ -120,8 +128,14 @@ def _key(section: str, value: object, location: tuple[int | str, ...]) -> str:
     return ".".join(parts)
 
 
+def _tags(value: object) -> list[object]:
+    """Return the choices that a section makes between kinds of itself."""
+    return [value[key] for key in CHOICES if key in value] if isinstance(value, dict) else []
+
+
 def _bare(text: str) -> str:
-    return text.strip("'")
+    """Return a name without quotes, and without the () of a function that finds it."""
+    return text.strip("'").removesuffix("()")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Pictures of a training along the way, for people; they change nothing that a stage makes."""
 
 import json
+import shutil
 from pathlib import Path
 
 from PIL import Image
@@ -51,6 +52,13 @@ def samples(stage: Stage, *, generator: MAR, info: LatentsInfo, step: int) -> No
 
 
 def _keep(stage: Stage, picture: Image.Image, step: int) -> None:
-    path = stage.out / "previews" / f"step-{step:07d}.png"
+    """Save a picture, and show it with all that an earlier start of the stage has drawn.
+
+    Of a stage that was killed DVC removes the outputs, but not the work folder.
+    """
+    path = stage.work / "previews" / f"step-{step:07d}.png"
     save_png(path, picture)
     stage.run.picture(path, "previews")
+    for drawn in sorted(path.parent.glob("*.png")):
+        with atomic.replacing(stage.out / "previews" / drawn.name) as partial:
+            shutil.copyfile(drawn, partial)

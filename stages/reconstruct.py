@@ -1,21 +1,28 @@
 """Reconstruct the held-out images, to see what the tokenizer loses."""
 
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from mar import tokenizer
+from mar import extractors, tokenizer
 from mar.codebook import CodebookUse
 from mar.data import ImageSet
 from mar.data_config import DataConfig
+from mar.extractors import ReferenceConfig
+from mar.latent_scale import LatentStatistics
 from mar.parallel import map_chunks, ranges
 from mar.pictures import comparison_grid, save_png
 from mar.reconstruction import difference, reconstruct, score
+from mar.reference import Reference, ReferenceInfo
+from mar.rfid import ReconstructionDistance
+from mar.tokenizer_interface import Tokenizer
 from stages.stage import Stage, run
 
 
 MANIFEST = Path("out/prepare/manifest.parquet")
 TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
+REFERENCE = Path("out/reference/extractor")
 SHOWN = 10  # images in the picture
 
 
@@ -25,12 +32,36 @@ def main(stage: Stage) -> None:
     model = tokenizer.load(TOKENIZER).to(stage.device)
     images = ImageSet(MANIFEST, "held_out", data.image_size, base=stage.root)
     images.verify_listing()
+    info = ReferenceInfo.read(REFERENCE / "reference.json")
+    extractor = extractors.load(stage.params("reference", ReferenceConfig), REFERENCE)
+    info.check(extractor, height=data.image_size, width=data.image_size)
+    train = Reference.load(REFERENCE / "statistics.safetensors").statistics
+
     chunks = ranges(len(images), 64)
     decoded = map_chunks(images.stack, chunks, stage.workers)
     batches = tqdm(decoded, total=len(chunks), desc=stage.name, unit="batch")
     use = CodebookUse(model.codebook_size)
-    scores = score((batch, reconstruct(model, batch, use)) for batch in batches)
+    latents = LatentStatistics(model.latent_channels)
+    distance = ReconstructionDistance(extractor, train, stage.device)
+    pairs = ((batch, reconstruct(model, batch, use, latents)) for batch in batches)
+    scores = score(pairs, [distance])
+    if warning := distance.find_bias():
+        sys.stderr.write(f"{stage.name}: {warning}\n")
+    _draw(stage, model, images)
+    stage.write_metrics(
+        {
+            **scores,
+            **use.compute(),
+            "latents": latents.summary(),
+            "extractor": info.extractor,
+            "reference": info.id,
+            "num_reference": info.num_reference,
+            "num_images": len(images),
+        }
+    )
 
+
+def _draw(stage: Stage, model: Tokenizer, images: ImageSet) -> None:
     originals = images.spread(SHOWN)
     restored = reconstruct(model, originals)
     rows = {
@@ -41,7 +72,6 @@ def main(stage: Stage) -> None:
     picture = stage.out / "reconstructions.png"
     save_png(picture, comparison_grid(rows))
     stage.run.picture(picture)
-    stage.write_metrics({**scores, **use.compute(), "num_images": len(images)})
 
 
 if __name__ == "__main__":

@@ -3,20 +3,19 @@
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from mar import atomic, extractors
-from mar.classifier import new_classifier, save_classifier, train_classifier
-from mar.data import ImageSet, image_batches
+from mar.classifier import save_classifier
+from mar.data import ImageSet
 from mar.data_config import DataConfig
 from mar.extractors import ClassifierReference, ReferenceConfig
 from mar.fidelity import EvaluateConfig, check_sizes, score
 from mar.reference import ReferenceInfo, measure
+from stages import classifier_training
 from stages.stage import Stage, run
 
 
 MANIFEST = Path("out/prepare/manifest.parquet")
-CURVE_STEPS = 10  # between two points of the curves
 
 
 def main(stage: Stage) -> None:
@@ -57,23 +56,9 @@ def main(stage: Stage) -> None:
 
 def _train(stage: Stage, config: ReferenceConfig, images: ImageSet, path: Path) -> pd.DataFrame:
     """Train the classifier if that is the extractor, and return its curves."""
-    curves = pd.DataFrame(columns=["step", "loss", "accuracy"])
     if not isinstance(config, ClassifierReference):
-        return curves
-    settings = config.classifier
-    model = new_classifier(
-        settings, image_size=images.image_size, num_classes=images.num_classes
-    ).to(stage.device)
-    batches = image_batches(
-        images, settings.batch_size, seed=settings.seed, first_step=0, workers=stage.workers
-    )
-    steps = train_classifier(model, batches)
-    for step in tqdm(steps, total=settings.steps, desc="train the classifier", unit="step"):
-        number = step.index + 1
-        if number % CURVE_STEPS == 0 or number == settings.steps:
-            values = {"loss": float(step.loss), "accuracy": float(step.accuracy)}
-            curves.loc[len(curves)] = {"step": number, **values}
-            stage.run.metrics(values, number)
+        return pd.DataFrame(columns=list(classifier_training.COLUMNS))
+    model, curves = classifier_training.train(stage, config.classifier, images)
     save_classifier(path, model)
     return curves
 

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import torch
+from filelock import FileLock
 
 from mar import atomic
 from mar.config import Config
@@ -33,8 +34,8 @@ class Stage:
         name: Its name in `dvc.yaml`.
         out: The folder of its outputs.
         work: The folder from which a killed stage continues.
-        device: Where its tensors live (`MAR_DEVICE`; by default the first accelerator, else the
-        CPU). run: Its MLflow run.
+        device: Where its tensors live (`MAR_DEVICE`; by default the first accelerator, else CPU).
+        run: Its MLflow run.
     """
 
     name: str
@@ -67,9 +68,24 @@ class Stage:
     def preview(self, kind: str, **values: Any) -> None:
         """Draw a picture of the work so far, for people; nothing is computed from it.
 
-        By name, not by an import statement, for the reason given in `run`.
+        So a picture that cannot be drawn (an early sample is NaN, the disk is full) is said and
+        ends no training. By name, not by an import statement, for the reason given in
+        `_check_params`.
         """
-        getattr(import_module("stages.previews"), kind)(self, **values)
+        try:
+            getattr(import_module("stages.previews"), kind)(self, **values)
+        except (ValueError, OSError, RuntimeError) as error:
+            sys.stderr.write(f"{self.name}: no picture: {error}\n")
+
+    def preflight(self, **values: Any) -> dict[str, float]:
+        """Compare what a long training begins with, and return what was found, for people.
+
+        By name, as `preview`: it can stop a training, and never change its result.
+
+        Raises:
+            ValueError: inputs do not belong together.
+        """
+        return import_module("stages.preflight").check(self, **values)
 
     def params(self, section: str, kind: type[T] | Any) -> T:
         """Load a section of `params.yaml` and log it."""
@@ -146,9 +162,11 @@ def _check_params() -> None:
     files = [params.FILE, *sorted(Path("mar").glob("*.py")), *sorted(Path("stages").glob("*.py"))]
     passed = work.ROOT / "checked"
     state = "\n".join(f"{atomic.digest(path)} {path}" for path in files if path.is_file())
-    if not passed.is_file() or passed.read_text() != state:
-        import_module("stages.check").check_all()
-        atomic.write_text(passed, state)
+    work.ROOT.mkdir(exist_ok=True)
+    with FileLock(passed.with_suffix(".lock")):  # stages may start side by side
+        if not passed.is_file() or passed.read_text() != state:
+            import_module("stages.check").check_all()
+            atomic.write_text(passed, state)
 
 
 def _run_tracked(name: str, main: Callable[[Stage], None]) -> None:
@@ -168,7 +186,9 @@ def _run_tracked(name: str, main: Callable[[Stage], None]) -> None:
             atomic.write_text(run_id, tracked.id)
         main(Stage(name, OUT / name, folder, device, tracked))
         tracked.metrics({"seconds": time.monotonic() - started, "peak_memory_gib": _peak_gib()})
-    work.discard(name)
+    if others := work.discard(folder):
+        kept = ", ".join(str(other) for other in others)
+        sys.stderr.write(f"{name}: unfinished work of other settings is kept: {kept}\n")
 
 
 def _peak_gib() -> float:
@@ -178,7 +198,7 @@ def _peak_gib() -> float:
 
 
 def _end_with_parent() -> None:
-    """On Linux, ask for SIGTERM when the parent process dies.
+    """On Linux, ask for SIGTERM when the parent process, `dvc`, dies; end now if it has already.
 
     A killed `dvc` would otherwise leave its stage running, and a second trainer would start beside
     it.
@@ -188,6 +208,9 @@ def _end_with_parent() -> None:
 
         pr_set_pdeathsig = 1  # linux/prctl.h
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        with suppress(OSError):
+            if b"dvc" not in Path(f"/proc/{os.getppid()}/cmdline").read_bytes():
+                raise SystemExit(128 + signal.SIGTERM)
 
 
 def _exit(signum: int, frame: FrameType | None) -> None:

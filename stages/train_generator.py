@@ -12,6 +12,7 @@ from stages import train_loop
 from stages.stage import Stage, run
 
 
+MANIFEST = Path("out/prepare/manifest.parquet")
 LATENTS = Path("out/encode/latents")
 TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
 
@@ -31,6 +32,9 @@ def main(stage: Stage) -> None:
         }
     )
     cache = LatentCache(LATENTS, info)
+    compared = stage.preflight(
+        cache=cache, manifest=MANIFEST, weights=TOKENIZER, image_size=data.image_size
+    )
     model = MAR(
         stage.params("generator", GeneratorConfig),
         info.latent,
@@ -57,6 +61,7 @@ def main(stage: Stage) -> None:
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "loss": history[-1]["loss"],
             "images_per_second": train_loop.mean_speed(history, config),
+            "preflight": compared,
         }
     )
 

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from mar import tokenizer, tokenizer_training
+from mar import perceptual, tokenizer, tokenizer_training
+from mar.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 from mar.data import ImageSet, image_batches
 from mar.data_config import DataConfig
 from mar.tokenizer import TokenizerConfig
 from mar.tokenizer_training import TokenizerTrainingConfig
-from stages import train_loop
+from stages import classifier_training, train_loop
 from stages.stage import Stage, run
 
 
@@ -21,7 +22,12 @@ def main(stage: Stage) -> None:
     model = tokenizer.build(stage.params("tokenizer", TokenizerConfig)).to(stage.device)
     images = ImageSet(MANIFEST, "train", data.image_size, base=stage.root)
     images.verify_listing()
-    trainer = tokenizer_training.new_trainer(model, config)
+    distance = None
+    if tokenizer_training.is_trained(model):  # without the weights of LPIPS it ends here
+        distance = perceptual.load(
+            config.perceptual, lambda settings: _classifier(stage, settings, images)
+        )
+    trainer = tokenizer_training.new_trainer(model, config, distance)
 
     def steps():
         batches = image_batches(
@@ -53,6 +59,15 @@ def main(stage: Stage) -> None:
     for last in history[-1:]:  # none where there was nothing to train
         metrics["l1_per_pixel"] = last["l1"] / (3 * data.image_size**2)
     stage.write_metrics(metrics)
+
+
+def _classifier(stage: Stage, config: ClassifierConfig, images: ImageSet) -> Classifier:
+    """Return a classifier that is trained once: a killed stage finds it where it works."""
+    path = stage.work / "perceptual.safetensors"
+    if not path.is_file():
+        model, _ = classifier_training.train(stage, config, images, prefix="perceptual_")
+        save_classifier(path, model)
+    return load_classifier(path)
 
 
 if __name__ == "__main__":

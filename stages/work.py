@@ -35,11 +35,12 @@ def declaration(stage: str) -> dict[str, Any]:
 def input_digests(stage: str) -> dict[str, str]:
     """Return the digest of every dependency that `dvc.yaml` lists for a stage.
 
-    What DVC itself made keeps the digest of `dvc.lock`, so large folders are not read again.
+    A folder that DVC made keeps the digest of `dvc.lock`, so latents and samples are not read
+    again; the file beside it that describes it is (`latents.json`), whoever made it.
     """
-    made = _recorded_outputs()
+    made = _recorded_folders()
     return {
-        path: made.get(path) or _content_digest(Path(path))
+        path: (Path(path).is_dir() and made.get(path)) or _content_digest(Path(path))
         for path in declaration(stage).get("deps", [])
     }
 
@@ -78,13 +79,13 @@ def open_folder(stage: str, inputs: dict[str, str]) -> Path:
     return folder
 
 
-def discard(stage: str) -> None:
-    """Remove all work of a stage, which its finished outputs have made useless."""
-    for folder in (ROOT / stage).glob("*/"):
-        shutil.rmtree(folder)
+def discard(folder: Path) -> list[Path]:
+    """Remove the work of a finished stage; return that of other settings, which can still go on."""
+    shutil.rmtree(folder)
+    return sorted(folder.parent.glob("*/"))
 
 
-def _recorded_outputs() -> dict[str, str]:
+def _recorded_folders() -> dict[str, str]:
     lock = Path("dvc.lock")
     if not lock.is_file():
         return {}
@@ -93,7 +94,7 @@ def _recorded_outputs() -> dict[str, str]:
         out["path"]: out["md5"]
         for stage in stages.values()
         for out in stage.get("outs", [])
-        if "md5" in out
+        if out.get("md5", "").endswith(".dir")
     }
 
 

@@ -1,7 +1,8 @@
 """`dvc.yaml` says the truth: what each stage imports, reads and writes, in an order to walk.
 
-Two modules are loaded by name and not counted: `stages.check` (it can refuse a run, never change
-its result) and `stages.previews` (pictures for people; nothing is computed from them).
+Three modules are loaded by name and not counted: `stages.check` and `stages.preflight` (they can
+refuse a run, never change its result) and `stages.previews` (pictures for people; nothing is
+computed from them).
 """
 
 import ast
@@ -15,7 +16,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 NAMES = list(STAGES)
-BY_NAME = {"stages.check", "stages.previews"}
+BY_NAME = {"stages.check", "stages.preflight", "stages.previews"}
 
 
 def modules(tree: ast.AST) -> set[str]:
@@ -59,7 +60,7 @@ def test_code_dependencies_are_exactly_what_is_imported(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stage_module_and_folder_have_one_name(name: str) -> None:
-    assert STAGES[name]["cmd"] == f"python -m stages.{name}"
+    assert STAGES[name]["cmd"] == f"exec python -m stages.{name}"
     assert all(path.startswith(f"out/{name}/") for path in outputs(name))
     docstring = ast.get_docstring(ast.parse((ROOT / "stages" / f"{name}.py").read_text())) or ""
     assert STAGES[name]["desc"] == docstring.splitlines()[0]
@@ -107,7 +108,7 @@ def test_paths_in_a_stage_are_declared(name: str) -> None:
     }
 
 
-def test_modules_loaded_by_name_are_those_two() -> None:
+def test_modules_loaded_by_name_are_those_three() -> None:
     found: set[str] = set()
     for path in sorted(ROOT.glob("stages/*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

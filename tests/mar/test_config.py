@@ -5,12 +5,15 @@ import re
 import pytest
 from pydantic import Field, ValidationError
 
+from mar.adversary import AdversarialConfig, LeCamConfig, R1Config
 from mar.autoencoder import AutoencoderConfig
 from mar.config import Config
 from mar.denoiser import DenoiserSize
 from mar.generator import GeneratorConfig
 from mar.heads import HEADS
 from mar.latents import LatentsConfig, LatentsInfo
+from mar.lpips import LPIPSConfig
+from mar.perceptual import ClassifierDistanceConfig
 from mar.pixels import PixelsConfig
 from mar.sampling import SampleConfig
 from mar.tokenizer_training import TokenizerTrainingConfig
@@ -20,12 +23,17 @@ from mar.vq import VQConfig
 
 
 CONFIGS: list[type[Config]] = [
+    AdversarialConfig,
     AutoencoderConfig,
+    ClassifierDistanceConfig,
     DenoiserSize,
     GeneratorConfig,
+    LPIPSConfig,
     LatentsConfig,
     LatentsInfo,
+    LeCamConfig,
     PixelsConfig,
+    R1Config,
     SampleConfig,
     TokenizerTrainingConfig,
     TrainingConfig,

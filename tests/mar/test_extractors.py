@@ -1,6 +1,5 @@
 """An extractor is the network that its file or name says, or a message says which key is wrong."""
 
-import hashlib
 import pickle
 from pathlib import Path
 from urllib.error import URLError
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 from torch_fidelity import FeatureExtractorInceptionV3
 
 from mar import extractors
+from mar.atomic import digest
 from mar.extractors import (
     DinoReference,
     Extractor,
     Features,
     InceptionReference,
-    check_file,
     digest_tensors,
     extract,
     gather,
@@ -118,7 +117,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_inception_of_a_file_gives_features_and_logits(weights: Path) -> None:
-    config = inception(weights=str(weights), weights_sha256=sha256(weights))
+    config = inception(weights=str(weights), weights_sha256=digest(weights))
     extractor = extractors.load(config, Path("nowhere"))
     image = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
     features, logits = extractor.module(image)
@@ -216,7 +215,7 @@ def test_published_statistics_replace_the_training_split(weights: Path, tmp_path
         np.arange(5, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3)
     )
     path = save_statistics(tmp_path / "s.npz", mu=mean, sigma=covariance, arr_0=images)
-    config = inception(weights=str(weights), statistics=path, statistics_sha256=sha256(Path(path)))
+    config = inception(weights=str(weights), statistics=path, statistics_sha256=digest(Path(path)))
     extractor = extractors.load(config, Path("nowhere"))
     reference = measure(config, extractor, Pictures(), device=CPU, workers=0)
     assert reference.source == "s.npz"
@@ -287,19 +286,3 @@ def test_without_a_network_dinov2_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     config = DinoReference(extractor="dinov2", num_features=10, size="s")
     with pytest.raises(ValueError, match=r"reference\.extractor: torch\.hub cannot .*no network"):
         extractors.load(config, Path("nowhere"))
-
-
-# Files
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def test_a_file_is_checked_only_against_a_digest_that_is_given(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_text("content")
-    check_file(file, None, key="reference.weights")
-    check_file(file, sha256(file).upper(), key="reference.weights")
-    with pytest.raises(ValueError, match=r"reference\.weights: .* is missing"):
-        check_file(tmp_path, None, key="reference.weights")

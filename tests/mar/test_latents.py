@@ -111,7 +111,7 @@ def test_measured_scale_is_that_of_the_sampled_posterior(tmp_path: Path, moments
     write_cache(tmp_path, moments, dtype="float32")
     values = moments[0].double().numpy()
     mean, variance = values[:, :2], np.exp(values[:, 2:])
-    measured = measure(tmp_path, SHAPE)
+    measured = measure(tmp_path, SHAPE).scale()
     assert measured["count"] == COUNT
     assert measured["mean"] == pytest.approx(mean.mean(), abs=1e-6)
     assert measured["std"] == pytest.approx(np.sqrt(mean.var() + variance.mean()), rel=1e-6)
@@ -124,7 +124,7 @@ def test_measured_scale_is_that_of_the_sampled_posterior(tmp_path: Path, moments
 def test_normalised_samples_have_a_std_of_one(tmp_path: Path, generator: torch.Generator) -> None:
     moments = torch.randn(2, COUNT, 4, 4, 3, generator=generator) + 1.0
     write_cache(tmp_path, moments, dtype="float32")
-    cache = LatentCache(tmp_path, info(**measure(tmp_path, SHAPE)))
+    cache = LatentCache(tmp_path, info(**measure(tmp_path, SHAPE).scale()))
     everything = torch.arange(COUNT).repeat(300)
     drawn = cache.normalise(
         cache.moments(everything, torch.zeros(len(everything)).bool()), generator
@@ -164,7 +164,7 @@ def test_latents_without_a_variance_are_cached_as_they_are(
     tmp_path: Path, latents: Tensor, generator: torch.Generator
 ) -> None:
     write_cache(tmp_path, latents, dtype="float32")
-    measured = measure(tmp_path, SHAPE)
+    measured = measure(tmp_path, SHAPE).scale()
     assert measured["std"] == pytest.approx(float(latents[0].std(correction=0)), rel=1e-5)
     assert measured["mean"] == pytest.approx(float(latents[0].mean()), rel=1e-5)
     cache = LatentCache(tmp_path, info(dtype="float32", **measured))

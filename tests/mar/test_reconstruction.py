@@ -9,6 +9,8 @@ from mar import tokenizer
 from mar.autoencoder import AutoencoderConfig
 from mar.codebook import CodebookUse
 from mar.images import to_float, to_uint8
+from mar.latent_scale import LatentStatistics
+from mar.pixels import Pixels, PixelsConfig
 from mar.reconstruction import difference, reconstruct, score
 from mar.vq import VQ, VQConfig
 
@@ -34,6 +36,16 @@ def test_a_reconstruction_is_the_decoded_mean(generator: torch.Generator) -> Non
         expected = to_uint8(model.decode(model.encode(to_float(originals))[:, :3]))
     assert torch.equal(reconstruct(model, originals), expected)
     assert torch.equal(reconstruct(model, originals), reconstruct(model, originals))
+
+
+def test_latents_are_summed_up_along_the_way(generator: torch.Generator) -> None:
+    originals = pictures(3, generator)
+    statistics = LatentStatistics(3)
+    restored = reconstruct(Pixels(PixelsConfig(kind="pixels")), originals, statistics=statistics)
+    assert torch.equal(restored, originals)
+    values = to_float(originals).double()
+    assert statistics.scale()["std"] == pytest.approx(float(values.std(correction=0)), rel=1e-6)
+    assert statistics.count == 3
 
 
 def test_a_quantised_reconstruction_is_decoded_from_codes_which_are_counted(

@@ -88,6 +88,20 @@ def test_keys_inside_a_choice_have_their_plain_name(
     ]
 
 
+def test_a_choice_may_have_the_name_of_a_key(content: dict[str, Any], tmp_path: Path) -> None:
+    assert content["reference"]["extractor"] == "classifier"
+    content["reference"]["num_featurs"] = content["reference"].pop("num_features")
+    content["reference"]["classifier"]["width"] = "wide"
+    del content["reference"]["classifier"]["lr"]
+    assert refuse(tmp_path, content).splitlines() == [
+        "params.yaml: reference.classifier.width: input should be a valid integer, got 'wide'",
+        "params.yaml: reference.classifier.lr is missing",
+        "params.yaml: reference.num_featurs is not a known key; did you mean 'num_features'?",
+    ]
+    del content["reference"]["classifier"]
+    assert "params.yaml: reference.classifier is missing" in refuse(tmp_path, content)
+
+
 def test_an_unknown_choice_lists_the_known_ones(content: dict[str, Any], tmp_path: Path) -> None:
     content["data"]["source"] = "digit"
     message = refuse(tmp_path, content)
@@ -106,6 +120,59 @@ def test_keys_of_another_choice_get_no_foolish_hint(
 ) -> None:
     content["data"]["path"] = "photographs"
     assert refuse(tmp_path, content) == "params.yaml: data.path is not a known key"
+
+
+PERCEPTUAL = {
+    "kind": "classifier",
+    "weight": 1.0,
+    "classifier": {
+        "seed": 1, "width": 4, "feature_width": 8, "steps": 20, "batch_size": 32, "lr": 0.002,
+        "weight_decay": 0.05, "shift": 1, "flip": False, "noise": 64.0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("nnone", "kind must be 'none' or 'lpips' or 'classifier', got 'nnone'; did you mean "),
+        (None, "kind must be 'none' or 'lpips' or 'classifier', got 'None'; did you mean 'none'?"),
+        ({"kind": "vgg"}, "kind must be 'none' or 'lpips' or 'classifier', got 'vgg'"),
+        ({"weight": 1.0}, "kind is missing"),
+        ({**PERCEPTUAL, "weight": 0}, "weight: input should be greater than 0, got 0"),
+        ({**PERCEPTUAL, "weights": None}, "weights is not a known key"),
+        ({**PERCEPTUAL, "classifier": {}}, "classifier.seed is missing"),
+    ],
+)
+def test_a_wrong_perceptual_loss_is_named(
+    content: dict[str, Any], tmp_path: Path, value: object, message: str
+) -> None:
+    content["tokenizer_training"]["perceptual"] = value
+    line = refuse(tmp_path, content).splitlines()[0]
+    assert line.startswith(f"params.yaml: tokenizer_training.perceptual.{message}")
+
+
+def test_a_tokenizer_is_not_trained_on_the_network_that_scores_it(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    content["tokenizer_training"]["perceptual"] = PERCEPTUAL
+    check.check_all(write(tmp_path, content))
+    content["reference"]["classifier"]["seed"] = 1
+    assert refuse(tmp_path, content) == (
+        "params.yaml: tokenizer_training.perceptual.classifier.seed: must differ from "
+        "reference.classifier.seed, whose network scores the result, got 1"
+    )
+
+
+def test_losses_for_larger_images_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    content["tokenizer_training"]["adversarial"] = {
+        "start_step": 1, "warmup_steps": 0, "weight": 0.5, "max_weight": 1e4, "lr": 0.001,
+        "base_channels": 8, "num_layers": 3, "regulariser": "none",
+    }  # fmt: skip
+    assert refuse(tmp_path, content) == (
+        "params.yaml: tokenizer_training.adversarial.num_layers: 3 need images of at least 24 px, "
+        "got 16"
+    )
 
 
 def test_sections_are_checked_too(content: dict[str, Any], tmp_path: Path) -> None:

@@ -59,6 +59,23 @@ def test_scores_stand_beside_those_of_real_images(finished: Path) -> None:
     assert "grid.png" in text
 
 
+def test_reconstructions_are_scored_against_a_named_reference(finished: Path) -> None:
+    found = metrics(finished, "reconstruct")
+    reference = metrics(finished, "reference")
+    assert {name: found[name] for name in ("extractor", "reference", "num_reference")} == {
+        name: reference[name] for name in ("extractor", "reference", "num_reference")
+    }
+    assert found["num_images"] == metrics(finished, "prepare")["num_held_out"]
+    assert found["classifier_rfid_held_out"] > 0
+    # The tokenizer is hardly trained: its images are further from real ones than those held out.
+    assert found["classifier_rfid_train"] > reference["held_out"]["classifier_fid"]
+    encoded = metrics(finished, "encode")
+    assert found["latents"]["std"] == pytest.approx(encoded["std"], rel=0.1)
+    assert found["latents"]["kl"] == pytest.approx(encoded["kl"], rel=0.1)
+    with Image.open(finished / "out/reconstruct/reconstructions.png") as picture:
+        assert picture.height > 3 * 64
+
+
 def test_every_stage_has_a_run_below_the_pipelines(finished: Path, tracking_uri: str) -> None:
     client = MlflowClient(tracking_uri)
     children = {stage: client.get_run(str(metrics(finished, stage)["run_id"])) for stage in (

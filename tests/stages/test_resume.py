@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny_project as tiny
+import torch
 
 from mar.atomic import digest
 from stages import work
@@ -57,7 +58,11 @@ def test_kill_9_and_resume_equals_an_undisturbed_run(long_training: Path) -> Non
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     assert not (project / "out/train_generator/ema.safetensors").exists()
+    (checkpoint,) = (project / "work/train_generator").glob("*/checkpoint.pt")
+    step = torch.load(checkpoint, weights_only=True)["step"]
+    assert step > 0
     assert start(project).wait() == 0
+    assert first_step_after_the_last_start(project) > step
     resumed = [digest(project / "out/train_generator" / name) for name in OUTPUTS]
     curves = (project / "out/train_generator/curves.csv").read_text().splitlines()
 
@@ -68,6 +73,13 @@ def test_kill_9_and_resume_equals_an_undisturbed_run(long_training: Path) -> Non
     # The curves agree too, but for the speed, their last column.
     expected = (project / "out/train_generator/curves.csv").read_text().splitlines()
     assert [row.rpartition(",")[0] for row in curves] == [r.rpartition(",")[0] for r in expected]
+
+
+def first_step_after_the_last_start(project: Path) -> int:
+    record = (project / "work/tracking/train_generator.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in record]
+    last = max(index for index, event in enumerate(events) if event["event"] == "start")
+    return next(event["step"] for event in events[last:] if event["step"])
 
 
 def test_a_second_process_is_refused(long_training: Path) -> None:
@@ -91,3 +103,51 @@ def test_work_of_other_settings_is_not_continued(long_training: Path) -> None:
 
     other = {**inputs, "mar/training.py": "edited"}
     assert work.fingerprint("train_generator", other) != work.fingerprint("train_generator", inputs)
+
+
+def test_an_input_that_dvc_did_not_see_change_counts_as_changed(project: Path) -> None:
+    file = project / "out/train_tokenizer/tokenizer.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_text("recorded")
+    out = {"path": str(file.relative_to(project)), "md5": "0" * 32}
+    lock = {"schema": "2.0", "stages": {"train_tokenizer": {"cmd": "", "outs": [out]}}}
+    (project / "dvc.lock").write_text(json.dumps(lock))
+    (project / "out/prepare").mkdir()
+    (project / "out/prepare/manifest.parquet").write_text("")
+    (project / "out/prepare/classes.json").write_text("")
+    before = work.input_digests("reconstruct")
+    file.write_text("another one")
+    assert work.input_digests("reconstruct") != before
+
+
+def test_a_finished_stage_leaves_the_work_of_other_settings(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = project / "work/prepare/0123456789abcdef"
+    other.mkdir(parents=True)
+    (other / "checkpoint.pt").write_text("three days")
+    tiny.run_stage("prepare")
+    assert (other / "checkpoint.pt").read_text() == "three days"
+    assert [path.name for path in (project / "work/prepare").glob("*/")] == [other.name]
+    assert f"work of other settings is kept: {other.relative_to(project)}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stage", "folder"), [("encode", "out/encode/latents"), ("sample", "out/sample/samples")]
+)
+def test_shards_that_were_written_are_not_made_again(
+    stage: str, folder: str, project: Path, finished: Path
+) -> None:
+    shutil.copytree(finished / "out", project / "out")
+    made = {path.name: digest(path) for path in (project / folder).iterdir()}
+    kept, *missing = sorted(made)
+    assert missing
+    work_folder = work.open_folder(stage, work.input_digests(stage)) / Path(folder).name
+    shutil.copytree(project / folder, work_folder)
+    for name in missing:
+        (work_folder / name).unlink()
+    before = (work_folder / kept).stat().st_mtime_ns
+    shutil.rmtree(project / f"out/{stage}")
+    tiny.run_stage(stage)
+    assert (project / folder / kept).stat().st_mtime_ns == before
+    assert {path.name: digest(path) for path in (project / folder).iterdir()} == made

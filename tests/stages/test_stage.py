@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import tiny_project as tiny
+from ruamel.yaml import YAML
 
+from mar.atomic import digest
 from stages import stage, work
 
 
@@ -30,6 +34,30 @@ def test_mlflow_away_is_said_once_and_nothing_breaks(
     assert events[-1]["status"] == "FINISHED"
 
 
+def test_a_picture_that_cannot_be_drawn_ends_no_training(
+    project: Path, finished: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished / "out", project / "out")
+    shutil.rmtree(project / "out/train_generator")
+    (project / "out/prepare/classes.json").unlink()
+    tiny.run_stage("train_generator")
+    assert "train_generator: no picture: " in capfd.readouterr().err
+    assert digest(project / "out/train_generator/ema.safetensors") == digest(
+        finished / "out/train_generator/ema.safetensors"
+    )
+
+
+def test_pictures_of_an_earlier_start_are_shown_again(project: Path, finished: Path) -> None:
+    shutil.copytree(finished / "out", project / "out")
+    shutil.rmtree(project / "out/train_generator")
+    earlier = work.open_folder("train_generator", work.input_digests("train_generator"))
+    (earlier / "previews").mkdir()
+    (earlier / "previews/step-0000001.png").write_bytes(b"drawn before the kill")
+    tiny.run_stage("train_generator")
+    names = [path.name for path in sorted((project / "out/train_generator/previews").iterdir())]
+    assert names == ["step-0000001.png", "step-0000003.png", "step-0000006.png"]
+
+
 def test_a_mistake_is_one_readable_line(project: Path) -> None:
     (project / "params.yaml").write_text("data: {}\n")
     process = subprocess.run(
@@ -44,27 +72,56 @@ def test_a_mistake_is_one_readable_line(project: Path) -> None:
     assert "Traceback" not in process.stderr
 
 
-def test_a_stage_ends_when_dvc_dies(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_a_stage_ends_when_dvc_dies(shell: str, tmp_path: Path) -> None:
+    """DVC runs commands through a shell, which must not stay between the two."""
     if sys.platform != "linux":
         pytest.skip("only Linux tells a process that its parent died")
-    child = (
-        "import os, time, pathlib; from stages import stage; "
-        "stage._end_with_parent(); "
-        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); time.sleep(60)"
+    if not Path(shell).exists():
+        pytest.skip(f"there is no {shell}")
+    command = declared_command("prepare").replace("stages.prepare", "waiting")
+    (tmp_path / "dvc.yaml").write_text(f"stages: {{waiting: {{cmd: {command}}}}}")
+    (tmp_path / "waiting.py").write_text(
+        "import os, time, pathlib; from stages import stage; stage._end_with_parent(); "
+        "pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
     )
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, "-c", parent], env=environment)
-    deadline = time.monotonic() + 60
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {"PYTHONPATH": str(tiny.ROOT), "SHELL": shell, "PATH": path}
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True
+    )
+    dvc = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "-q"],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+    )
+    deadline = time.monotonic() + 120
     while not (tmp_path / "pid").exists():
+        assert dvc.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     pid = int((tmp_path / "pid").read_text())
-    process.kill()
-    process.wait()
-    while Path(f"/proc/{pid}").exists() and "Z" not in state_of(pid):
-        assert time.monotonic() < deadline
+    dvc.kill()
+    dvc.wait()
+    while state_of(pid) != "Z":
+        assert time.monotonic() < deadline - 60
         time.sleep(0.05)
+
+
+def test_a_stage_whose_dvc_has_died_does_not_begin() -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells a process that its parent died")
+    code = "from stages import stage; stage._end_with_parent()"
+    for parent, status in [("dvc", 0), ("init", 128 + signal.SIGTERM)]:
+        program = (
+            f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {code!r}]))"
+        )
+        found = subprocess.run([sys.executable, "-c", program, parent], cwd=tiny.ROOT, check=False)
+        assert found.returncode == status
+
+
+def declared_command(name: str) -> str:
+    return YAML(typ="safe").load((tiny.ROOT / "dvc.yaml").read_text())["stages"][name]["cmd"]
 
 
 def state_of(pid: int) -> str:

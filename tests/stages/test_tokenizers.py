@@ -16,7 +16,8 @@ from mar.posterior import Posterior
 from mar.vq import VQ
 
 
-STAGES = ("prepare", "train_tokenizer", "reconstruct", "encode")
+STAGES = ("prepare", "reference", "train_tokenizer", "reconstruct", "encode")
+LATENTS = {"mean", "std", "channel_std_min", "channel_std_max", "active_channels"}
 SECTIONS: dict[str, dict[str, Any]] = {
     "vq": {
         "kind": "vq",
@@ -66,6 +67,9 @@ def test_a_codebook_is_trained_tried_and_cached(project: Path) -> None:
     assert metrics["train_tokenizer"]["steps"] == 4
     assert 0 < metrics["reconstruct"]["codebook_use"] <= 1
     assert 1 <= metrics["reconstruct"]["perplexity"] <= 20
+    latents = metrics["reconstruct"]["latents"]
+    assert set(latents) == LATENTS
+    assert latents["channel_std_min"] <= latents["channel_std_max"]
     names, rows = curves(project)
     assert {"loss", "l1", "codebook", "commitment", "codebook_use", "perplexity"} <= set(names)
     assert [int(row["step"]) for row in rows] == [2, 4]
@@ -88,6 +92,9 @@ def test_pixels_pass_untrained_and_unchanged(project: Path) -> None:
     assert metrics["train_tokenizer"]["steps"] == metrics["train_tokenizer"]["parameters"] == 0
     assert metrics["reconstruct"]["ssim"] == pytest.approx(1)
     assert not {"psnr", "codebook_use"} & set(metrics["reconstruct"])
+    assert metrics["reconstruct"]["classifier_rfid_held_out"] == pytest.approx(0, abs=1e-3)
+    baseline = metrics["reference"]["held_out"]["classifier_fid"]  # they are the held-out images
+    assert metrics["reconstruct"]["classifier_rfid_train"] == pytest.approx(baseline, rel=1e-3)
     assert curves(project) == (["step", "loss"], [])
     assert previews(project) == ["step-0000000.png"]
 

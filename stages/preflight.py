@@ -1,0 +1,89 @@
+"""Before a training of days: whether cached latents are those of their images, with a picture.
+
+It can stop a training and never change what it makes: nothing is computed from it, and torch's
+random numbers are left as they were.
+"""
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mar import preflight, tokenizer
+from mar.data import ImageSet
+from mar.latents import LatentCache
+from mar.pictures import comparison_grid, save_png
+from mar.reconstruction import difference
+from mar.tokenizer_interface import Tokenizer
+from stages.stage import Stage
+
+
+def check(
+    stage: Stage, *, cache: LatentCache, manifest: Path, weights: Path, image_size: int
+) -> dict[str, float]:
+    """Compare some cached latents with their images, draw them, and return the PSNRs.
+
+    Where the images are not on this machine, it says so and draws what the latents decode to.
+
+    Raises:
+        ValueError: latents and images do not belong together.
+    """
+    with torch.random.fork_rng(devices=[]):  # layers draw weights before theirs are loaded
+        model = tokenizer.load(weights).to(stage.device)
+    chosen = preflight.choose(len(cache))
+    rows: dict[int, int] = {}
+    images = None
+    if manifest.is_file():
+        images = ImageSet(manifest, "train", image_size, base=stage.root)
+        places = preflight.rows_of_manifest(cache, images.names, images.labels)
+        rows = {index: int(places[index]) for index in chosen}
+        rows = {index: row for index, row in rows.items() if images.is_present(row)}
+    if absent := len(chosen) - len(rows):
+        sys.stderr.write(
+            f"{stage.name}: {absent} of {len(chosen)} images are not on this machine, so their "
+            "cached latents are not compared with them\n"
+        )
+    if images is None or not rows:
+        latents = preflight.read(cache, chosen, mirrored=False, content="latents")
+        decoded = preflight.decode_stored(model, latents.to(stage.device), cache.info.std)
+        _draw(stage, {"decoded from the cache": decoded})
+        return {}
+    return _compare(stage, model, cache, list(rows), images.stack(list(rows.values())))
+
+
+def _compare(
+    stage: Stage, model: Tokenizer, cache: LatentCache, chosen: list[int], images: Tensor
+) -> dict[str, float]:
+    """Compare all that a generator may see: mirror images as well, and codes where there are."""
+    flips = {"images": False} | ({"mirror images": True} if cache.info.flips else {})
+    contents = ("latents", "codes") if cache.info.codebook_size is not None else ("latents",)
+    compared = {
+        (what, content): preflight.compare(
+            model, cache, chosen, images, mirrored=mirrored, content=content
+        )
+        for what, mirrored in flips.items()
+        for content in contents
+    }
+    pictures: dict[str, Tensor] = {}
+    for (what, content), found in compared.items():
+        pictures[what] = found.originals
+        pictures[f"{what}, decoded from cached {content}"] = found.cached
+        pictures[f"{what}, differences from cached {content}, 4 x"] = difference(
+            found.originals, found.cached, gain=4
+        )
+    _draw(stage, pictures)
+    for (what, _), found in compared.items():
+        found.check(what)
+    plain = compared["images", "latents"]
+    if warning := plain.find_poor_tokenizer():
+        sys.stderr.write(f"{stage.name}: {warning}\n")
+    return {name: value for name, value in plain.psnr().items() if math.isfinite(value)}
+
+
+def _draw(stage: Stage, rows: Mapping[str, Tensor]) -> None:
+    path = stage.out / "preflight.png"
+    save_png(path, comparison_grid(rows))
+    stage.run.picture(path)
