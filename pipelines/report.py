@@ -44,9 +44,8 @@ def markdown(
     seeds = sorted({m.seed for row in rows for m in row.measurements})
     real = rows[0].measurements[0]
     lines = [
-        f"Seeds {', '.join(map(str, seeds))}: mean {PLUS_MINUS} standard deviation. "
-        f"FID is `{real.distance}`; that of real images which were held out is "
-        f"{real.real_fid:.2f}{_of_real(real)}.",
+        f"{_of_seeds(seeds)} FID is `{real.distance}`; that of real images which were held out "
+        f"is {real.real_fid:.2f}{_of_real(real)}.",
         "",
         "| row | FID without guidance | FID with | recognised without | recognised with "
         "| paper's FID without / with | parameters | training, s | sampling, ms an image |",
@@ -105,6 +104,12 @@ def _paper(pair: Comparison, *, guided: bool) -> str:
     if pair.better.published is None or pair.worse.published is None:
         return ""
     return f"{pair.better.published[guided]:.2f} : {pair.worse.published[guided]:.2f}"
+
+
+def _of_seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"Seed {seeds[0]}."
+    return f"Seeds {', '.join(map(str, seeds))}: mean {PLUS_MINUS} standard deviation."
 
 
 def _of_real(real: Measurement) -> str:
