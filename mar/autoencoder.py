@@ -6,6 +6,8 @@ Parameter names are LDM's, so released KL-16 weights load as they are.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,9 +16,39 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
 
-from mar.config import Config
+from mar.config import Config, cut_down
 from mar.posterior import Posterior
 from mar.tokenizer_interface import Draws, Reconstruction, Tokenizer
+
+
+GROUPS = 32  # of group norm, or as many of them as divide the channels (LDM)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which layers an encoder and its decoder have; LDM's own, or those of another family.
+
+    Attributes:
+        latent_channels: Channels of a latent.
+        first_channels: What the first convolution makes of an image.
+        level_channels: Channels of each level; each but the last one halves the resolution.
+        num_res_blocks: Residual blocks of a level (one more in the decoder).
+        encoder_attention: Attention after each block of the encoder's last level.
+        middle_attention: Attention between the two blocks at the lowest resolution.
+        quant_conv: A 1x1 convolution behind the encoder.
+        post_quant_conv: A 1x1 convolution before the decoder.
+        norm_groups: Groups of each group norm, where they divide the channels.
+    """
+
+    latent_channels: int
+    first_channels: int
+    level_channels: Sequence[int]
+    num_res_blocks: int
+    encoder_attention: bool = False
+    middle_attention: bool = True
+    quant_conv: bool = True
+    post_quant_conv: bool = True
+    norm_groups: int = GROUPS
 
 
 class EncoderDecoderConfig(Config):
@@ -40,6 +72,17 @@ class EncoderDecoderConfig(Config):
         """Return how many pixels a latent is wide."""
         return int(2 ** (len(self.channel_multipliers) - 1))
 
+    @property
+    def layout(self) -> Layout:
+        """Return the layers."""
+        return Layout(
+            latent_channels=self.latent_channels,
+            first_channels=self.base_channels,
+            level_channels=[self.base_channels * factor for factor in self.channel_multipliers],
+            num_res_blocks=self.num_res_blocks,
+            encoder_attention=self.encoder_attention,
+        )
+
 
 class AutoencoderConfig(EncoderDecoderConfig):
     """Section `tokenizer` of `params.yaml` for `kind: kl`."""
@@ -51,11 +94,11 @@ class AutoencoderConfig(EncoderDecoderConfig):
 class ResidualBlock(nn.Module):
     """x + two convolutions, each behind group norm and swish."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int = GROUPS) -> None:
         super().__init__()
-        self.norm1 = _norm(in_channels)
+        self.norm1 = _norm(in_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = _norm(out_channels, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
@@ -72,9 +115,9 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """x + single-head attention over all positions."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = GROUPS) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -119,12 +162,18 @@ class Level(nn.Module):
     upsample: nn.Module  # in a decoder
 
     def __init__(
-        self, in_channels: int, channels: int, num_blocks: int, *, attention: bool = False
+        self,
+        in_channels: int,
+        channels: int,
+        num_blocks: int,
+        *,
+        attention: bool = False,
+        groups: int = GROUPS,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * (num_blocks - 1)
-        self.block = nn.ModuleList(ResidualBlock(width, channels) for width in widths)
-        self.attn = nn.ModuleList(Attention(channels) for _ in widths if attention)
+        self.block = nn.ModuleList(ResidualBlock(width, channels, groups) for width in widths)
+        self.attn = nn.ModuleList(Attention(channels, groups) for _ in widths if attention)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H W"]:
         """Apply the blocks, each followed by its attention, if there is one."""
@@ -136,13 +185,14 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """Block, attention, block at the lowest resolution."""
+    """Block, attention (if there is one), block at the lowest resolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, layout: Layout) -> None:
         super().__init__()
-        self.block_1 = ResidualBlock(channels, channels)
-        self.attn_1 = Attention(channels)
-        self.block_2 = ResidualBlock(channels, channels)
+        channels, groups = layout.level_channels[-1], layout.norm_groups
+        self.block_1 = ResidualBlock(channels, channels, groups)
+        self.attn_1 = Attention(channels, groups) if layout.middle_attention else nn.Identity()
+        self.block_2 = ResidualBlock(channels, channels, groups)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Apply the three."""
@@ -152,21 +202,19 @@ class Middle(nn.Module):
 class Encoder(nn.Module):
     """From images to features of the latent grid."""
 
-    def __init__(self, config: EncoderDecoderConfig, out_channels: int) -> None:
+    def __init__(self, layout: Layout, out_channels: int) -> None:
         super().__init__()
-        widths = [config.base_channels * factor for factor in config.channel_multipliers]
-        self.conv_in = nn.Conv2d(3, config.base_channels, 3, padding=1)
+        widths, first, groups = layout.level_channels, layout.first_channels, layout.norm_groups
+        self.conv_in = nn.Conv2d(3, first, 3, padding=1)
         self.down = nn.ModuleList()
-        for index, (before, width) in enumerate(
-            zip([config.base_channels, *widths], widths, strict=False)
-        ):
+        for index, (before, width) in enumerate(zip([first, *widths], widths, strict=False)):
             last = index == len(widths) - 1
-            attention = last and config.encoder_attention
-            level = Level(before, width, config.num_res_blocks, attention=attention)
+            attention = last and layout.encoder_attention
+            level = Level(before, width, layout.num_res_blocks, attention=attention, groups=groups)
             level.downsample = nn.Identity() if last else Downsample(width)
             self.down.append(level)
-        self.mid = Middle(widths[-1])
-        self.norm_out = _norm(widths[-1])
+        self.mid = Middle(layout)
+        self.norm_out = _norm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B X h w"]:
@@ -181,19 +229,19 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """From latents to images; a mirror of the encoder, with one more block at each level."""
 
-    def __init__(self, config: EncoderDecoderConfig) -> None:
+    def __init__(self, layout: Layout) -> None:
         super().__init__()
-        widths = [config.base_channels * factor for factor in config.channel_multipliers]
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1])
+        widths, groups = layout.level_channels, layout.norm_groups
+        self.conv_in = nn.Conv2d(layout.latent_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(layout)
         levels: list[Level] = []  # as LDM numbers them: 0 is full resolution, applied last
         for index, width in enumerate(widths):
             before = widths[min(index + 1, len(widths) - 1)]
-            level = Level(before, width, config.num_res_blocks + 1)
+            level = Level(before, width, layout.num_res_blocks + 1, groups=groups)
             level.upsample = nn.Identity() if index == 0 else Upsample(width)
             levels.append(level)
         self.up = nn.ModuleList(levels)
-        self.norm_out = _norm(widths[0])
+        self.norm_out = _norm(widths[0], groups)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, z: Float[Tensor, "B c h w"]) -> Float[Tensor, "B 3 H W"]:
@@ -206,14 +254,19 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(Tokenizer):
-    """Encoder, decoder, and the 1x1 convolutions around the latent."""
+    """Encoder, decoder, and the 1x1 convolutions around the latent, if there are any."""
 
-    def __init__(self, config: EncoderDecoderConfig, moment_channels: int) -> None:
+    def __init__(self, layout: Layout, moment_channels: int) -> None:
         super().__init__()
-        self.encoder = Encoder(config, moment_channels)
-        self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(moment_channels, moment_channels, 1)
-        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        channels = layout.latent_channels
+        self.encoder = Encoder(layout, moment_channels)
+        self.decoder = Decoder(layout)
+        self.quant_conv: nn.Module = nn.Identity()
+        self.post_quant_conv: nn.Module = nn.Identity()
+        if layout.quant_conv:
+            self.quant_conv = nn.Conv2d(moment_channels, moment_channels, 1)
+        if layout.post_quant_conv:
+            self.post_quant_conv = nn.Conv2d(channels, channels, 1)
 
     def initialize(self, generator: torch.Generator) -> None:
         """Set every weight as torch does by default (LDM), but from the generator alone.
@@ -256,17 +309,12 @@ class Autoencoder(Tokenizer):
         return self.decoder(self.post_quant_conv(latents))
 
 
-class AutoencoderKL(Autoencoder):
+class GaussianAutoencoder(Autoencoder):
     """An autoencoder of moments (means, then log variances), pulled towards a normal."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__(config, 2 * config.latent_channels)
-        self._config = config
-
-    @property
-    def config(self) -> AutoencoderConfig:
-        """Its section of `params.yaml`."""
-        return self._config
+    def __init__(self, layout: Layout, kl_weight: float) -> None:
+        super().__init__(layout, 2 * layout.latent_channels)
+        self._kl_weight = kl_weight
 
     def forward(self, images: Float[Tensor, "B 3 H W"], draws: Draws) -> Reconstruction:
         """Encode, sample the posterior and decode.
@@ -276,10 +324,22 @@ class AutoencoderKL(Autoencoder):
         """
         (eps,) = draws  # (B, c, h, w)
         posterior = Posterior.of(self.encode(images), self.latent_channels)
-        terms = {"kl": self.config.kl_weight * posterior.kl().mean()}
+        terms = {"kl": self._kl_weight * posterior.kl().mean()}
         return Reconstruction(self.decode(posterior.sample(eps)), terms, None)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    """Return group norm of 32 groups (LDM), or of as many as divide the channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+class AutoencoderKL(GaussianAutoencoder):
+    """LDM's autoencoder, at any stride and width."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__(config.layout, config.kl_weight)
+        self._config = cut_down(config, AutoencoderConfig)
+
+    @property
+    def config(self) -> AutoencoderConfig:
+        """Its section of `params.yaml`."""
+        return self._config
+
+
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(groups, channels), channels, eps=1e-6)

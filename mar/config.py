@@ -1,7 +1,7 @@
 """The base of every section of `params.yaml`: strict, frozen, without defaults."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,6 +15,15 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def cut_down(config: C, kind: type[C]) -> C:
+    """Return a config as one of its base class, without the fields that the subclass adds."""
+    values: dict[str, Any] = {name: getattr(config, name) for name in kind.model_fields}
+    return kind(**values)
 
 
 def name_or_fields(value: object) -> str:

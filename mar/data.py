@@ -40,12 +40,13 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """Open a manifest; `base` is where the path of its data folder begins, if it is relative.
 
         Raises:
-            ValueError: the file is not a manifest, or lists no images of the split.
+            ValueError: the file is not a manifest, or lists no images of the split and its data are
+                not `none`.
         """
         self._file = manifest
         self._manifest = Manifest(manifest, split)
         self._root = base / Path(self._manifest.info.root).expanduser()
-        if not len(self):
+        if not len(self) and self._manifest.info.source != "none":
             raise ValueError(f"{manifest} lists no images of the split {split}")
         self.labels: Int64[Tensor, " B"] = self._manifest.labels()
         self.class_names = self._manifest.info.class_names
@@ -82,11 +83,14 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     def stack(self, indices: list[int]) -> UInt8[Tensor, "B 3 S S"]:
         """Return some of the images as one tensor."""
-        return torch.stack([self[index][0] for index in indices])
+        images = _empty(self, len(indices))
+        for place, index in enumerate(indices):
+            images[place] = self[index][0]
+        return images
 
     def spread(self, num: int) -> UInt8[Tensor, "B 3 S S"]:
         """Return at most `num` images, evenly spread over the set."""
-        return self.stack(list(range(0, len(self), -(-len(self) // num))))
+        return self.stack(list(range(0, len(self), max(-(-len(self) // num), 1))))
 
     def verify_listing(self) -> None:
         """Check by their names that the folder still holds the images that `prepare` saw.

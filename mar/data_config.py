@@ -6,9 +6,9 @@ nothing of images: editing the code that lists and decodes them must not train i
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from mar.config import Config
+from mar.config import Config, name_or_fields
 
 
 class DigitsData(Config):
@@ -35,4 +35,18 @@ class FolderData(Config):
     seed: int = Field(ge=0, description="chooses the images that are held out")
 
 
-DataConfig = Annotated[DigitsData | FolderData, Field(discriminator="source")]
+class NoData(Config):
+    """No images, only their classes: enough to generate with released weights."""
+
+    source: Literal["none"] = Field(description="no images")
+    image_size: int = Field(gt=0, description="side of the images to generate, in pixels")
+    classes: Annotated[
+        Annotated[Literal["imagenet"], Tag("name")]
+        | Annotated[list[str], Field(min_length=1), Tag("fields")],
+        Discriminator(name_or_fields),
+    ] = Field(
+        description="names of the classes, or ImageNet's 1,000 in the order of their WordNet ids"
+    )
+
+
+DataConfig = Annotated[DigitsData | FolderData | NoData, Field(discriminator="source")]

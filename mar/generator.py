@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mar import masking, weights
 from mar.causal import CausalTransformer
-from mar.config import Config, name_or_fields
+from mar.config import Config, cut_down, name_or_fields
 from mar.denoiser import denoiser_size
 from mar.diffusion_loss import DiffusionConfig
 from mar.flow import FlowConfig
@@ -29,7 +29,7 @@ from mar.transformer import Predictor, Transformer, Widths
 
 
 class GeneratorConfig(Config):
-    """Section `generator` of `params.yaml`: what the generator is."""
+    """Section `generator` of `params.yaml`: what the generator is, wherever weights are from."""
 
     size: Annotated[
         Annotated[Literal["base", "large", "huge"], Tag("name")] | Annotated[Widths, Tag("fields")],
@@ -103,7 +103,7 @@ class MAR(nn.Module):
         """
         super().__init__()
         check_size(config, latent, codebook_size)
-        self.config = config
+        self.config = cut_down(config, GeneratorConfig)
         self.latent = latent
         self.num_classes = num_classes
         self.codebook_size = codebook_size

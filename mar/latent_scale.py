@@ -37,6 +37,25 @@ class Scale(TypedDict):
     channel_std: list[float]
 
 
+class Unmeasured(TypedDict):
+    """The same where there are no images."""
+
+    count: int
+    mean: None
+    std: None
+    channel_mean: list[float]
+    channel_std: list[float]
+
+
+UNMEASURED: Unmeasured = {
+    "count": 0,
+    "mean": None,
+    "std": None,
+    "channel_mean": [],
+    "channel_std": [],
+}
+
+
 class LatentStatistics:
     """Sums over the latents of many images, in float64, and what follows from them.
 

@@ -40,6 +40,16 @@ class LatentsConfig(Config):
     flips: bool = Field(description="cache the mirrored image as well, to train with random flips")
     shard_images: int = Field(gt=0, description="images in a file of the cache")
     batch_size: int = Field(gt=0, description="images encoded at a time")
+    scale: float | None = Field(
+        gt=0, description="latents are multiplied by it (MAR's code: 0.2325); null measures 1 / std"
+    )
+
+    def divisor(self, std: float | None) -> float:
+        """Return what latents are divided by, given their measured std."""
+        if self.scale is not None:
+            return 1 / self.scale
+        assert std is not None  # where there are no images, a scale must be given
+        return std
 
 
 class LatentsInfo(Config):
@@ -53,8 +63,9 @@ class LatentsInfo(Config):
     num_classes: int = Field(description="classes of the data")
     codebook_size: int | None = Field(description="codes of the tokenizer; null without a codebook")
     shape: list[int] = Field(description="channels, height and width of a latent")
-    mean: float = Field(description="mean of all latents, of the sampled posterior")
-    std: float = Field(description="their standard deviation; latents are divided by it")
+    divisor: float = Field(description="latents are divided by it: their std, or 1 / latents.scale")
+    mean: float | None = Field(description="mean of sampled latents; null without images")
+    std: float | None = Field(description="their standard deviation")
     channel_mean: list[float] = Field(description="mean of each channel")
     channel_std: list[float] = Field(description="standard deviation of each channel")
 
@@ -173,7 +184,7 @@ class LatentCache:
                 f"{folder} holds {self._starts[-1]} latents, latents.json says {info.count}"
             )
         labels = [shard.column("label").to_numpy() for shard in shards]
-        self.labels = torch.from_numpy(np.concatenate(labels)).long()
+        self.labels = torch.from_numpy(np.concatenate([np.empty(0, np.int32), *labels])).long()
         self.names: list[str] = []
         for shard in shards:
             self.names += shard.column("name").to_pylist()
@@ -265,10 +276,10 @@ class LatentCache:
     def normalise(
         self, moments: Float[Tensor, "B X H W"], generator: torch.Generator
     ) -> Float[Tensor, "B c H W"]:
-        """Sample the posterior and divide by the latents' std; the mean is left in (MAR's code)."""
+        """Sample the posterior and divide by one number; the mean is left in (MAR's code)."""
         posterior = Posterior.of(moments, self.info.latent.channels)
         eps = torch.randn(posterior.mean.shape, generator=generator, device=generator.device)
-        return posterior.sample(eps) / self.info.std
+        return posterior.sample(eps) / self.info.divisor
 
 
 def measure(folder: Path, shape: LatentShape) -> LatentStatistics:

@@ -52,7 +52,7 @@ class Info:
     """What holds for all images of a manifest.
 
     Attributes:
-        source: The kind of data, `digits` or `folder`.
+        source: The kind of data: `digits`, `folder`, or `none` for no images.
         root: The data folder as the user gave it; where relative paths begin is for
             the reader to say.
         class_names: The name of each label.

@@ -2,22 +2,21 @@
 
 They are pickles of torch.save, and a pickle may name any function to be called. A generator's is
 {model, model_ema, optimizer, epoch, scaler, args: argparse.Namespace}, a tokenizer's is {model};
-names and shapes of their tensors are the concern of `mar.released`.
+names and shapes of their tensors are the concern of `mar.released` and `mar.official_shapes`.
 """
 
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from mar import atomic, denoiser, generator
-from mar.generator import MAR
-from mar.released import to_official
+from mar import atomic
+from mar.config import Config
 
 
 # How files of torch.save begin: a zip archive, or until torch 1.6 a pickled number.
@@ -49,41 +48,17 @@ ALLOWED = [
 ]
 
 
-@dataclass(frozen=True)
-class GeneratorShape:
-    """What names and shapes tell of a generator: everything but the numbers of attention heads."""
+class ReleasedFile(Config):
+    """What a section of `params.yaml` with `source: released` says of its file."""
 
-    encoder_width: int
-    encoder_blocks: int
-    decoder_width: int
-    decoder_blocks: int
-    denoiser_width: int
-    denoiser_blocks: int
-    num_tokens: int
-    channels: int
-    condition_tokens: int
-    num_classes: int
+    path: str = Field(min_length=1, description="the file, absolute or from the repository")
+    sha256: str | None = Field(
+        pattern="^[0-9a-fA-F]{64}$", description="its SHA-256; null checks nothing"
+    )
 
-    @property
-    def size(self) -> str | None:
-        """Return the name of the size of the paper, if it has one."""
-        for name, widths in generator.SIZES.items():
-            known = widths.model_dump(exclude={"encoder_heads", "decoder_heads"})
-            head = denoiser.SIZES[name]
-            known |= {"denoiser_width": head.width, "denoiser_blocks": head.blocks}
-            if all(getattr(self, key) == value for key, value in known.items()):
-                return name
-        return None
-
-    def __str__(self) -> str:
-        widths = dict.fromkeys([self.encoder_width, self.decoder_width])  # one if they are equal
-        return (
-            f"{self.size or 'a custom size'} ({' and '.join(map(str, widths))} wide, "
-            f"{self.encoder_blocks} + {self.decoder_blocks} blocks, "
-            f"denoiser {self.denoiser_blocks} x {self.denoiser_width}, "
-            f"{self.num_tokens} tokens of {self.channels} channels, "
-            f"{self.condition_tokens} condition tokens, {self.num_classes} classes)"
-        )
+    def place(self, base: Path) -> Path:
+        """Return the file's path, which begins at `base` if it is relative."""
+        return base / Path(self.path).expanduser()
 
 
 # Reading
@@ -115,47 +90,6 @@ def read_tokenizer(path: Path, sha256: str | None) -> dict[str, Tensor]:
         ValueError: the file is missing, another one, damaged, or no tokenizer's.
     """
     return _read(path, sha256, "model", "tokenizer")
-
-
-def describe_generator(tensors: Mapping[str, Tensor]) -> GeneratorShape:
-    """Tell what generator some tensors make, from their official names and their shapes.
-
-    Raises:
-        ValueError: a tensor that tells it is missing or has another number of dimensions.
-    """
-    encoder_width, channels = _shape(tensors, "z_proj.weight", 2)
-    decoder_width, _ = _shape(tensors, "decoder_embed.weight", 2)
-    denoiser_width, _ = _shape(tensors, "diffloss.net.input_proj.weight", 2)
-    _, num_tokens, _ = _shape(tensors, "diffusion_pos_embed_learned", 3)
-    _, length, _ = _shape(tensors, "encoder_pos_embed_learned", 3)
-    num_classes, _ = _shape(tensors, "class_emb.weight", 2)
-    return GeneratorShape(
-        encoder_width=encoder_width,
-        encoder_blocks=_count(tensors, "encoder_blocks"),
-        decoder_width=decoder_width,
-        decoder_blocks=_count(tensors, "decoder_blocks"),
-        denoiser_width=denoiser_width,
-        denoiser_blocks=_count(tensors, "diffloss.net.res_blocks"),
-        num_tokens=num_tokens,
-        channels=channels,
-        condition_tokens=length - num_tokens,
-        num_classes=num_classes,
-    )
-
-
-def check_generator(path: Path, tensors: Mapping[str, Tensor], model: MAR) -> None:
-    """Check that the tensors of a file are those of a generator like the model.
-
-    Raises:
-        ValueError: they are those of another; the message describes both.
-    """
-    expected = describe_generator(to_official(model.state_dict()))
-    try:
-        found = describe_generator(tensors)
-    except ValueError as error:
-        raise ValueError(f"{path} does not hold a whole generator: {error}") from None
-    if found != expected:
-        raise ValueError(f"{path} holds {found}, expected {expected}")
 
 
 def _read(
@@ -224,21 +158,6 @@ def _kind(names: Iterable[str]) -> Literal["generator", "tokenizer"] | None:
     if any(name.startswith("post_quant_conv.") for name in names):
         return "tokenizer"
     return None
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> torch.Size:
-    if name not in tensors:
-        raise ValueError(f"{name} is missing")
-    shape = tensors[name].shape
-    if len(shape) != dimensions:
-        raise ValueError(f"{name} has shape {tuple(shape)}, expected {dimensions} dimensions")
-    return shape
-
-
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """Count the blocks `prefix.0`, `prefix.1` and so on."""
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    return len({found[1] for name in tensors if (found := pattern.match(name))})
 
 
 # Messages

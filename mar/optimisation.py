@@ -26,7 +26,7 @@ class OptimisationConfig(Config):
     """What every training has: how long, how fast, and what is averaged."""
 
     seed: int = Field(ge=0, description="seed of initial weights, batches and noise")
-    steps: int = Field(gt=0, description="optimiser steps")
+    steps: int = Field(ge=0, description="optimiser steps; 0 to use released weights as they are")
     batch_size: int = Field(gt=0, description="images in an optimiser step, over all processes")
     lr: float = Field(gt=0, description="learning rate after the warm-up")
     lr_schedule: Literal["constant", "cosine"] = Field(

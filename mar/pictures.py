@@ -56,10 +56,11 @@ def captioned_grid(
 def comparison_grid(rows: Mapping[str, UInt8[Tensor, "B 3 H W"]]) -> Image.Image:
     """Show sets of images under one another, each under its title; a column belongs together."""
     strips = {title: _enlarge(images) for title, images in rows.items()}
-    cells = next(iter(strips.values()))
-    width, height = cells[0].size
+    count, _, *sides = next(iter(rows.values())).shape
+    height, width = (side * _factor(sides) for side in sides)
     step_x, step_y = width + PADDING, LINE + height + PADDING
-    size = (PADDING + len(cells) * step_x, PADDING + len(strips) * step_y)
+    columns = max(count, 1)  # without images, room for the titles
+    size = (PADDING + columns * step_x, PADDING + len(strips) * step_y)
     picture = Image.new("RGB", size, WHITE)
     for row, (title, strip) in enumerate(strips.items()):
         y = PADDING + row * step_y
@@ -76,10 +77,14 @@ def save_png(path: Path, picture: Image.Image) -> None:
 
 
 def _enlarge(images: UInt8[Tensor, "B 3 H W"]) -> list[Image.Image]:
-    factor = math.ceil(CELL / min(images.shape[-2:]))
+    factor = _factor(images.shape[-2:])
     pixels = images.permute(0, 2, 3, 1).contiguous().cpu()  # (B, H, W, 3)
     pixels = torch.repeat_interleave(torch.repeat_interleave(pixels, factor, 1), factor, 2)
     return [Image.fromarray(image.numpy()) for image in pixels]
+
+
+def _factor(sides: Sequence[int]) -> int:
+    return math.ceil(CELL / min(sides))
 
 
 def _write(picture: Image.Image, position: tuple[int, int], text: str, width: int) -> None:

@@ -197,7 +197,7 @@ def compare(
         content,
         [cache.names[index] for index in chosen],
         originals,
-        decode_stored(tokenizer, stored, cache.info.std),
+        decode_stored(tokenizer, stored, cache.info.divisor),
         to_uint8(tokenizer.decode(latents).float()).cpu(),
         apart.cpu(),
     )

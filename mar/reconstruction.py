@@ -67,14 +67,19 @@ def score(
 
     `psnr` in dB is that of the mean squared error over all images, and left out where there is no
     error; `ssim` is the mean over images. Further measures of the same pairs add their numbers.
+    There are no scores of no images.
     """
     psnr = PeakSignalNoiseRatio(data_range=255.0)
     ssim = StructuralSimilarityIndexMeasure(data_range=255.0)
+    count = 0
     for originals, reconstructions in pairs:
+        count += len(originals)
         psnr.update(reconstructions.float(), originals.float())
         ssim.update(reconstructions.float(), originals.float())
         for measure in measures:
             measure.update(originals, reconstructions)
+    if not count:
+        return {}
     # By its type either could be a pair; neither was asked for one.
     values = {"psnr": psnr.compute(), "ssim": ssim.compute()}
     scores = {name: float(value) for name, value in values.items()}  # pyright: ignore[reportArgumentType]

@@ -42,12 +42,12 @@ def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_rename(name, names, blocks): value for name, value in tensors.items()}
 
 
-def load_official(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load official tensors into a generator or an autoencoder, as float32.
+def check_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Check that official tensors are all those of a generator or an autoencoder, and no others.
 
     Raises:
-        ValueError: tensors are missing, unknown, or of another shape; nothing was loaded, and the
-            message counts them and names the first of each kind by their official names.
+        ValueError: tensors are missing, unknown, or of another shape; the message counts them and
+            names the first of each kind by their official names.
     """
     translate = to_official if _is_generator(model) else dict[str, Tensor]
     expected = translate(model.state_dict())
@@ -63,6 +63,15 @@ def load_official(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if any(problems.values()):
         kinds = [_list(kind, found) for kind, found in problems.items() if found]
         raise ValueError(f"tensors do not fit the {len(expected)} expected: {', '.join(kinds)}")
+
+
+def load_official(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load official tensors into a generator or an autoencoder, as float32.
+
+    Raises:
+        ValueError: they do not fit, as `check_tensors` says; nothing was loaded.
+    """
+    check_tensors(model, tensors)
     ours = from_official(tensors) if _is_generator(model) else dict(tensors)
     model.load_state_dict({name: value.float() for name, value in ours.items()})
 

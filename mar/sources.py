@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mar.data_config import DigitsData, FolderData
+from mar.data_config import DataConfig, DigitsData, FolderData, NoData
 from mar.folder import File, list_folder
 from mar.images import find_fault
 from mar.manifest import Info, Row, Split
@@ -52,7 +52,7 @@ class Collection:
         return sum(row.split == split for row in self.rows)
 
 
-def collect(config: DigitsData | FolderData, workers: int, base: Path = Path()) -> Collection:
+def collect(config: DataConfig, workers: int, base: Path = Path()) -> Collection:
     """Find and check the images of a data source, and assign them to splits.
 
     A relative path of a folder begins at `base`.
@@ -61,9 +61,13 @@ def collect(config: DigitsData | FolderData, workers: int, base: Path = Path()) 
         ValueError: the folder has not the layout of `mar.folder.list_folder`, more files than
             `data.max_unreadable` cannot be decoded, or none of a class can.
     """
-    if isinstance(config, DigitsData):
-        return _collect_digits(config)
-    return _collect_folder(config, workers, base)
+    match config:
+        case DigitsData():
+            return _collect_digits(config)
+        case FolderData():
+            return _collect_folder(config, workers, base)
+        case NoData():
+            return Collection(Info("none", "", _class_names(config), []), [], {})
 
 
 def hold_out(labels: Int64[Tensor, " N"], fraction: float, seed: int) -> Bool[Tensor, " N"]:
@@ -110,6 +114,15 @@ def _digits() -> tuple[UInt8[Tensor, "N 8 8"], Int64[Tensor, " N"]]:
     values, labels = load_digits(return_X_y=True)  # pyright: ignore[reportUnknownVariableType]
     images = torch.tensor(values).reshape(-1, 8, 8) * 255 / 16  # scikit-learn: 0 to 16
     return images.round().to(torch.uint8), torch.tensor(labels, dtype=torch.int64)
+
+
+def _class_names(config: NoData) -> list[str]:
+    if config.classes != "imagenet":
+        return config.classes
+    # Here, as it takes seconds to import. Its classes are sorted by their WordNet ids.
+    from torchvision.models import ResNet50_Weights  # pyright: ignore[reportMissingTypeStubs]
+
+    return ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
 
 
 def _collect_folder(config: FolderData, workers: int, base: Path) -> Collection:

@@ -7,16 +7,18 @@ from pydantic import Field, TypeAdapter
 
 from mar import weights
 from mar.autoencoder import AutoencoderConfig, AutoencoderKL
+from mar.detok import DeTok, DeTokConfig
+from mar.diffusers_autoencoder import DiffusersAutoencoder, DiffusersConfig
 from mar.pixels import Pixels, PixelsConfig
 from mar.posterior import LatentShape
 from mar.tokenizer_interface import Tokenizer, TokenizerSection
 from mar.vq import VQ, VQConfig
 
 
-# Section `tokenizer` of `params.yaml`.
-TokenizerConfig = Annotated[
-    AutoencoderConfig | VQConfig | PixelsConfig, Field(discriminator="kind")
-]
+# Kinds without a layout in the official release.
+OwnTokenizerConfig = VQConfig | DeTokConfig | DiffusersConfig | PixelsConfig
+# Section `tokenizer` of `params.yaml`, wherever the weights are from.
+TokenizerConfig = Annotated[AutoencoderConfig | OwnTokenizerConfig, Field(discriminator="kind")]
 
 
 def build(config: TokenizerConfig) -> Tokenizer:
@@ -26,6 +28,10 @@ def build(config: TokenizerConfig) -> Tokenizer:
             return AutoencoderKL(config)
         case VQConfig():
             return VQ(config)
+        case DeTokConfig():
+            return DeTok(config)
+        case DiffusersConfig():
+            return DiffusersAutoencoder(config)
         case PixelsConfig():
             return Pixels(config)
 
@@ -34,8 +40,13 @@ def latent_shape(config: TokenizerSection, image_size: int) -> LatentShape:
     """Return the shape of the latents of square images.
 
     Raises:
-        ValueError: the image does not divide into latents.
+        ValueError: the image does not divide into latents, or not into as many as it must.
     """
+    if isinstance(config, DeTokConfig) and image_size != config.grid * config.stride:
+        raise ValueError(
+            f"data.image_size: {image_size} pixels are not the {config.grid} latents of "
+            f"{config.stride} pixels of tokenizer.grid and tokenizer.patch_size"
+        )
     if image_size % config.stride:
         raise ValueError(
             f"data.image_size: {image_size} pixels do not divide into latents of "

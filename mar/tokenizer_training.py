@@ -3,7 +3,7 @@
 Shapes: B batch, H W an image.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
@@ -26,7 +26,9 @@ class TokenizerTrainingConfig(OptimisationConfig):
     """Section `tokenizer_training` of `params.yaml`."""
 
     steps: int = Field(
-        gt=0, description="optimiser steps; a tokenizer without weights (pixels) takes none"
+        ge=0,
+        description="optimiser steps; 0 takes given weights (released, diffusers) as they are; a "
+        "tokenizer without weights (pixels) takes none",
     )
     flips: bool = Field(description="mirror half of the images at random")
     learned_variance: bool = Field(
@@ -75,22 +77,42 @@ class TokenizerTrainer(Trainer[Tokenizer]):
 
 
 def new_trainer(
-    tokenizer: Tokenizer, config: TokenizerTrainingConfig, distance: Distance | None = None
+    tokenizer: Tokenizer,
+    config: TokenizerTrainingConfig,
+    given: Mapping[str, Tensor] | None = None,
+    distance: Distance | None = None,
 ) -> TokenizerTrainer:
-    """Initialise the weights and return a trainer.
+    """Set the weights and return a trainer.
 
     Args:
         tokenizer: What is trained.
         config: How to train.
+        given: The weights to begin with; initial ones if there are none.
         distance: What `config.perceptual` asks for, where steps will be taken.
+
+    Raises:
+        ValueError: initial weights would not be trained.
     """
-    tokenizer.initialize(seeds.generator("weights", config.seed, device=tokenizer.device))
+    if given is not None:
+        tokenizer.load_state_dict(given)
+    elif config.steps or not is_trainable(tokenizer):
+        tokenizer.initialize(seeds.generator("weights", config.seed, device=tokenizer.device))
+    else:
+        raise ValueError(
+            "tokenizer_training.steps: must be greater than 0 for a tokenizer that begins with "
+            "random weights, got 0"
+        )
     return TokenizerTrainer(tokenizer, config, distance)
 
 
-def is_trained(tokenizer: Tokenizer) -> bool:
-    """Say whether a tokenizer takes steps: one without weights takes none."""
+def is_trainable(tokenizer: Tokenizer) -> bool:
+    """Say whether a tokenizer can take steps: one without weights takes none."""
     return any(True for _ in tokenizer.parameters())
+
+
+def takes_steps(tokenizer: Tokenizer, config: TokenizerTrainingConfig) -> bool:
+    """Say whether a tokenizer is to take steps, and so needs what its loss needs."""
+    return config.steps > 0 and is_trainable(tokenizer)
 
 
 def check_size(config: TokenizerTrainingConfig, image_size: int) -> None:
@@ -127,7 +149,7 @@ def train(
         autocast: Makes the context of the forward pass.
     """
     tokenizer = trainer.model
-    if not is_trained(tokenizer):
+    if not is_trainable(tokenizer) or trainer.step >= config.steps:
         return
     device = tokenizer.device
     for images, _ in batches:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mar import seeds
 from mar.generator import MAR, TrainingDraws
+from mar.generator_source import GivenWeights
 from mar.latents import LatentCache
 from mar.optimisation import OptimisationConfig, Step, Trainer, parameter_groups
 
@@ -20,14 +21,36 @@ class TrainingConfig(OptimisationConfig):
     """Section `training` of `params.yaml`: how the generator is trained."""
 
 
-def new_trainer(model: MAR, config: TrainingConfig) -> Trainer[MAR]:
-    """Initialise the weights and return a trainer with the paper's parameter groups.
+def new_trainer(
+    model: MAR, config: TrainingConfig, given: GivenWeights | None = None
+) -> Trainer[MAR]:
+    """Set the weights and return a trainer with the paper's parameter groups.
 
     Biases, norms and the denoiser do not decay; embeddings and positions do, as in the original.
+
+    Args:
+        model: What is trained.
+        config: How.
+        given: What the weights and their average begin with, instead of random numbers. Where no
+            step is to be taken, the trainer holds both sets of a file.
+
+    Raises:
+        ValueError: initial weights would not be trained.
     """
-    model.initialize(seeds.generator("weights", config.seed, device=_device(model)))
+    if given is not None:
+        model.load_state_dict(given.chosen)
+    elif config.steps:
+        model.initialize(seeds.generator("weights", config.seed, device=_device(model)))
+    else:
+        raise ValueError(
+            "training.steps: must be greater than 0 for a generator that begins with random "
+            "weights, got 0"
+        )
     groups = parameter_groups(model, config.weight_decay, without_decay=model.head.parameters())
-    return Trainer(model, groups, config)
+    trainer = Trainer(model, groups, config)
+    if given is not None and not config.steps:
+        model.load_state_dict(given.model)
+    return trainer
 
 
 def train(
@@ -44,6 +67,8 @@ def train(
     one, and is drawn for the whole batch, so a loss without dropout does not depend on
     `micro_batch`, the number of images whose activations are held at a time.
     """
+    if trainer.step >= config.steps:  # no image need be there
+        return
     model = trainer.model
     device = _device(model)
     content = "indices" if model.config.indices else "moments"

@@ -35,7 +35,7 @@ class VQ(Autoencoder):
     """An autoencoder whose decoder sees, for each latent, the nearest code of a codebook."""
 
     def __init__(self, config: VQConfig) -> None:
-        super().__init__(config, config.latent_channels)
+        super().__init__(config.layout, config.latent_channels)
         self._config = config
         self.quantize = Codebook(config.codebook_size, config.latent_channels)
 

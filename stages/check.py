@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from mar import tokenizer
-from mar.data_config import DataConfig
-from mar.extractors import ClassifierReference, ReferenceConfig
+from mar.data_config import DataConfig, NoData
+from mar.diffusers_autoencoder import DiffusersConfig
+from mar.extractors import ClassifierReference, InceptionReference, ReferenceConfig
 from mar.fidelity import EvaluateConfig
 from mar.generator import GeneratorConfig, check_size
+from mar.generator_source import GeneratorSource, ReleasedGenerator
 from mar.latents import LatentsConfig
+from mar.official_shapes import check_layout
 from mar.perceptual import ClassifierDistanceConfig
+from mar.pixels import PixelsConfig
 from mar.sampling import SampleConfig, check_fit
-from mar.tokenizer import TokenizerConfig
+from mar.tokenizer_source import ReleasedAutoencoder, TokenizerSource
 from mar.tokenizer_training import TokenizerTrainingConfig
 from mar.tokenizer_training import check_size as check_losses
 from mar.training import TrainingConfig
@@ -25,10 +29,10 @@ from stages import params
 
 SECTIONS: dict[str, Any] = {
     "data": DataConfig,
-    "tokenizer": TokenizerConfig,
+    "tokenizer": TokenizerSource,
     "tokenizer_training": TokenizerTrainingConfig,
     "latents": LatentsConfig,
-    "generator": GeneratorConfig,
+    "generator": GeneratorSource,
     "training": TrainingConfig,
     "sample": SampleConfig,
     "reference": ReferenceConfig,
@@ -74,6 +78,9 @@ def _check_fit(configs: dict[str, Any]) -> None:
     _check_scores_are_of_another_network(configs)
     num_tokens = latent.height * latent.width // generator.patch_size**2
     check_fit(sample, generator, num_tokens)
+    _check_sources(configs)
+    if isinstance(configs["data"], NoData):
+        _check_without_images(configs)
     if configs["evaluate"].kid_subset_size > sample.num_images:
         raise ValueError(
             f"evaluate.kid_subset_size: must be at most sample.num_images, {sample.num_images}, "
@@ -94,6 +101,48 @@ def _check_scores_are_of_another_network(configs: dict[str, Any]) -> None:
                 "tokenizer_training.perceptual.classifier.seed: must differ from "
                 f"reference.classifier.seed, whose network scores the result, got {seed}"
             )
+
+
+def _check_sources(configs: dict[str, Any]) -> None:
+    """Refuse weights that would be neither trained nor given, and a scale that is not theirs."""
+    begun = {
+        # Pixels have no weights to train, and a folder of diffusers gives them.
+        "tokenizer": not isinstance(
+            configs["tokenizer"], ReleasedAutoencoder | DiffusersConfig | PixelsConfig
+        ),
+        "generator": not isinstance(configs["generator"], ReleasedGenerator),
+    }
+    for name, training in {"tokenizer": "tokenizer_training", "generator": "training"}.items():
+        if begun[name] and not configs[training].steps:
+            raise ValueError(
+                f"{training}.steps: must be greater than 0, as {name}.source is not 'released', "
+                f"got 0"
+            )
+    if isinstance(configs["generator"], ReleasedGenerator):
+        check_layout(configs["generator"])
+        if configs["latents"].scale is None:
+            raise ValueError(
+                "latents.scale: must be what the released generator was trained with (official "
+                "ones: 0.2325), got None"
+            )
+
+
+def _check_without_images(configs: dict[str, Any]) -> None:
+    """Refuse what needs images where data.source is none."""
+    for training in ("tokenizer_training", "training"):
+        if configs[training].steps:
+            raise ValueError(
+                f"{training}.steps: must be 0, as data.source is 'none', "
+                f"got {configs[training].steps}"
+            )
+    if configs["latents"].scale is None:
+        raise ValueError("latents.scale: must be a number, as data.source is 'none', got None")
+    reference = configs["reference"]
+    if not isinstance(reference, InceptionReference) or reference.statistics is None:
+        raise ValueError(
+            "reference.statistics: must be a file, for the extractor inception, as data.source is "
+            "'none'"
+        )
 
 
 if __name__ == "__main__":

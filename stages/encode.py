@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from mar import atomic, latents, tokenizer
 from mar.data import ImageSet
 from mar.data_config import DataConfig
 from mar.images import to_float
-from mar.latent_scale import check_scale, find_weak_channels
+from mar.latent_scale import UNMEASURED, check_scale, find_weak_channels
 from mar.latents import TRANSFORM, LatentsConfig, LatentsInfo
 from mar.parallel import map_chunks
 from mar.posterior import Posterior
@@ -35,6 +36,7 @@ def main(stage: Stage) -> None:
     shape = tokenizer.latent_shape(model.config, data.image_size)
     folder = stage.work / "latents"
     names = images.names
+    folder.mkdir(exist_ok=True)
     for path, indices, pixels in _missing_shards(stage, images, config, folder):
         moments, codes = _encode(stage, model, pixels, config.batch_size)
         mirrored, mirrored_codes = None, None
@@ -52,10 +54,11 @@ def main(stage: Stage) -> None:
             mirrored_indices=mirrored_codes,
         )
     measured = latents.measure(folder, shape)
-    check_scale(measured)
-    if warning := find_weak_channels(measured):
-        sys.stderr.write(f"{stage.name}: {warning}\n")
-    scale = measured.scale()
+    if measured.count:
+        check_scale(measured)
+        if warning := find_weak_channels(measured):
+            sys.stderr.write(f"{stage.name}: {warning}\n")
+    scale: dict[str, Any] = {**(measured.scale() if measured.count else UNMEASURED)}
     info = LatentsInfo(
         tokenizer=atomic.digest(TOKENIZER),
         transform=TRANSFORM.format(size=data.image_size),
@@ -64,18 +67,20 @@ def main(stage: Stage) -> None:
         num_classes=images.num_classes,
         codebook_size=model.codebook_size,
         shape=[shape.channels, shape.height, shape.width],
+        divisor=config.divisor(scale["std"]),
         **scale,
     )
     atomic.move_folder(folder, stage.out / "latents")
     atomic.write_json(stage.out / "latents.json", info.model_dump())
-    stage.write_metrics({"count": scale["count"], **measured.summary()})
+    summary = measured.summary() if measured.count else {}
+    stage.write_metrics({"count": info.count, "divisor": info.divisor, **summary})
 
 
 def _missing_shards(
     stage: Stage, images: ImageSet, config: LatentsConfig, folder: Path
 ) -> Iterator[tuple[Path, list[int], Tensor]]:
     """Yield path, image indices and pixels of each shard that an earlier start has not written."""
-    parts = torch.arange(len(images)).split(config.shard_images)
+    parts = torch.arange(len(images)).split(config.shard_images) if len(images) else []
     missing = [
         (folder / f"{number:05d}.arrow", part.tolist())
         for number, part in enumerate(parts)

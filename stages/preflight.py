@@ -26,11 +26,16 @@ def check(
 ) -> dict[str, float]:
     """Compare some cached latents with their images, draw them, and return the PSNRs.
 
-    Where the images are not on this machine, it says so and draws what the latents decode to.
+    Where the images are not on this machine, it says so and draws what the latents decode to; where
+    there are no latents (`data.source: none`) there is nothing to draw.
 
     Raises:
         ValueError: latents and images do not belong together.
     """
+    if not len(cache):
+        nothing = torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
+        _draw(stage, {"no images to look at": nothing})
+        return {}
     with torch.random.fork_rng(devices=[]):  # layers draw weights before theirs are loaded
         model = tokenizer.load(weights).to(stage.device)
     chosen = preflight.choose(len(cache))
@@ -48,7 +53,7 @@ def check(
         )
     if images is None or not rows:
         latents = preflight.read(cache, chosen, mirrored=False, content="latents")
-        decoded = preflight.decode_stored(model, latents.to(stage.device), cache.info.std)
+        decoded = preflight.decode_stored(model, latents.to(stage.device), cache.info.divisor)
         _draw(stage, {"decoded from the cache": decoded})
         return {}
     return _compare(stage, model, cache, list(rows), images.stack(list(rows.values())))

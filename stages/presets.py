@@ -65,15 +65,32 @@ def write(name: str, *, replace: bool = False, target: Path = params.FILE) -> No
     atomic.write_text(target, text)
 
 
-def _overlay(base: CommentedMap, changes: dict[str, Any], path: str, prefix: str) -> None:
+def _overlay(base: CommentedMap, changes: CommentedMap, path: str, prefix: str) -> None:
     for key, value in changes.items():
         if key not in base:
             raise ValueError(f"{path}: {prefix}{key} is not in its base{params.suggest(key, base)}")
         alternative = isinstance(value, dict) and {"source", "kind", "extractor"} & set(value)
-        if isinstance(value, dict) and isinstance(base[key], dict) and not alternative:
+        if isinstance(value, CommentedMap) and isinstance(base[key], dict) and not alternative:
             _overlay(base[key], value, path, f"{prefix}{key}.")
         else:
             base[key] = value
+            _replace_comment(base, changes, key)
+
+
+def _replace_comment(base: CommentedMap, changes: CommentedMap, key: str) -> None:
+    """Put the overlay's comment, or none, in the place of that about a value which is replaced.
+
+    To ruamel, the empty lines up to the next key are a part of it; they stay.
+    """
+    token, ours = (content.ca.items.get(key, [None] * 4)[2] for content in (base, changes))
+    comment = ours.value.partition("\n")[0] if ours else ""
+    if token and (comment or token.value.startswith("#")):
+        token.value = f"{comment}\n{token.value.partition(chr(10))[2]}"
+        if ours:
+            token.start_mark = ours.start_mark
+    elif comment:
+        ours.value = f"{comment}\n"
+        base.ca.items[key] = changes.ca.items[key]
 
 
 def _head(text: str) -> str:
@@ -86,7 +103,13 @@ def _yaml() -> YAML:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 200
+    yaml.representer.add_representer(type(None), _null)
     return yaml
+
+
+def _null(representer: Any, value: None) -> Any:
+    """Write `null`, where ruamel would write nothing."""
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ def samples(stage: Stage, *, generator: MAR, info: LatentsInfo, step: int) -> No
         labels,
         range(shown),
         config,
-        latent_std=info.std,
+        latent_std=info.divisor,
         autocast=stage.autocast,
     )
     names = json.loads(CLASSES.read_text(encoding="utf-8"))

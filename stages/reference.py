@@ -27,7 +27,8 @@ def main(stage: Stage) -> None:
     held_out = ImageSet(MANIFEST, "held_out", data.image_size, base=stage.root)
     train.verify_listing()
     num_features = min(config.num_features, len(train))
-    check_sizes(evaluate, "held-out images", len(held_out), num_features=num_features)
+    if len(held_out):
+        check_sizes(evaluate, "held-out images", len(held_out), num_features=num_features)
 
     folder = stage.out / "extractor"
     curves = _train(stage, config, train, folder / "classifier.safetensors")
@@ -35,12 +36,14 @@ def main(stage: Stage) -> None:
     extractor = extractors.load(config, folder)
     reference = measure(config, extractor, train, device=stage.device, workers=stage.workers)
     reference.save(folder / "statistics.safetensors")
-    found = extractors.extract(
-        extractor, held_out, name="held-out images", device=stage.device, workers=stage.workers
-    )
-    scores = score(
-        extractors.gather(found), held_out.labels, reference, kind=extractor.kind, config=evaluate
-    )
+    scores = {}
+    if len(held_out):
+        found = extractors.extract(
+            extractor, held_out, name="held-out images", device=stage.device, workers=stage.workers
+        )
+        labels = held_out.labels
+        gathered = extractors.gather(found)
+        scores = score(gathered, labels, reference, kind=extractor.kind, config=evaluate)
     info = ReferenceInfo.describe(extractor, reference, data.image_size, len(held_out), scores)
     atomic.write_json(folder / "reference.json", info.model_dump())
     stage.write_metrics(

@@ -48,7 +48,7 @@ def main(stage: Stage) -> None:
                         labels[indices],
                         indices.tolist(),
                         config,
-                        latent_std=info.std,
+                        latent_std=info.divisor,
                         autocast=stage.autocast,
                     )
                     batches.append(batch)

@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
-from mar import atomic, generator, training
+from mar import atomic, generator, generator_source, training
 from mar.data_config import DataConfig
-from mar.generator import MAR, GeneratorConfig
+from mar.generator import MAR
+from mar.generator_source import GeneratorSource
 from mar.latents import TRANSFORM, LatentCache, LatentsConfig, LatentsInfo
 from mar.training import TrainingConfig
 from stages import train_loop
@@ -29,21 +30,19 @@ def main(stage: Stage) -> None:
             "transform": TRANSFORM.format(size=data.image_size),
             "dtype": latents.dtype,
             "flips": latents.flips,
+            "divisor": latents.divisor(info.std),
         }
     )
+    section = stage.params("generator", GeneratorSource)
+    model = MAR(section, info.latent, info.num_classes, info.codebook_size)
+    given = generator_source.given_weights(section, model, base=stage.root)
     cache = LatentCache(LATENTS, info)
     compared = stage.preflight(
         cache=cache, manifest=MANIFEST, weights=TOKENIZER, image_size=data.image_size
     )
-    model = MAR(
-        stage.params("generator", GeneratorConfig),
-        info.latent,
-        info.num_classes,
-        info.codebook_size,
-    )
     if warning := generator.find_narrow_denoiser(model):
         sys.stderr.write(f"{stage.name}: {warning}\n")
-    trainer = training.new_trainer(model.to(stage.device), config)
+    trainer = training.new_trainer(model.to(stage.device), config, given)
     history = train_loop.run(
         stage,
         trainer,
@@ -55,15 +54,15 @@ def main(stage: Stage) -> None:
     )
     generator.save(stage.out / "generator.safetensors", model, info.tokenizer)
     generator.save(stage.out / "ema.safetensors", trainer.ema, info.tokenizer)
-    stage.write_metrics(
-        {
-            "steps": config.steps,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "loss": history[-1]["loss"],
-            "images_per_second": train_loop.mean_speed(history, config),
-            "preflight": compared,
-        }
-    )
+    metrics: dict[str, object] = {
+        "steps": config.steps,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "images_per_second": train_loop.mean_speed(history, config),
+        "preflight": compared,
+    }
+    for last in history[-1:]:  # none where no step was taken
+        metrics["loss"] = last["loss"]
+    stage.write_metrics(metrics)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from mar import perceptual, tokenizer, tokenizer_training
+from mar import perceptual, tokenizer, tokenizer_source, tokenizer_training
 from mar.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 from mar.data import ImageSet, image_batches
 from mar.data_config import DataConfig
-from mar.tokenizer import TokenizerConfig
+from mar.tokenizer_source import TokenizerSource
 from mar.tokenizer_training import TokenizerTrainingConfig
 from stages import classifier_training, train_loop
 from stages.stage import Stage, run
@@ -19,15 +19,17 @@ def main(stage: Stage) -> None:
     """Train, and write the averaged weights, curves and reconstructions along the way."""
     data = stage.params("data", DataConfig)
     config = stage.params("tokenizer_training", TokenizerTrainingConfig)
-    model = tokenizer.build(stage.params("tokenizer", TokenizerConfig)).to(stage.device)
+    section = stage.params("tokenizer", TokenizerSource)
+    model = tokenizer.build(section)
+    given = tokenizer_source.given_weights(section, model, base=stage.root)
     images = ImageSet(MANIFEST, "train", data.image_size, base=stage.root)
     images.verify_listing()
     distance = None
-    if tokenizer_training.is_trained(model):  # without the weights of LPIPS it ends here
+    if tokenizer_training.takes_steps(model, config):  # without weights for LPIPS it ends here
         distance = perceptual.load(
             config.perceptual, lambda settings: _classifier(stage, settings, images)
         )
-    trainer = tokenizer_training.new_trainer(model, config, distance)
+    trainer = tokenizer_training.new_trainer(model.to(stage.device), config, given, distance)
 
     def steps():
         batches = image_batches(

@@ -99,7 +99,7 @@ def fresh(config: TokenizerTrainingConfig, kind: TokenizerConfig = KL) -> Tokeni
     torch.rand(3)  # whatever the global generator is at
     network = new_classifier(ClassifierConfig(**CLASSIFIER), image_size=8, num_classes=2)
     distance = None if config.perceptual == "none" else ClassifierDistance(network)
-    return tokenizer_training.new_trainer(tokenizer.build(kind), config, distance)
+    return tokenizer_training.new_trainer(tokenizer.build(kind), config, distance=distance)
 
 
 def run(
@@ -352,8 +352,8 @@ def test_an_adversarial_phase_does_not_break_reconstruction(
 def test_what_has_no_weights_needs_no_distance(images: Tensor) -> None:
     config = make_config()
     model = tokenizer.build(PixelsConfig(kind="pixels"))
-    assert not tokenizer_training.is_trained(model)
-    assert tokenizer_training.is_trained(tokenizer.build(KL))
+    assert not tokenizer_training.is_trainable(model)
+    assert tokenizer_training.is_trainable(tokenizer.build(KL))
     assert run(tokenizer_training.new_trainer(model, config), images, config) == []
 
 

@@ -7,15 +7,18 @@ from pydantic import Field, ValidationError
 
 from mar.adversary import AdversarialConfig, LeCamConfig, R1Config
 from mar.autoencoder import AutoencoderConfig
-from mar.config import Config
+from mar.config import Config, cut_down
+from mar.data_config import NoData
 from mar.denoiser import DenoiserSize
 from mar.generator import GeneratorConfig
+from mar.generator_source import ReleasedGenerator, TrainedGenerator
 from mar.heads import HEADS
 from mar.latents import LatentsConfig, LatentsInfo
 from mar.lpips import LPIPSConfig
 from mar.perceptual import ClassifierDistanceConfig
 from mar.pixels import PixelsConfig
 from mar.sampling import SampleConfig
+from mar.tokenizer_source import ReleasedAutoencoder, TrainedAutoencoder
 from mar.tokenizer_training import TokenizerTrainingConfig
 from mar.training import TrainingConfig
 from mar.transformer import Widths
@@ -32,10 +35,15 @@ CONFIGS: list[type[Config]] = [
     LatentsConfig,
     LatentsInfo,
     LeCamConfig,
+    NoData,
     PixelsConfig,
     R1Config,
+    ReleasedAutoencoder,
+    ReleasedGenerator,
     SampleConfig,
     TokenizerTrainingConfig,
+    TrainedAutoencoder,
+    TrainedGenerator,
     TrainingConfig,
     Widths,
     *(kind.config for kind in HEADS.values()),
@@ -82,3 +90,12 @@ def test_no_field_has_a_default_and_each_is_described(config: type[Config]) -> N
     for name, field in config.model_fields.items():
         assert field.is_required(), name
         assert field.description or name == "kind", name
+
+
+def test_a_config_is_cut_down_to_its_base() -> None:
+    class Longer(Example):
+        name: str = Field(description="more")
+
+    cut = cut_down(Longer(steps=1, lr=0.5, name="x"), Example)
+    assert type(cut) is Example
+    assert cut == Example(steps=1, lr=0.5)

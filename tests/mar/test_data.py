@@ -14,7 +14,7 @@ from PIL import Image
 from mar import data
 from mar.batches import batch_indices
 from mar.data import ImageSet, image_batches, load_images
-from mar.data_config import FolderData
+from mar.data_config import FolderData, NoData
 from mar.manifest import Info, Row, write_manifest
 from mar.sources import collect
 
@@ -198,3 +198,14 @@ def test_workers_end_with_the_batches(tmp_path: Path, monkeypatch: pytest.Monkey
     assert multiprocessing.active_children()
     del batches
     assert not multiprocessing.active_children()
+
+
+def test_data_without_images_are_an_empty_set(tmp_path: Path) -> None:
+    config = NoData(source="none", image_size=SIZE, classes=["a", "b"])
+    collection = collect(config, 0)
+    write_manifest(tmp_path / "m.parquet", collection.info, collection.rows)
+    images = ImageSet(tmp_path / "m.parquet", "held_out", SIZE)
+    images.verify_listing()
+    assert (len(images), images.num_classes, images.names) == (0, 2, [])
+    assert images.spread(10).shape == (0, 3, SIZE, SIZE)
+    assert load_images(images, 0).shape == (0, 3, SIZE, SIZE)

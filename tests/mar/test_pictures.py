@@ -88,3 +88,12 @@ def test_the_same_picture_makes_the_same_bytes(tmp_path: Path) -> None:
     with Image.open(tmp_path / "b.png") as image:
         assert image.format == "PNG"
         assert np.array_equal(np.asarray(image), np.asarray(picture))
+
+
+def test_without_images_there_are_titles() -> None:
+    picture = comparison_grid(
+        {"originals": make_images(0, 8), "reconstructions": make_images(0, 8)}
+    )
+    assert picture.size == (PADDING + 64 + PADDING, PADDING + 2 * (LINE + 64 + PADDING))
+    assert pixels(picture, 0, PADDING, 64, LINE).min() < 100
+    assert pixels(picture, 0, PADDING + LINE, 64, 64).min() == 255

@@ -100,7 +100,8 @@ def write_cache(
         num_classes=3,
         codebook_size=model.codebook_size,
         shape=[shape.channels, shape.height, shape.width],
-        **latents.measure(folder, shape).scale(),
+        **(scale := latents.measure(folder, shape).scale()),
+        divisor=scale["std"],
     )
     return LatentCache(folder, info)
 

@@ -99,3 +99,10 @@ def test_differences_are_enlarged_around_mid_grey() -> None:
     reconstruction = torch.tensor([100, 110, 95, 200], dtype=torch.uint8).expand(1, 3, 1, 4)
     shown = difference(original, reconstruction, gain=4)
     assert shown[0, 0, 0].tolist() == [128, 168, 108, 255]
+
+
+def test_no_images_have_no_scores(generator: torch.Generator) -> None:
+    assert score([]) == {}
+    nothing = pictures(0, generator)
+    model = tokenizer.build(PixelsConfig(kind="pixels"))
+    assert reconstruct(model, nothing).shape == nothing.shape

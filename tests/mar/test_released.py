@@ -9,10 +9,12 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 
-from mar.autoencoder import AutoencoderConfig, AutoencoderKL
-from mar.generator import MAR, GeneratorConfig
+from mar.autoencoder import AutoencoderKL
+from mar.generator import MAR
+from mar.generator_source import TrainedGenerator
 from mar.posterior import LatentShape
 from mar.released import from_official, load_official, to_official
+from mar.tokenizer_source import TrainedAutoencoder
 from mar.transformer import Transformer
 from stages import presets
 
@@ -33,8 +35,8 @@ def published(name: str) -> nn.Module:
     """Return one of the published models as its preset has it, without memory for its weights."""
     text = presets.resolve(PRESETS[name], GOLDEN.parents[1] / "presets")
     sections = YAML(typ="safe").load(text)
-    tokenizer = AutoencoderConfig.model_validate(sections["tokenizer"])
-    config = GeneratorConfig.model_validate(sections["generator"])
+    tokenizer = TrainedAutoencoder.model_validate(sections["tokenizer"])
+    config = TrainedGenerator.model_validate(sections["generator"])
     side = sections["data"]["image_size"] // tokenizer.stride
     with torch.device("meta"):
         if name == "kl16":

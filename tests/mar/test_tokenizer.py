@@ -8,6 +8,8 @@ import torch
 from mar import generator as generators
 from mar import tokenizer
 from mar.autoencoder import AutoencoderConfig
+from mar.detok import DeTokConfig, StackSize
+from mar.diffusers_autoencoder import DiffusersConfig
 from mar.generator import MAR
 from mar.pixels import PixelsConfig
 from mar.posterior import LatentShape, Posterior
@@ -35,7 +37,32 @@ QUANTISED = VQConfig(
     commitment_weight=0.25,
     revive_dead=True,
 )
-ALL = [CONFIG, QUANTISED, PixelsConfig(kind="pixels")]
+DENOISING = DeTokConfig(
+    kind="detok",
+    latent_channels=3,
+    patch_size=2,
+    grid=4,
+    encoder=StackSize(width=16, blocks=1, heads=2),
+    decoder=StackSize(width=24, blocks=1, heads=2),
+    noise_std=3.0,
+    drop_ratio_max=0.7,
+    kl_weight=1e-3,
+    decoder_from_step=None,
+)
+FOREIGN = DiffusersConfig(
+    kind="diffusers",
+    path="not/there",
+    sha256=None,
+    latent_channels=3,
+    block_out_channels=[8, 16],
+    layers_per_block=1,
+    norm_num_groups=4,
+    use_quant_conv=False,
+    use_post_quant_conv=True,
+    mid_block_add_attention=False,
+    kl_weight=1e-6,
+)
+ALL = [CONFIG, QUANTISED, DENOISING, FOREIGN, PixelsConfig(kind="pixels")]
 
 
 @pytest.mark.parametrize("config", ALL, ids=lambda config: config.kind)
@@ -54,7 +81,7 @@ def test_a_saved_tokenizer_comes_back(
     assert all(torch.equal(first[name], value) for name, value in loaded.state_dict().items())
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    images = torch.randn(2, 3, 4, 4, generator=generator)
+    images = torch.randn(2, 3, 8, 8, generator=generator)
     moments = model.encode(images)
     assert torch.equal(loaded.encode(images), moments)
     assert torch.equal(loaded.decode(moments[:, :3]), model.decode(moments[:, :3]))
@@ -83,7 +110,7 @@ def test_the_shape_of_latents_is_that_of_the_encoder(config: TokenizerConfig) ->
     assert shape == LatentShape(model.latent_channels, 8 // model.stride, 8 // model.stride)
     posterior = Posterior.of(model.encode(torch.zeros(1, 3, 8, 8)), shape.channels)
     assert posterior.mean.shape == (1, shape.channels, shape.height, shape.width)
-    assert (posterior.log_variance is not None) == (config.kind == "kl")
+    assert (posterior.log_variance is None) == (config.kind in ("vq", "pixels"))
 
 
 @pytest.mark.parametrize("config", ALL, ids=lambda config: config.kind)
@@ -101,3 +128,9 @@ def test_images_that_do_not_divide_into_latents_are_refused() -> None:
     expected = r"data\.image_size: 9 pixels do not divide into latents of 2 pixels"
     with pytest.raises(ValueError, match=expected):
         tokenizer.latent_shape(CONFIG, 9)
+
+
+def test_images_that_make_more_latents_than_there_are_positions_are_refused() -> None:
+    expected = r"data\.image_size: 16 pixels are not the 4 latents of 2 pixels of tokenizer\.grid"
+    with pytest.raises(ValueError, match=expected):
+        tokenizer.latent_shape(DENOISING, 16)

@@ -13,6 +13,7 @@ from mar import tokenizer
 from mar.autoencoder import AutoencoderConfig
 from mar.batches import batch_indices
 from mar.codebook import DEAD_AFTER, Codebook
+from mar.detok import DeTokConfig, StackSize
 from mar.optimisation import Step
 from mar.pixels import PixelsConfig
 from mar.posterior import Posterior
@@ -84,7 +85,22 @@ def vq(codebook_size: int = 24, *, revive_dead: bool = True) -> VQConfig:
     )
 
 
-KINDS = pytest.mark.parametrize("sizes", [kl(), vq()], ids=["kl", "vq"])
+def detok(decoder_from_step: int | None = 3, *, width: int = 16) -> DeTokConfig:
+    return DeTokConfig(
+        kind="detok",
+        latent_channels=4,
+        patch_size=2,
+        grid=4,
+        encoder=StackSize(width=width, blocks=1, heads=2),
+        decoder=StackSize(width=width, blocks=1, heads=2),
+        noise_std=3.0,
+        drop_ratio_max=0.7,
+        kl_weight=1e-3,
+        decoder_from_step=decoder_from_step,
+    )
+
+
+KINDS = pytest.mark.parametrize("sizes", [kl(), vq(), detok()], ids=["kl", "vq", "detok"])
 
 
 def fresh(
@@ -150,7 +166,7 @@ def test_a_training_depends_on_its_seed_alone(sizes: TokenizerConfig, images: Te
         run(trainers[-1], images, config)
     first, second, other = trainers
     assert_same_state(first, second)
-    name = "quant_conv.weight"
+    name = "decoder.conv_out.weight"
     assert not torch.equal(first.model.state_dict()[name], other.model.state_dict()[name])
 
 
@@ -290,6 +306,81 @@ def test_a_trained_codebook_is_averaged(images: Tensor) -> None:
     assert not torch.equal(trainer.ema.quantize.embedding.weight, before)
 
 
+# l-DeTok
+
+
+def test_a_frozen_encoder_stays_bit_for_bit_while_the_decoder_goes_on(images: Tensor) -> None:
+    """In spite of weight decay, moments of earlier gradients, and an average that follows."""
+    config = make_config(steps=6, weight_decay=0.5)
+    trainer = fresh(config, detok(decoder_from_step=3))
+    run(trainer, images, make_config(steps=3, weight_decay=0.5))
+    model, ema = (
+        {name: value.clone() for name, value in part.state_dict().items()}
+        for part in (trainer.model, trainer.ema)
+    )
+    steps = run(trainer, images, config)
+    assert all(torch.isfinite(step.terms["kl"]) for step in steps)
+    changed = {n for n, v in trainer.model.state_dict().items() if not torch.equal(v, model[n])}
+    decoder = {name for name in model if name.startswith("decoder.")}
+    assert changed == decoder - {"decoder.mask_token"}
+    averaged = trainer.ema.state_dict()
+    assert all(not torch.equal(averaged[name], ema[name]) for name in changed)
+    for name in model.keys() - changed:  # the average nears what it is an average of
+        before, after = ((part[name] - model[name]).norm() for part in (ema, averaged))
+        assert float(after) == pytest.approx(0.9**3 * float(before), rel=1e-3), name
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_a_resumed_tuning_equals_an_undisturbed_one(
+    stop: int, images: Tensor, tmp_path: Path
+) -> None:
+    """The checkpoint is from before the encoder is frozen, and from after."""
+    config = make_config(steps=6)
+    whole, first, second = (fresh(config, detok(decoder_from_step=3)) for _ in range(3))
+    run(whole, images, config)
+    run(first, images, make_config(steps=stop))
+    first.save(tmp_path / "state.pt", [])
+    second.load(tmp_path / "state.pt")
+    run(second, images, config)
+    assert_same_state(whole, second)
+
+
+def test_a_tiny_transformer_learns_eight_images_through_corruption(images: Tensor) -> None:
+    config = make_config(
+        steps=300, batch_size=8, lr_schedule="cosine", flips=False, warmup_steps=20, beta_2=0.99
+    )
+    trainer = fresh(config, detok(decoder_from_step=200, width=32))
+    before = score([(images, reconstruct(trainer.ema, images))])["psnr"]
+    run(trainer, images, config, micro_batch=8)
+    after = score([(images, reconstruct(trainer.ema, images))])["psnr"]
+    assert before < 12
+    assert after > 20
+
+
+# Given weights
+
+
+def test_a_training_begins_with_the_weights_that_are_given(images: Tensor) -> None:
+    model = tokenizer.build(kl())
+    model.initialize(torch.Generator().manual_seed(7))
+    config = make_config(steps=0)
+    trainer = new_trainer(tokenizer.build(kl()), config, model.state_dict())
+    assert run(trainer, images, config) == []
+    for part in (trainer.model, trainer.ema):
+        assert all(torch.equal(v, model.state_dict()[n]) for n, v in part.state_dict().items())
+    further = make_config(steps=1)
+    (step,) = run(trainer, images, further)
+    assert step.index == 1
+    name = "encoder.conv_in.weight"
+    assert not torch.equal(trainer.model.state_dict()[name], model.state_dict()[name])
+
+
+def test_random_weights_are_not_taken_as_they_are() -> None:
+    expected = r"tokenizer_training\.steps: must be greater than 0 for a tokenizer that begins with"
+    with pytest.raises(ValueError, match=expected):
+        fresh(make_config(steps=0))
+
+
 # Pixels
 
 
@@ -299,3 +390,15 @@ def test_what_has_no_weights_takes_no_steps(images: Tensor) -> None:
     assert run(trainer, images, config) == []
     assert trainer.step == 0
     assert torch.equal(reconstruct(trainer.ema, images), images)
+
+
+def test_given_weights_are_used_as_they_are(images: Tensor) -> None:
+    config = make_config(steps=0)
+    model = tokenizer.build(kl())
+    weights = {name: torch.full_like(value, 0.5) for name, value in model.state_dict().items()}
+    trainer = new_trainer(model, config, weights)
+    assert run(trainer, images, config) == []
+    for found in (trainer.model.state_dict(), trainer.ema.state_dict()):
+        assert all(torch.equal(found[name], value) for name, value in weights.items())
+    with pytest.raises(ValueError, match=r"^tokenizer_training\.steps: must be greater than 0 for"):
+        new_trainer(model, config)

@@ -1,7 +1,8 @@
 """Training is a function of its seed alone, goes on where it stopped, and learns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from mar.diffusion_loss import DiffusionLoss, DiffusionSampler
 from mar.generator import MAR, GeneratorConfig
+from mar.generator_source import GivenWeights
 from mar.latents import LatentCache, LatentsInfo, write_shard
 from mar.optimisation import Step, Trainer
 from mar.posterior import LatentShape
@@ -65,6 +67,7 @@ def make_cache(tmp_path: Path) -> Callable[..., LatentCache]:
             num_classes=COUNT,
             codebook_size=None,
             shape=[shape.channels, shape.height, shape.width],
+            divisor=1.0,
             mean=0.0,
             std=1.0,
             channel_mean=[],
@@ -238,3 +241,58 @@ def test_a_tiny_generator_learns_eight_latents_by_heart(
     assert torch.equal(torch.cdist(drawn, learnt).argmin(dim=1), labels)
     # Of latents with a std of 1: a draw of another class is 1.4 away.
     assert float((drawn - learnt).square().mean().sqrt()) < 0.7
+
+
+# Weights that are given
+
+
+def given(model: MAR) -> GivenWeights:
+    sets = [{n: v + seed for n, v in model.state_dict().items()} for seed in (0.5, 0.25)]
+    return GivenWeights(chosen=sets[0], model=sets[1])
+
+
+def same(model: MAR, weights: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_a_training_and_its_average_begin_with_the_weights_chosen(tiny_model: MAR) -> None:
+    weights = given(tiny_model)
+    trainer = new_trainer(tiny_model, make_config(), weights)
+    assert same(trainer.model, weights.chosen)
+    assert same(trainer.ema, weights.chosen)
+
+
+def test_without_a_step_both_sets_are_there_and_no_latent_is_read(
+    tiny_model: MAR, make_cache: Callable[..., LatentCache], tmp_path: Path
+) -> None:
+    weights, config = given(tiny_model), make_config(steps=0)
+    trainer = new_trainer(tiny_model, config, weights)
+    assert same(trainer.model, weights.model)
+    assert same(trainer.ema, weights.chosen)
+    empty = make_cache(tiny_model.latent).info.model_copy(update={"count": 0})
+    cache = LatentCache(tmp_path / "nothing", empty)
+    assert list(train(trainer, cache, config, micro_batch=4, autocast=nullcontext)) == []
+    with pytest.raises(ValueError, match=r"^training\.steps: must be greater than 0 for a gen"):
+        new_trainer(tiny_model, config)
+
+
+def test_a_training_with_given_weights_resumes_bit_by_bit(
+    tiny_model: MAR, cache: LatentCache, tmp_path: Path
+) -> None:
+    def begin() -> Trainer[MAR]:
+        model = MAR(tiny_model.config, tiny_model.latent, COUNT)
+        return new_trainer(model, make_config(steps=2), weights)
+
+    other = MAR(tiny_model.config, tiny_model.latent, COUNT)
+    other.initialize(torch.Generator().manual_seed(2))
+    weights = given(other)
+    whole, first, second = begin(), begin(), begin()
+    steps = partial(train, cache=cache, config=make_config(steps=2), micro_batch=6)
+    list(steps(whole, autocast=nullcontext))
+    next(steps(first, autocast=nullcontext))
+    first.save(tmp_path / "checkpoint.pt", [])
+    second.load(tmp_path / "checkpoint.pt")
+    list(steps(second, autocast=nullcontext))
+    assert same(second.model, whole.model.state_dict())
+    assert same(second.ema, whole.ema.state_dict())
+    assert not same(whole.model, weights.chosen)

@@ -1,9 +1,11 @@
 """Tiny projects: one in which every stage has run, and empty ones."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+import released_project as released
 from ruamel.yaml import YAML
 from tiny_project import make_project, run_stage, tiny_params
 
@@ -41,3 +43,27 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracking_uri: str) 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
     monkeypatch.setenv("MAR_WORKERS", "0")
     return folder
+
+
+@pytest.fixture(scope="session")
+def imported(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> Path:
+    """Return a project in which every stage has run with released weights as they are."""
+    params = released.released_params()
+    project = make_project(tmp_path_factory.mktemp("imported") / "project", params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        patch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+        patch.setenv("MAR_WORKERS", "0")
+        released.write_files(params)
+        for stage in (*released.UNTIL_SAMPLES, "reconstruct", "reference", "evaluate"):
+            run_stage(stage)
+    return project
+
+
+@pytest.fixture
+def copied(project: Path, imported: Path) -> Path:
+    """Return a copy of that project, which is the present folder."""
+    for name in ("files", "out"):
+        shutil.copytree(imported / name, project / name)
+    released.write_params(released.released_params())
+    return project

@@ -54,7 +54,12 @@ def test_a_missing_key_is_named(content: dict[str, Any], tmp_path: Path) -> None
         ("training", "lr", "1e-4", "training.lr: input should be a valid number, got '1e-4'"),
         ("training", "steps", 2.5, "training.steps: input should be a valid integer, got 2.5"),
         ("training", "steps", True, "training.steps: input should be a valid integer, got True"),
-        ("training", "steps", 0, "training.steps: input should be greater than 0, got 0"),
+        (
+            "training",
+            "steps",
+            -1,
+            "training.steps: input should be greater than or equal to 0, got -1",
+        ),
         ("latents", "flips", 1, "latents.flips: input should be a valid boolean, got 1"),
         (
             "sample",
@@ -106,13 +111,113 @@ def test_an_unknown_choice_lists_the_known_ones(content: dict[str, Any], tmp_pat
     content["data"]["source"] = "digit"
     message = refuse(tmp_path, content)
     assert message == (
-        "params.yaml: data.source must be 'digits' or 'folder', got 'digit'; did you mean 'digits'?"
+        "params.yaml: data.source must be 'digits' or 'folder' or 'none', got 'digit'; "
+        "did you mean 'digits'?"
     )
 
 
 def test_a_choice_that_is_missing_is_named(content: dict[str, Any], tmp_path: Path) -> None:
     del content["data"]["source"]
     assert refuse(tmp_path, content) == "params.yaml: data.source is missing"
+
+
+def release(content: dict[str, Any]) -> None:
+    """Change the default to released weights that are used as they are."""
+    file = {"source": "released", "path": "a.pth", "sha256": None}
+    content["tokenizer"] |= file
+    content["generator"] |= {**file, "weights": "model_ema"}
+    content["latents"]["scale"] = 0.2325
+    content["training"]["steps"] = content["tokenizer_training"]["steps"] = 0
+
+
+@pytest.mark.parametrize("section", ["tokenizer", "generator"])
+def test_mistakes_about_released_weights_are_named(
+    content: dict[str, Any], tmp_path: Path, section: str
+) -> None:
+    release(content)
+    assert check.check_all(write(tmp_path, content))[section].path == "a.pth"
+
+    def refuse_one(changes: dict[str, object], *left: str) -> str:
+        changed = {k: v for k, v in {**content[section], **changes}.items() if k not in left}
+        return refuse(tmp_path, {**content, section: changed})
+
+    prefix = f"params.yaml: {section}"
+    assert refuse_one({}, "path") == f"{prefix}.path is missing"
+    assert refuse_one({}, "sha256") == f"{prefix}.sha256 is missing"
+    assert refuse_one({}, "source") == f"{prefix}.source is missing"
+    assert refuse_one({"source": "relased"}) == (
+        f"{prefix}.source must be 'trained' or 'released', got 'relased'; did you mean 'released'?"
+    )
+    assert refuse_one({"pth": "a.pth"}, "path") == (
+        f"{prefix}.pth is not a known key; did you mean 'path'?"
+    )
+    assert refuse_one({"sha256": "12"}) == (
+        f"{prefix}.sha256: string should match pattern '^[0-9a-fA-F]{{64}}$', got '12'"
+    )
+    assert refuse_one({"path": None}) == f"{prefix}.path: input should be a valid string, got None"
+    assert refuse_one({"source": "trained"}).splitlines()[0] == (
+        f"{prefix}.path is not a known key"
+    )
+
+
+def test_a_wrong_kind_of_tokenizer_is_named(content: dict[str, Any], tmp_path: Path) -> None:
+    content["tokenizer"]["kind"] = "kk"
+    message = refuse(tmp_path, content)
+    assert message.startswith("params.yaml: tokenizer.kind must be 'kl' or 'vq' or ")
+    del content["tokenizer"]["kind"]
+    assert refuse(tmp_path, content) == "params.yaml: tokenizer.kind is missing"
+
+
+@pytest.mark.parametrize("section", ["tokenizer", "generator"])
+def test_weights_must_be_trained_or_given(
+    content: dict[str, Any], tmp_path: Path, section: str
+) -> None:
+    training = {"tokenizer": "tokenizer_training", "generator": "training"}[section]
+    content[training]["steps"] = 0
+    assert refuse(tmp_path, content) == (
+        f"params.yaml: {training}.steps: must be greater than 0, as {section}.source is not "
+        "'released', got 0"
+    )
+    content["tokenizer"] = {"kind": "pixels"}  # there are none to train
+    content["generator"]["patch_size"] = 4
+    content["tokenizer_training"]["steps"] = 0
+    content["training"]["steps"] = 1
+    check.check_all(write(tmp_path, content))
+
+
+def test_a_released_generator_needs_its_scale(content: dict[str, Any], tmp_path: Path) -> None:
+    release(content)
+    content["latents"]["scale"] = None
+    assert refuse(tmp_path, content) == (
+        "params.yaml: latents.scale: must be what the released generator was trained with "
+        "(official ones: 0.2325), got None"
+    )
+
+
+def test_without_images_nothing_may_need_them(content: dict[str, Any], tmp_path: Path) -> None:
+    release(content)
+    content["data"] = {"source": "none", "image_size": 16, "classes": ["a", "b"]}
+    assert "reference.statistics: must be a file" in refuse(tmp_path, content)
+    content["reference"] = {
+        "extractor": "inception",
+        "num_features": 10,
+        "weights": None,
+        "weights_sha256": None,
+        "statistics": "a.npz",
+        "statistics_sha256": None,
+    }
+    check.check_all(write(tmp_path, content))
+    content["training"]["steps"] = 1
+    assert refuse(tmp_path, content) == (
+        "params.yaml: training.steps: must be 0, as data.source is 'none', got 1"
+    )
+    content["training"]["steps"] = 0
+    content["data"]["classes"] = "imagnet"
+    assert refuse(tmp_path, content) == (
+        "params.yaml: data.classes: input should be 'imagenet', got 'imagnet'"
+    )
+    content["data"]["classes"] = []
+    assert refuse(tmp_path, content).startswith("params.yaml: data.classes: list should have at")
 
 
 def test_keys_of_another_choice_get_no_foolish_hint(

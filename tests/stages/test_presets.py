@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 
-from mar.generator import MAR
+from mar.generator import MAR, find_narrow_denoiser
 from mar.tokenizer import build, latent_shape
 from stages import check, presets
 
@@ -71,11 +72,60 @@ def test_imagenet_presets_are_table_4(
     assert (configs["training"].batch_size, configs["training"].lr) == (2048, 8e-4)
 
 
+@pytest.mark.parametrize(
+    ("letter", "parameters", "guidance_scale"),
+    [("b", 207_924_768, 2.9), ("l", 478_326_304, 3.0), ("h", 942_403_104, 3.2)],
+)
+def test_released_presets_are_as_published(
+    letter: str, parameters: int, guidance_scale: float, tmp_path: Path
+) -> None:
+    path = tmp_path / "params.yaml"
+    for ending, guidance, temperature in (("", guidance_scale, 1.0), ("-unguided", 1.0, 0.95)):
+        name = f"imagenet256-mar-{letter}-released{ending}"
+        path.write_text(presets.resolve(name, ROOT / "presets"))
+        configs = check.check_all(path)
+        latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
+        with torch.device("meta"):
+            model = MAR(configs["generator"], latent, num_classes=1000)
+        assert sum(p.numel() for p in model.parameters()) == parameters
+        assert configs["generator"].weights == "model_ema"
+        assert configs["latents"].scale == 0.2325
+        assert configs["training"].steps == configs["tokenizer_training"].steps == 0
+        sample = configs["sample"]
+        assert (sample.num_steps, sample.guidance_scale) == (256, guidance)
+        head = sample.head
+        assert (head.num_steps, head.temperature, head.x_0_bound) == (100, temperature, None)
+
+
+def test_the_learning_rate_falls_where_the_paper_says() -> None:
+    """Along a cosine for the cross-entropy, else it is constant (MAR, appendix B)."""
+    for name in NAMES:
+        if name.startswith("paper/"):
+            sections = YAML(typ="safe").load(presets.resolve(name, ROOT / "presets"))
+            cosine = sections["generator"]["head"]["kind"] == "cross_entropy"
+            assert sections["training"]["lr_schedule"] == ("cosine" if cosine else "constant")
+
+
 def test_an_overlay_keeps_its_own_head_comment_and_its_bases_comments() -> None:
     text = presets.resolve("imagenet256-mar-l", ROOT / "presets")
     assert text.startswith("# MAR-L on ImageNet")
     assert "# MAR-B" not in text
     assert "# 800 epochs of 625 batches" in text
+
+
+def test_a_replaced_value_takes_its_own_comment(folder: Path) -> None:
+    text = presets.resolve("paper/table3-denoiser1024")
+    assert "steps: 250000                   # 400 epochs of 625 batches" in text
+    overlay = "# Short.\n\nbase: imagenet256-mar-b\ntraining:\n  steps: 9\n  lr: 1.0 # large\n"
+    (folder / "presets" / "short.yaml").write_text(overlay)
+    text = presets.resolve("short")
+    assert "\n  steps: 9\n" in text
+    assert "epochs of 625" not in text
+    assert "\n  lr: 1.0 # large\n" in text
+    assert "\n  gradient_clip: 1.0e+6           # LDM does not clip\n" in text
+    assert "\n  labels: null\n" in text
+    base = presets.resolve("imagenet256-mar-b")
+    assert text.count("\n\n") == base.count("\n\n")
 
 
 def test_params_yaml_is_the_preset_digits() -> None:
@@ -109,3 +159,33 @@ def test_an_overlay_cannot_add_keys(folder: Path) -> None:
     (folder / "presets" / "wrong.yaml").write_text(overlay)
     with pytest.raises(ValueError, match=r"sample\.guidance is not in its base"):
         presets.resolve("wrong")
+
+
+@pytest.mark.parametrize(
+    ("name", "num_tokens", "channels", "parameters"),
+    [
+        ("tokenizers/imagenet256-vq16", 256, 8, 66_438_427),
+        ("tokenizers/imagenet256-kl8", 256, 16, 83_653_863),
+        ("tokenizers/imagenet256-detok", 256, 16, 171_712_628),
+        ("tokenizers/imagenet256-detok-mar-l", 256, 16, 171_712_628),
+        ("tokenizers/imagenet256-sd", 256, 16, 83_653_863),  # as diffusers counts them
+        ("tokenizers/imagenet256-flux", 256, 64, 83_819_683),  # as diffusers counts them
+        ("digits-detok", 16, 8, 259_384),
+        ("digits-vq", 16, 1, 245_579),
+        ("digits-vq-continuous", 16, 8, 245_579),
+        ("digits-pixels", 16, 48, 0),
+    ],
+)
+def test_tokens_follow_the_tokenizer(
+    name: str, num_tokens: int, channels: int, parameters: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(presets.resolve(name, ROOT / "presets"))
+    configs = check.check_all(path)
+    latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
+    with torch.device("meta"):
+        tokenizer = build(configs["tokenizer"])
+        model = MAR(configs["generator"], latent, 10, tokenizer.codebook_size)
+    assert (model.num_tokens, model.channels) == (num_tokens, channels)
+    assert sum(p.numel() for p in tokenizer.parameters()) == parameters
+    assert find_narrow_denoiser(model) is None or name.startswith("digits")

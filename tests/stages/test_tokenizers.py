@@ -2,17 +2,24 @@
 
 import csv
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_project as tiny
 import torch
+from pydantic import TypeAdapter
+from safetensors.torch import save_file
 
 from mar import tokenizer
+from mar.diffusers_folder import COMPARED, WEIGHTS
 from mar.images import to_float
 from mar.latents import LatentCache, LatentsInfo
 from mar.posterior import Posterior
+from mar.tokenizer import TokenizerConfig
+from mar.tokenizer_interface import Tokenizer
 from mar.vq import VQ
 
 
@@ -31,16 +38,45 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "revive_dead": True,
     },
     "pixels": {"kind": "pixels"},
+    "detok": {
+        "kind": "detok",
+        "latent_channels": 2,
+        "patch_size": 2,
+        "grid": 4,
+        "encoder": {"width": 16, "blocks": 1, "heads": 2},
+        "decoder": {"width": 16, "blocks": 1, "heads": 2},
+        "noise_std": 3.0,
+        "drop_ratio_max": 0.7,
+        "kl_weight": 0.05,
+        "decoder_from_step": 2,
+    },
+    "diffusers": {
+        "kind": "diffusers",
+        "path": "models/vae",
+        "sha256": None,
+        "latent_channels": 2,
+        "block_out_channels": [4, 8],
+        "layers_per_block": 1,
+        "norm_num_groups": 2,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "mid_block_add_attention": False,
+        "kl_weight": 1e-6,
+    },
 }
 
 
-def run_stages(project: Path, kind: str) -> dict[str, dict[str, Any]]:
-    """Run the stages and return their metrics."""
+def run_stages(
+    project: Path, kind: str, *, steps: int = 4, between: Callable[[str], None] = lambda stage: None
+) -> dict[str, dict[str, Any]]:
+    """Run the stages, something after each, and return their metrics."""
     params = tiny.tiny_params()
     params["tokenizer"] = SECTIONS[kind]
+    params["tokenizer_training"]["steps"] = steps
     (project / "params.yaml").write_text(json.dumps(params))
     for stage in STAGES:
         tiny.run_stage(stage)
+        between(stage)
     return {
         stage: json.loads((project / "out" / stage / "metrics.json").read_text())
         for stage in STAGES
@@ -107,3 +143,83 @@ def test_pixels_pass_untrained_and_unchanged(project: Path) -> None:
     levels = torch.arange(256).to(torch.uint8).expand(1, 3, 1, 256)
     grey = to_float(levels).half().float()
     assert torch.isin(moments, grey).all()
+
+
+def test_a_denoising_tokenizer_is_trained_tuned_and_cached(project: Path) -> None:
+    metrics = run_stages(project, "detok")
+    assert metrics["train_tokenizer"]["steps"] == 4
+    names, rows = curves(project)
+    assert {"loss", "l1", "kl"} <= set(names)
+    assert all(float(row["kl"]) > 0 for row in rows)  # of clean latents, too
+    cache = open_cache(project)
+    assert cache.info.shape == [2, 4, 4]
+    assert metrics["encode"]["count"] == len(cache)
+    everything, plain = torch.arange(len(cache)), torch.zeros(len(cache), dtype=torch.bool)
+    posterior = Posterior.of(cache.moments(everything, plain), 2)
+    assert posterior.log_variance is not None
+    assert float(posterior.mean.std()) > 0
+
+
+def test_a_folder_is_imported_and_needed_no_more(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its relative path begins at the repository, also from a temporary copy that DVC made."""
+    repository = tmp_path / "repository"
+    config = TypeAdapter(TokenizerConfig).validate_python(SECTIONS["diffusers"])
+    made = tokenizer.build(config)
+    made.initialize(torch.Generator().manual_seed(7))
+    folder = write_diffusers_folder(repository / "models/vae", made)
+    monkeypatch.setenv("DVC_ROOT", str(repository))
+
+    def take_away(stage: str) -> None:
+        if stage == "train_tokenizer":
+            shutil.rmtree(folder)
+
+    metrics = run_stages(project, "diffusers", steps=0, between=take_away)
+    assert metrics["train_tokenizer"]["steps"] == 0
+    assert metrics["train_tokenizer"]["parameters"] > 0
+    assert previews(project) == ["step-0000000.png"]
+    model = tokenizer.load(project / "out/train_tokenizer/tokenizer.safetensors")
+    assert model.config == config
+    for name, value in made.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert open_cache(project).info.shape == [2, 4, 4]
+    assert metrics["encode"]["std"] > 0
+    assert metrics["reconstruct"]["ssim"] < 1
+
+
+def test_a_folder_that_is_missing_stops_the_stage(project: Path) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer\.path: there is no folder .*models/vae"):
+        run_stages(project, "diffusers", steps=0)
+
+
+def write_diffusers_folder(folder: Path, model: Tokenizer) -> Path:
+    """Write a tiny autoencoder of two levels as `diffusers` would."""
+    names = {
+        ".down.0.block.0.": ".down_blocks.0.resnets.0.",
+        ".down.1.block.0.": ".down_blocks.1.resnets.0.",
+        ".down.0.downsample.": ".down_blocks.0.downsamplers.0.",
+        ".up.1.block.": ".up_blocks.0.resnets.",  # the first to be applied
+        ".up.0.block.": ".up_blocks.1.resnets.",
+        ".up.1.upsample.": ".up_blocks.0.upsamplers.0.",
+        ".mid.block_1.": ".mid_block.resnets.0.",
+        ".mid.block_2.": ".mid_block.resnets.1.",
+        ".nin_shortcut.": ".conv_shortcut.",
+        "encoder.norm_out.": "encoder.conv_norm_out.",
+        "decoder.norm_out.": "decoder.conv_norm_out.",
+    }
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in model.state_dict().items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        tensors[name] = value
+    described = {
+        "_class_name": "AutoencoderKL",
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        **{key: SECTIONS["diffusers"][key] for key in COMPARED},
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(described))
+    save_file(tensors, folder / WEIGHTS)
+    return folder

@@ -1,0 +1,61 @@
+"""Where a tokenizer's weights are from: trained here, the official release, or diffusers."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from mar import diffusers_folder
+from mar.autoencoder import AutoencoderConfig
+from mar.diffusers_autoencoder import DiffusersAutoencoder
+from mar.official_files import ReleasedFile, read_tokenizer
+from mar.released import check_tensors
+from mar.tokenizer import OwnTokenizerConfig
+from mar.tokenizer_interface import Tokenizer
+
+
+class TrainedAutoencoder(AutoencoderConfig):
+    """Section `tokenizer` for `kind: kl`, trained here from random weights."""
+
+    source: Literal["trained"] = Field(description="trained here")
+
+
+class ReleasedAutoencoder(AutoencoderConfig, ReleasedFile):
+    """Section `tokenizer` for `kind: kl`, begun with a file of the official layout."""
+
+    source: Literal["released"] = Field(description="a file of the official layout")
+
+
+# Section `tokenizer` of `params.yaml`; kinds without an official layout have no source.
+TokenizerSource = Annotated[
+    Annotated[TrainedAutoencoder | ReleasedAutoencoder, Field(discriminator="source")]
+    | OwnTokenizerConfig,
+    Field(discriminator="kind"),
+]
+
+
+def given_weights(
+    section: TokenizerSource, model: Tokenizer, *, base: Path
+) -> dict[str, Tensor] | None:
+    """Return what a training begins with if it is a file.
+
+    Args:
+        section: Section `tokenizer`.
+        model: The tokenizer that it describes.
+        base: Where the path of the file begins, if it is relative.
+
+    Raises:
+        ValueError: the file is missing, another one, damaged, or its tensors do not fit the model.
+    """
+    if isinstance(model, DiffusersAutoencoder):
+        return diffusers_folder.read(model.config, model, base)
+    if not isinstance(section, ReleasedAutoencoder):
+        return None
+    path = section.place(base)
+    tensors = read_tokenizer(path, section.sha256)
+    try:
+        check_tensors(model, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return {name: value.float() for name, value in tensors.items()}

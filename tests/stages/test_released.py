@@ -1,0 +1,235 @@
+"""Files of the official layout pass through the stages as if what they hold were trained here."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_project as tiny
+import torch
+from released_project import (
+    KL16,
+    MAR_FILE,
+    released_params,
+    write_files,
+    write_params,
+)
+from ruamel.yaml import YAML
+from torch import Tensor
+from torch_fidelity import FeatureExtractorInceptionV3
+
+from mar import weights
+from mar.data_config import NoData
+from mar.latents import LatentsInfo
+from mar.official_files import read_generator, read_tokenizer
+from mar.optimisation import Trainer
+from mar.released import from_official
+from mar.samples import SampleSet
+from mar.sources import collect
+from stages import export, previews, train_loop
+
+
+def written(name: str) -> dict[str, Tensor]:
+    return weights.load(Path("out") / name)[0]
+
+
+def official(which: Any) -> dict[str, Tensor]:
+    return from_official(read_generator(MAR_FILE, None, which=which))
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[name], value) for name, value in expected.items()
+    )
+
+
+def metrics(stage: str) -> dict[str, Any]:
+    return json.loads((Path("out") / stage / "metrics.json").read_text())
+
+
+def curves(stage: str) -> list[list[str]]:
+    with (Path("out") / stage / "curves.csv").open() as file:
+        return list(csv.reader(file))
+
+
+# As they are
+
+
+@pytest.mark.usefixtures("copied")
+def test_without_a_step_both_sets_are_those_of_the_file() -> None:
+    assert same(written("train_tokenizer/tokenizer.safetensors"), read_tokenizer(KL16, None))
+    assert same(written("train_generator/generator.safetensors"), official("model"))
+    assert same(written("train_generator/ema.safetensors"), official("model_ema"))
+    for stage in ("train_tokenizer", "train_generator"):
+        assert metrics(stage)["steps"] == 0
+        assert curves(stage) == [["step", "loss"]]
+        folder = Path("out") / stage / "previews"
+        assert [path.name for path in folder.iterdir()] == ["step-0000000.png"]
+    samples = SampleSet(Path("out/sample/samples"))
+    assert len(samples) == 30
+    assert float(samples.stack(list(range(30))).float().std()) > 1
+    assert metrics("evaluate")["samples"].keys() == metrics("evaluate")["held_out"].keys()
+
+
+@pytest.mark.usefixtures("copied")
+def test_latents_are_multiplied_by_the_scale_that_is_given() -> None:
+    info = LatentsInfo.read(Path("out/encode/latents.json"))
+    assert info.divisor == 1 / 0.2325
+    assert info.std is not None
+    assert info.std != pytest.approx(info.divisor, rel=0.1)  # it is still measured
+    assert metrics("encode")["divisor"] == info.divisor
+
+
+@pytest.mark.usefixtures("copied")
+def test_the_files_do_not_say_where_their_weights_were() -> None:
+    path = Path("out/train_tokenizer/tokenizer.safetensors")
+    before = path.read_bytes()
+    shutil.move("files", "elsewhere")
+    params = released_params()
+    params["tokenizer"]["path"] = str(Path("elsewhere/kl16.ckpt").resolve())
+    write_params(params)
+    tiny.run_stage("train_tokenizer")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("copied")
+def test_the_weights_trained_can_be_chosen_instead_of_their_average() -> None:
+    params = released_params()
+    params["generator"]["weights"] = "model"
+    write_params(params)
+    tiny.run_stage("train_generator")
+    assert same(written("train_generator/generator.safetensors"), official("model"))
+    assert same(written("train_generator/ema.safetensors"), official("model"))
+
+
+@pytest.mark.usefixtures("copied")
+def test_what_was_imported_is_exported_bit_by_bit(tmp_path: Path) -> None:
+    assert export.export(tmp_path / "a") == f"{tmp_path}/a holds kl16.ckpt and checkpoint-last.pth"
+    assert same(read_tokenizer(tmp_path / "a/kl16.ckpt", None), read_tokenizer(KL16, None))
+    again = torch.load(tmp_path / "a/checkpoint-last.pth", weights_only=True)
+    assert same(again["model"], read_generator(MAR_FILE, None, which="model"))
+    assert same(again["model_ema"], read_generator(MAR_FILE, None, which="model_ema"))
+    before = [path.read_bytes() for path in sorted((tmp_path / "a").iterdir())]
+    export.export(tmp_path / "a")
+    assert [path.read_bytes() for path in sorted((tmp_path / "a").iterdir())] == before
+
+
+# Fine-tuned
+
+
+def fine_tune() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    tiny.run_stage("train_generator")
+    names = ("generator", "ema")
+    trained, average = (written(f"train_generator/{name}.safetensors") for name in names)
+    return trained, average
+
+
+@pytest.mark.usefixtures("copied")
+def test_a_training_begins_with_the_chosen_weights_and_can_be_continued(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_params(released_params(steps=3, preview_steps=2, lr=1e-6, warmup_steps=0))
+    trained, average = fine_tune()
+    begun = official("model_ema")
+    for found in (trained, average):
+        assert not any(torch.equal(found[name], begun[name]) for name in begun if "bias" in name)
+        assert all(torch.allclose(found[name], begun[name], atol=1e-5) for name in begun)
+    assert metrics("train_generator")["loss"] > 0
+    tiny.run_stage("sample")
+
+    def crash(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    shutil.rmtree("out/train_generator")
+    with monkeypatch.context() as patch:
+        patch.setattr(train_loop._Interval, "due", lambda _: True)
+        patch.setattr(previews, "samples", crash)  # after the second step
+        with pytest.raises(KeyboardInterrupt):
+            tiny.run_stage("train_generator")
+    assert list(Path("work/train_generator").glob("*/checkpoint.pt"))
+    begins: list[int] = []
+    load = Trainer.load
+
+    def watched(trainer: Trainer[Any], path: Path) -> Any:
+        history = load(trainer, path)
+        begins.append(trainer.step)
+        return history
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "load", watched)
+        again = fine_tune()
+    assert begins == [1]
+    assert same(again[0], trained)
+    assert same(again[1], average)
+
+
+@pytest.mark.usefixtures("copied")
+def test_a_tokenizer_is_fine_tuned_and_exported_with_its_generator(tmp_path: Path) -> None:
+    params = released_params()
+    params["tokenizer_training"] |= {"steps": 2, "lr": 1e-6, "warmup_steps": 0}
+    params["latents"]["scale"] = 0.5
+    write_params(params)
+    for stage in ("train_tokenizer", "encode", "train_generator"):
+        tiny.run_stage(stage)
+    found = written("train_tokenizer/tokenizer.safetensors")
+    begun = read_tokenizer(KL16, None)
+    assert not same(found, begun)
+    assert all(torch.allclose(found[name], begun[name], atol=1e-4) for name in begun)
+    assert "multiplied by 0.5, write that in the place of the 0.2325" in export.export(tmp_path)
+    assert same(read_tokenizer(tmp_path / "kl16.ckpt", None), found)
+
+
+# Without images
+
+
+@pytest.fixture
+def inception(tmp_path: Path) -> dict[str, Any]:
+    """Return a section `reference` of Inception with random weights, and statistics of a normal."""
+    weights, statistics = tmp_path / "weights.pth", tmp_path / "statistics.npz"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        patch.setattr(torch, "load", lambda *_, **__: {})
+        model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], "nowhere")
+    torch.save(model.state_dict(), weights)
+    np.savez(statistics, mu=np.zeros(2048), sigma=np.eye(2048))
+    return {
+        "extractor": "inception",
+        "num_features": 100,
+        "weights": str(weights),
+        "weights_sha256": None,
+        "statistics": str(statistics),
+        "statistics_sha256": None,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("project")
+def test_all_stages_pass_without_an_image(tmp_path: Path, inception: dict[str, Any]) -> None:
+    names = [f"class {index}" for index in range(10)]
+    params = released_params()
+    params["data"] = {"source": "none", "image_size": 8, "classes": names}
+    params["reference"] = inception
+    write_params(params)
+    write_files(params)
+    for stage in YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"]:
+        tiny.run_stage(stage)
+    info = LatentsInfo.read(Path("out/encode/latents.json"))
+    assert (info.count, info.std, info.divisor) == (0, None, 1 / 0.2325)
+    assert json.loads(Path("out/prepare/classes.json").read_text()) == names
+    assert same(written("train_generator/ema.safetensors"), official("model_ema"))
+    samples = SampleSet(Path("out/sample/samples"))
+    assert samples.labels.bincount().tolist() == [3] * 10
+    assert metrics("reconstruct").keys() == {"num_images", "run_id"}
+    assert metrics("evaluate")["samples"]["fid"] > 0
+    assert metrics("evaluate")["held_out"] == {}
+    export.export(tmp_path / "export")
+
+
+def test_the_classes_of_imagenet_are_known_by_name() -> None:
+    data = NoData(source="none", image_size=256, classes="imagenet")
+    names = collect(data, 0).info.class_names
+    assert len(names) == len(set(names)) == 1000
+    assert (names[0], names[207], names[999]) == ("tench", "golden retriever", "toilet tissue")

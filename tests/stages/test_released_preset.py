@@ -1,0 +1,70 @@
+"""The preset of MAR-B's released weights goes through the stages, with a file of random weights."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_project as tiny
+import torch
+from ruamel.yaml import YAML
+from torch import Tensor
+
+from mar.latents import LatentsInfo
+from mar.official_files import read_generator, read_tokenizer, write_generator, write_tokenizer
+from mar.samples import SampleSet
+from stages import export, presets, previews
+
+
+OFFICIAL: dict[str, dict[str, list[int]]] = json.loads(
+    (tiny.ROOT / "tests/golden/official_state_dicts.json").read_text()
+)
+
+
+def random_tensors(name: str, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        key: torch.empty(shape).normal_(0, 0.02, generator=generator)
+        for key, shape in OFFICIAL[name].items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_mar_b_is_imported_sampled_and_exported(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = presets.resolve("imagenet256-mar-b-released-unguided", tiny.ROOT / "presets")
+    params: dict[str, Any] = YAML(typ="safe").load(text)
+    params["sample"] |= {"num_images": 2, "num_steps": 2}
+    params["sample"]["head"] |= {"num_steps": 2, "x_0_bound": 3.0}
+    params["evaluate"]["kid_subset_size"] = 2
+    Path("params.yaml").write_text(json.dumps(params))
+    kl16, mar = (Path(params[section]["path"]) for section in ("tokenizer", "generator"))
+    tensors = random_tensors("kl16", 0)
+    write_tokenizer(kl16, tensors)
+    write_generator(mar, random_tensors("mar_base", 1), random_tensors("mar_base", 2))
+    monkeypatch.setattr(previews, "SHOWN", 1)
+    for stage in ("prepare", "train_tokenizer", "encode", "train_generator", "sample"):
+        tiny.run_stage(stage)
+
+    metrics = json.loads((project / "out/train_generator/metrics.json").read_text())
+    assert (metrics["steps"], metrics["parameters"]) == (0, 207_924_768)
+    info = LatentsInfo.read(Path("out/encode/latents.json"))
+    assert (info.divisor, info.shape, info.num_classes) == (1 / 0.2325, [16, 16, 16], 1000)
+    samples = SampleSet(Path("out/sample/samples"))
+    assert (len(samples), samples.height, samples.width) == (2, 256, 256)
+    assert not torch.equal(samples[0], samples[1])
+
+    export.export(Path("again"))
+    found = {"kl16": read_tokenizer(Path("again/kl16.ckpt"), None)}
+    expected = {"kl16": tensors}
+    for which in ("model", "model_ema"):
+        found[which] = read_generator(Path("again/checkpoint-last.pth"), None, which=which)
+        expected[which] = read_generator(mar, None, which=which)
+    for name, values in expected.items():
+        assert found[name].keys() == values.keys()
+        assert all(torch.equal(found[name][key], value) for key, value in values.items())
+    for folder in (Path("again"), Path("out"), mar.parent):  # gigabytes are not left behind
+        shutil.rmtree(folder)
