@@ -8,7 +8,7 @@ Parameter names are LDM's, so released KL-16 weights load as they are.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -56,7 +56,7 @@ class EncoderDecoderConfig(Config):
 
     latent_channels: int = Field(gt=0, description="channels of a latent")
     base_channels: int = Field(gt=0, description="channels at full resolution")
-    channel_multipliers: list[int] = Field(
+    channel_multipliers: list[Annotated[int, Field(gt=0)]] = Field(
         min_length=1,
         description="channels of each level, in base channels; the stride is 2^(levels - 1)",
     )

@@ -104,7 +104,7 @@ class CausalTransformer(TokenTransformer):
         Raises:
             ValueError: encoder and decoder, here one stack, differ in width or in heads.
         """
-        _check_one_stack(widths)
+        check_one_stack(widths)
         width, heads = widths.encoder_width, widths.encoder_heads
         super().__init__(
             width,
@@ -250,7 +250,12 @@ def _at(positions: Float[Tensor, "1 N D"], chosen: Int[Tensor, "B S"]) -> Float[
     return take(positions.expand(len(chosen), -1, -1), chosen)
 
 
-def _check_one_stack(widths: Widths) -> None:
+def check_one_stack(widths: Widths) -> None:
+    """Refuse an encoder and a decoder that cannot be one stack.
+
+    Raises:
+        ValueError: they differ in width or in heads.
+    """
     for name in ("width", "heads"):
         encoder, decoder = getattr(widths, f"encoder_{name}"), getattr(widths, f"decoder_{name}")
         if decoder != encoder:

@@ -9,12 +9,12 @@ from pydantic import BaseModel, ConfigDict
 class Config(BaseModel):
     """A section of `params.yaml`, or a part of one.
 
-    Unknown keys, missing keys and values of another type are refused (`1` is a valid float, `'1'`
-    is not), and a config cannot be changed once it is made. Fields have no defaults, so
-    `params.yaml` shows every value that shapes a result.
+    Unknown keys, missing keys and values of another type are refused (`1` is a valid float; `'1'`,
+    infinity and nan are not), and a config cannot be changed once it is made. Fields have no
+    defaults, so `params.yaml` shows every value that shapes a result.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)

@@ -12,8 +12,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mar import precision
 from mar.config import Config
-from mar.head import Draws, Head, Noise, guide
+from mar.head import Drawn, Draws, Head, Noise, guide
+
+
+ROWS = 1024  # whose distributions are held at a time: 128 MiB for the 16,384 codes of VQ-16
 
 
 class CrossEntropyConfig(Config):
@@ -68,18 +72,37 @@ class CrossEntropy(Head):
         z_null: Float[Tensor, "R D"] | None = None,
         guidance_scale: float = 1.0,
     ) -> Int[Tensor, "R 1"]:
+        """Draw a code for each row."""
+        return self.sample_with_probability(
+            z, noise, sampler, z_null=z_null, guidance_scale=guidance_scale
+        ).tokens
+
+    @torch.no_grad()
+    def sample_with_probability(
+        self,
+        z: Float[Tensor, "R D"],
+        noise: Noise,
+        sampler: Config,
+        *,
+        z_null: Float[Tensor, "R D"] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Drawn:
         """Draw a code for each row: the one at which the distribution function passes a uniform.
 
         The uniform is the normal draw's own distribution function. Guidance combines the logits.
+        Some rows are drawn at a time, as all distributions together would fill a GPU.
         """
-        probabilities = self.probabilities(
-            z, sampler, z_null=z_null, guidance_scale=guidance_scale
-        )  # (R, K)
-        uniform = 0.5 * (1 + torch.erf(noise.initial.double() / math.sqrt(2)))  # (R, 1)
-        passed = probabilities.cumsum(dim=1) > uniform  # (R, K)
-        # Rounding may leave the last sum below 1: then it is the last code.
-        passed[:, -1] = True
-        return passed.int().argmax(dim=1, keepdim=True)
+        parts: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, len(z), ROWS):
+            rows = slice(start, start + ROWS)
+            null = None if z_null is None else z_null[rows]
+            probabilities = self.probabilities(
+                z[rows], sampler, z_null=null, guidance_scale=guidance_scale
+            )  # (R, K)
+            codes = _invert(probabilities, noise.initial[rows])
+            parts.append((codes, probabilities.gather(1, codes)))
+        codes, chances = zip(*parts, strict=True)
+        return Drawn(torch.cat(codes), torch.cat(chances))
 
     def probabilities(
         self,
@@ -89,9 +112,21 @@ class CrossEntropy(Head):
         z_null: Float[Tensor, "R D"] | None = None,
         guidance_scale: float = 1.0,
     ) -> Float[Tensor, "R K"]:
-        """Return the distribution that `sample` draws from, in float64."""
+        """Return the distribution that `sample` draws from, in the widest numbers of the device."""
         assert isinstance(sampler, CrossEntropySampler)
-        logits = self.linear(z).double()
+        wide = precision.widest_float(z.device)
+        logits = self.linear(z).to(wide)
         if z_null is not None:
-            logits = guide(self.linear(z_null).double(), logits, guidance_scale)
+            logits = guide(self.linear(z_null).to(wide), logits, guidance_scale)
         return (logits / sampler.temperature).softmax(dim=1)
+
+
+def _invert(
+    probabilities: Float[Tensor, "R K"], normal: Float[Tensor, "R 1"]
+) -> Int[Tensor, "R 1"]:
+    """Return the code at which the distribution function passes that of a normal draw."""
+    uniform = 0.5 * (1 + torch.erf(normal.to(probabilities.dtype) / math.sqrt(2)))  # (R, 1)
+    passed = probabilities.cumsum(dim=1) > uniform  # (R, K)
+    # Rounding may leave the last sum below 1: then it is the last code.
+    passed[:, -1] = True
+    return passed.int().argmax(dim=1, keepdim=True)

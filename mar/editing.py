@@ -24,7 +24,7 @@ def keep(
     model: MAR,
     tokenizer: Tokenizer,
     images: UInt8[Tensor, "B 3 H W"],
-    hidden: Bool[Tensor, "H W"],
+    hidden: Bool[Tensor, "_ _"],  # (H, W), as is made sure of
     *,
     latent_std: float,
 ) -> Known:
@@ -38,15 +38,15 @@ def keep(
         latent_std: What the latents were divided by in training.
 
     Raises:
-        ValueError: the images are not of that size.
+        ValueError: images or mask are not of that size.
     """
     patch = model.config.patch_size * tokenizer.stride
-    size = (model.rows * patch, model.columns * patch)
-    if tuple(images.shape[2:]) != size:
-        raise ValueError(
-            f"images and mask must have {size[0]} x {size[1]} pixels, got "
-            f"{images.shape[2]} x {images.shape[3]}"
-        )
+    height, width = model.rows * patch, model.columns * patch
+    for name, found in {"images": images.shape[2:], "the mask": hidden.shape}.items():
+        if tuple(found) != (height, width):
+            raise ValueError(
+                f"{name} must have {height} x {width} pixels, got {found[0]} x {found[1]}"
+            )
     moments = tokenizer.encode(to_float(images.to(tokenizer.device)))
     latents = Posterior.of(moments, tokenizer.latent_channels).mean
     if model.config.indices:

@@ -58,12 +58,13 @@ class InceptionReference(Config):
         ge=2, description="real images kept for KID, precision and recall, spread over the split"
     )
     weights: str | None = Field(
-        description="torch-fidelity's weight file; null downloads it, or uses an earlier download"
+        description="torch-fidelity's weight file, absolute or from the repository; null downloads "
+        "it, or uses an earlier download"
     )
     weights_sha256: str | None = Field(description="the file's SHA-256; null checks nothing")
     statistics: str | None = Field(
-        description="an .npz with mu, sigma and perhaps images (arr_0), as ADM publishes them; "
-        "null measures the training split"
+        description="an .npz with mu, sigma and perhaps images (arr_0), as ADM publishes them, "
+        "absolute or from the repository; null measures the training split"
     )
     statistics_sha256: str | None = Field(description="the file's SHA-256; null checks nothing")
 
@@ -160,12 +161,13 @@ class ClassifierExtractor(FeatureExtractorBase):
 register_feature_extractor(CLASSIFIER, ClassifierExtractor)
 
 
-def load(config: ReferenceConfig, folder: Path) -> Extractor:
+def load(config: ReferenceConfig, folder: Path, *, base: Path = Path()) -> Extractor:
     """Return the extractor of a config, in evaluation mode.
 
     Args:
         config: Which extractor.
         folder: Holds `classifier.safetensors` if it is ours.
+        base: Where the path of a weight file begins, if it is relative.
 
     Raises:
         ValueError: there is no such file, it is not what it should be, or a download fails.
@@ -180,6 +182,7 @@ def load(config: ReferenceConfig, folder: Path) -> Extractor:
                 config.weights_sha256,
                 INCEPTION_FILE,
                 key="reference.weights",
+                base=base,
             )
             module = _inception(path)
         case DinoReference():

@@ -17,7 +17,7 @@ from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 
 from mar import masking, weights
-from mar.causal import CausalTransformer
+from mar.causal import CausalTransformer, check_one_stack
 from mar.config import Config, cut_down, name_or_fields
 from mar.denoiser import denoiser_size
 from mar.diffusion_loss import DiffusionConfig
@@ -255,6 +255,8 @@ def check_size(config: GeneratorConfig, latent: LatentShape, codebook_size: int 
             raise ValueError(
                 f"generator.size.{part}_width: {width} does not divide into {heads} heads"
             )
+    if config.attention == "causal":
+        check_one_stack(widths)
     if (config.mask_ratio_min is None) != (config.attention == "causal"):
         expected = "null, as nothing is masked" if config.attention == "causal" else "a number"
         raise ValueError(
@@ -270,20 +272,25 @@ def check_size(config: GeneratorConfig, latent: LatentShape, codebook_size: int 
 
 
 def find_narrow_denoiser(model: MAR) -> str | None:
+    """Return the warning of `narrow_denoiser` about a model that is there."""
+    return narrow_denoiser(model.config, model.latent)
+
+
+def narrow_denoiser(config: GeneratorConfig, latent: LatentShape) -> str | None:
     """Return a warning if the denoiser is small for the width of a token, else nothing.
 
     The paper models 16 channels with a width of 1024 at best (Table 3); a user who grouped latents
     to wider tokens and kept the denoiser got FID 30 instead of 3.5. The ratio of 32 is ours.
     """
-    head = model.config.head
-    if not isinstance(head, DiffusionConfig | FlowConfig) or model.channels <= 16:
+    channels = latent.channels * config.patch_size**2
+    if not isinstance(config.head, DiffusionConfig | FlowConfig) or channels <= 16:
         return None
-    width = denoiser_size(head.size).width
-    if width >= 32 * model.channels:
+    width = denoiser_size(config.head.size).width
+    if width >= 32 * channels:
         return None
     return (
-        f"generator.head.size: a denoiser {width} wide is small for tokens of {model.channels} "
-        f"channels, expect poor samples; a width of {32 * model.channels} or more is in proportion"
+        f"generator.head.size: a denoiser {width} wide is small for tokens of {channels} "
+        f"channels, expect poor samples; a width of {32 * channels} or more is in proportion"
     )
 
 

@@ -24,6 +24,13 @@ class Noise(NamedTuple):
     steps: Float[Tensor, "S R C"]
 
 
+class Drawn(NamedTuple):
+    """Tokens of rows, and the probability of each."""
+
+    tokens: Shaped[Tensor, "R C"]
+    probability: Float[Tensor, "R 1"]
+
+
 class Head(nn.Module, ABC):
     """A head; the transformer knows nothing else of it.
 
@@ -64,6 +71,21 @@ class Head(nn.Module, ABC):
             guidance_scale: How far from the prediction without class towards that with it, and
                 beyond.
         """
+
+    def sample_with_probability(
+        self,
+        z: Float[Tensor, "R D"],
+        noise: Noise,
+        sampler: Config,
+        *,
+        z_null: Float[Tensor, "R D"] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Drawn:
+        """Draw a token for each row as `sample` does, and tell how probable it was.
+
+        Only where tokens have probabilities, which continuous ones have not.
+        """
+        raise NotImplementedError
 
 
 def guide(

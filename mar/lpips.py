@@ -11,6 +11,7 @@ Shapes: B batch, H W an image, C channels of features, h w their resolution.
 import pickle
 from collections.abc import Sequence
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -42,8 +43,8 @@ class LPIPSConfig(Config):
         gt=0, description="of the distance, which counts for each value of an image (LDM: 1)"
     )
     weights: str | None = Field(
-        description="torchvision's VGG16 (vgg16-397923af.pth); null downloads it, or uses an "
-        "earlier download"
+        description="torchvision's VGG16 (vgg16-397923af.pth), absolute or from the repository; "
+        "null downloads it, or uses an earlier download"
     )
     weights_sha256: str | None = Field(description="the file's SHA-256; null checks nothing")
 
@@ -93,7 +94,14 @@ class LPIPS(nn.Module):
         return total
 
 
-def load(path: str | None, sha256: str | None, *, key: str, otherwise: str = "") -> LPIPS:
+def load(
+    path: str | None,
+    sha256: str | None,
+    *,
+    key: str,
+    otherwise: str = "",
+    base: Path = Path(),
+) -> LPIPS:
     """Return LPIPS with the published weights, fixed, in evaluation mode.
 
     Args:
@@ -101,11 +109,12 @@ def load(path: str | None, sha256: str | None, *, key: str, otherwise: str = "")
         sha256: Its SHA-256; nothing checks nothing.
         key: The key of `params.yaml` that gives the path; the digest's is `<key>_sha256`.
         otherwise: What a user can choose besides, for the message.
+        base: Where the path begins, if it is relative.
 
     Raises:
         ValueError: there is no such file, or it is another one.
     """
-    file = weight_files.locate(path, sha256, FILE, key=key, otherwise=otherwise)
+    file = weight_files.locate(path, sha256, FILE, key=key, otherwise=otherwise, base=base)
     with torch.device("meta"):  # its weights are read, so none are drawn
         vgg = cast(nn.Sequential, vgg16(weights=None).features)
     layers = vgg[: DEPTHS[-1] + 1]

@@ -11,13 +11,16 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from mar import precision
+
 
 def sample_mask_ratio(generator: torch.Generator, *, minimum: float) -> float:
     """Draw a mask ratio: normal of mean 1, std 0.25, truncated to [minimum, 1] (MAR, 4.1)."""
     mean, std = 1.0, 0.25
     normal = torch.distributions.Normal(0.0, 1.0)
     lowest = normal.cdf(torch.tensor((minimum - mean) / std, dtype=torch.float64))
-    uniform = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64)
+    device, wide = generator.device, precision.widest_float(generator.device)
+    uniform = torch.rand((), generator=generator, device=device, dtype=wide)
     quantile = lowest + uniform.cpu() * (0.5 - lowest)  # 0.5: the normal is cut at its mean
     return min(max(mean + std * float(normal.icdf(quantile)), minimum), 1.0)
 

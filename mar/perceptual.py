@@ -5,6 +5,7 @@ Shapes: B batch, H W an image.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -75,13 +76,17 @@ Distance = LPIPS | ClassifierDistance
 
 
 def load(
-    config: PerceptualConfig, classifier: Callable[[ClassifierConfig], Classifier]
+    config: PerceptualConfig,
+    classifier: Callable[[ClassifierConfig], Classifier],
+    *,
+    base: Path = Path(),
 ) -> Distance | None:
     """Return the distance that is chosen, or none.
 
     Args:
         config: The choice.
         classifier: Gives a trained classifier, where that is the choice.
+        base: Where the path of a weight file begins, if it is relative.
 
     Raises:
         ValueError: the weights of LPIPS cannot be had; the message says what to choose instead.
@@ -92,7 +97,11 @@ def load(
         case LPIPSConfig():
             otherwise = f", or {KEY}: none, or {KEY}.kind: classifier, which need no download"
             return lpips.load(
-                config.weights, config.weights_sha256, key=f"{KEY}.weights", otherwise=otherwise
+                config.weights,
+                config.weights_sha256,
+                key=f"{KEY}.weights",
+                otherwise=otherwise,
+                base=base,
             )
         case ClassifierDistanceConfig():
             return ClassifierDistance(classifier(config.classifier))

@@ -178,14 +178,17 @@ def measure(
     *,
     device: torch.device,
     workers: int,
+    base: Path = Path(),
 ) -> Reference:
     """Measure the training images, or read the published statistics that the config names.
+
+    A relative path of the statistics begins at `base`.
 
     Raises:
         ValueError: the published file is missing, another one, or does not fit.
     """
     if isinstance(config, InceptionReference) and config.statistics is not None:
-        path = Path(config.statistics).expanduser()
+        path = base / Path(config.statistics).expanduser()
         check_file(path, config.statistics_sha256, key="reference.statistics")
         published = read_published(path, width=INCEPTION_WIDTH, image_size=images.image_size)
         kept = published.keep(config.num_features)

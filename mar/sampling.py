@@ -1,7 +1,7 @@
 """Generation: reveal tokens in a random order, a set at a time (MAR, section 3.4).
 
 Shapes: B batch, N tokens of an image, M tokens drawn in a step, C channels of a token, S diffusion
-steps, c channels of a latent, H W latent grid.
+steps, G generation steps after the first, c channels of a latent, H W latent grid.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mar import masking, seeds
 from mar.config import Config
-from mar.cross_entropy import CrossEntropy
 from mar.generator import MAR, GeneratorConfig
 from mar.head import Noise
 from mar.heads import SamplerConfig
@@ -46,36 +45,57 @@ class SampleConfig(Config):
 
 @dataclass(frozen=True)
 class SamplingNoise:
-    """All randomness of a batch of generated images, by sample and position."""
+    """All randomness of a batch of generated images, by sample and position.
+
+    Attributes:
+        orders: In which tokens are generated.
+        initial: What a token begins with, or is drawn by.
+        steps: The noise of the head's own steps.
+        later: By confidence, a position is drawn in every generation step until it is kept: in
+            those after the first, this is in place of `initial`.
+    """
 
     orders: Int[Tensor, "B N"]
     initial: Float[Tensor, "B N C"]
     steps: Float[Tensor, "S B N C"]
+    later: Float[Tensor, "G B N C"] | None = None
 
     def to(self, device: torch.device) -> "SamplingNoise":
         """Return the same noise on another device."""
-        return SamplingNoise(self.orders.to(device), self.initial.to(device), self.steps.to(device))
+        return SamplingNoise(
+            self.orders.to(device),
+            self.initial.to(device),
+            self.steps.to(device),
+            None if self.later is None else self.later.to(device),
+        )
 
-    def at(self, positions: Int[Tensor, "B M"]) -> Noise:
-        """Return the head's noise for some positions, as rows."""
-        index = masking.over(positions, self.initial.shape[2])  # (B, M, C)
+    def at(self, positions: Int[Tensor, "B M"], step: int = 0) -> Noise:
+        """Return the head's noise for some positions in a generation step, as rows."""
+        initial = self.initial if self.later is None or step == 0 else self.later[step - 1]
+        index = masking.over(positions, initial.shape[2])  # (B, M, C)
         steps = self.steps.gather(2, index.expand(len(self.steps), -1, -1, -1))  # (S, B, M, C)
-        return Noise(self.initial.gather(1, index).flatten(0, 1), steps.flatten(1, 2))
+        return Noise(initial.gather(1, index).flatten(0, 1), steps.flatten(1, 2))
 
 
 def draw_noise(model: MAR, indices: Sequence[int], config: SampleConfig) -> SamplingNoise:
     """Draw the randomness of the samples `indices`, each from (seed, index) alone.
 
-    So an image does not depend on the size of its batch, on the number of processes, or on the
-    number of generation steps. The draws are made on the CPU, so every device gets the same.
+    So an image does not depend on the size of its batch or on the number of processes, nor its
+    noise, but by confidence, on the number of generation steps. By confidence each position has a
+    draw of its own in each of them: with the same in all, a position whose draw lies in the tail
+    of its distribution would be unsure to the end. The draws are made on the CPU, so every device
+    gets the same.
     """
-    size = (1 + config.head.num_noises, model.num_tokens, model.channels)
+    num_later = config.num_steps - 1 if config.order == "confidence" else 0
+    counts = [1, config.head.num_noises, num_later]
+    size = (sum(counts), model.num_tokens, model.channels)
     generators = [seeds.generator(config.seed, index) for index in indices]
     orders = torch.cat([masking.sample_orders(1, model.num_tokens, g) for g in generators])
     if config.order == "raster":
         orders = masking.raster_orders(len(orders), model.num_tokens, orders.device)
     noise = torch.stack([torch.randn(size, generator=g) for g in generators], dim=1)
-    return SamplingNoise(orders, noise[0], noise[1:])
+    initial, steps, later = torch.split(noise, counts)
+    return SamplingNoise(orders, initial[0], steps, later if num_later else None)
 
 
 def guidance_at(config: SampleConfig, num_known: int, num_tokens: int) -> float:
@@ -130,14 +150,18 @@ def generate(
         )
         num_steps = min(num_steps, hidden)
     draw = _Drawing(model, labels, orders, noise, config, cached=cached)
-    for num_left in masking.num_hidden_after(hidden, num_steps) if hidden else []:
+    counts = masking.num_hidden_after(hidden, num_steps) if hidden else []
+    for step, num_left in enumerate(counts):
         # The original's linear schedule counts one token as hidden in the last step.
         scale = guidance_at(config, model.num_tokens - max(num_left, 1), model.num_tokens)
-        if config.order == "confidence":
-            orders = draw.surest_last(tokens, orders, hidden, scale)
-        drawn = orders[:, num_left:hidden].sort(dim=1).values  # (B, M)
         visible = orders[:, hidden:].sort(dim=1).values  # (B, V)
-        values = draw(tokens, visible, drawn, scale)
+        if config.order == "confidence":
+            ranked, values = draw.surest_last(tokens, visible, orders[:, :hidden], scale, step)
+            orders = torch.cat([ranked, orders[:, hidden:]], dim=1)
+            drawn, values = ranked[:, num_left:], values[:, num_left:]  # (B, M), (B, M, C)
+        else:
+            drawn = orders[:, num_left:hidden].sort(dim=1).values  # (B, M)
+            values = draw(tokens, visible, drawn, scale)
         tokens = tokens.scatter(1, masking.over(drawn, model.channels), values)
         hidden = num_left
     return model.unpatchify(tokens)
@@ -183,25 +207,21 @@ class _Drawing:
 
     def surest_last(
         self,
-        tokens: Int[Tensor, "B N 1"],
-        orders: Int[Tensor, "B N"],
-        hidden: int,
+        tokens: Shaped[Tensor, "B N C"],
+        visible: Int[Tensor, "B V"],
+        hidden: Int[Tensor, "B M"],
         scale: float,
-    ) -> Int[Tensor, "B N"]:
-        """Sort the hidden part of the orders by the probability of what would be drawn there."""
-        assert isinstance(self.head, CrossEntropy)
-        candidates = orders[:, :hidden].sort(dim=1).values  # (B, M)
-        z, z_null = self._z(tokens, orders[:, hidden:].sort(dim=1).values, candidates)
-        noise = self.noise.at(candidates)
-        codes = self.head.sample(
+        step: int,
+    ) -> tuple[Int[Tensor, "B M"], Shaped[Tensor, "B M C"]]:
+        """Draw all hidden tokens; return positions and tokens, the most probable draws last."""
+        hidden = hidden.sort(dim=1).values
+        z, z_null = self._z(tokens, visible, hidden)
+        noise = self.noise.at(hidden, step)
+        values, probability = self.head.sample_with_probability(
             z, noise, self.sampler, z_null=z_null, guidance_scale=scale
-        )  # (B M, 1)
-        probabilities = self.head.probabilities(
-            z, self.sampler, z_null=z_null, guidance_scale=scale
-        )  # (B M, K)
-        sure = probabilities.gather(1, codes)  # (B M, 1)
-        rank = sure.reshape(candidates.shape).argsort(dim=1, stable=True)  # (B, M)
-        return torch.cat([candidates.gather(1, rank), orders[:, hidden:]], dim=1)
+        )  # (B M, C), (B M, 1)
+        rank = probability.reshape(hidden.shape).argsort(dim=1, stable=True)  # (B, M)
+        return hidden.gather(1, rank), masking.take(values.reshape(*hidden.shape, -1), rank)
 
     def _z(
         self, tokens: Tensor, visible: Tensor, drawn: Tensor
@@ -232,6 +252,11 @@ def check_fit(config: SampleConfig, generator: GeneratorConfig, num_tokens: int)
         raise ValueError(
             "sample.order: 'confidence' needs probabilities of tokens in any order: "
             "generator.head.kind cross_entropy and generator.attention bidirectional"
+        )
+    if config.guidance_scale > 1 and generator.label_drop == 0:
+        raise ValueError(
+            "sample.guidance_scale: must be 1 where generator.label_drop is 0, as the prediction "
+            f"without class is not trained; got {config.guidance_scale}"
         )
     if config.order != generator.order and "raster" in (config.order, generator.order):
         raise ValueError(

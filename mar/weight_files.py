@@ -17,7 +17,13 @@ class Published:
 
 
 def locate(
-    path: str | None, sha256: str | None, published: Published, *, key: str, otherwise: str = ""
+    path: str | None,
+    sha256: str | None,
+    published: Published,
+    *,
+    key: str,
+    otherwise: str = "",
+    base: Path = Path(),
 ) -> Path:
     """Return a weight file: the one that is given, else the published one, downloaded if need be.
 
@@ -27,11 +33,12 @@ def locate(
         published: What to take where no file is given.
         key: The key of `params.yaml` that gives the path; the digest's is `<key>_sha256`.
         otherwise: What a user can choose besides, for the message.
+        base: Where the path begins, if it is relative.
 
     Raises:
         ValueError: the file is missing, another one, or cannot be downloaded.
     """
-    found = Path(path).expanduser() if path else _download(published, key, otherwise)
+    found = base / Path(path).expanduser() if path else _download(published, key, otherwise)
     check_file(found, sha256, key=key)
     return found
 

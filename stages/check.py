@@ -3,6 +3,7 @@
 Run as a program it says whether the file is fine; every stage runs it before it begins.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ from mar import tokenizer
 from mar.data_config import DataConfig, NoData
 from mar.diffusers_autoencoder import DiffusersConfig
 from mar.extractors import ClassifierReference, InceptionReference, ReferenceConfig
-from mar.fidelity import EvaluateConfig
-from mar.generator import GeneratorConfig, check_size
+from mar.fidelity import EvaluateConfig, check_sizes
+from mar.generator import GeneratorConfig, check_size, narrow_denoiser
 from mar.generator_source import GeneratorSource, ReleasedGenerator
 from mar.latents import LatentsConfig
 from mar.official_shapes import check_layout
+from mar.optimisation import OptimisationConfig
 from mar.perceptual import ClassifierDistanceConfig
 from mar.pixels import PixelsConfig
-from mar.sampling import SampleConfig, check_fit
+from mar.sampling import SampleConfig, balanced_labels, check_fit
 from mar.tokenizer_source import ReleasedAutoencoder, TokenizerSource
 from mar.tokenizer_training import TokenizerTrainingConfig
 from mar.tokenizer_training import check_size as check_losses
@@ -65,6 +67,23 @@ def check_all(path: Path = params.FILE) -> dict[str, Any]:
     return configs
 
 
+def doubts(configs: dict[str, Any]) -> list[str]:
+    """Return what is allowed but likely a mistake, one sentence each."""
+    latent = tokenizer.latent_shape(configs["tokenizer"], configs["data"].image_size)
+    doubt = narrow_denoiser(configs["generator"], latent)
+    return [] if doubt is None else [doubt]
+
+
+def check_classes(configs: dict[str, Any], classes: Path) -> None:
+    """Refuse classes to generate that the data, as `prepare` found them, do not have.
+
+    Raises:
+        ValueError: the message names the class.
+    """
+    num_classes = len(json.loads(classes.read_text(encoding="utf-8")))
+    balanced_labels(1, configs["sample"].labels, num_classes)
+
+
 def _check_fit(configs: dict[str, Any]) -> None:
     """Refuse sections that are fine by themselves but do not fit together."""
     generator: GeneratorConfig = configs["generator"]
@@ -78,13 +97,25 @@ def _check_fit(configs: dict[str, Any]) -> None:
     _check_scores_are_of_another_network(configs)
     num_tokens = latent.height * latent.width // generator.patch_size**2
     check_fit(sample, generator, num_tokens)
+    for name in ("tokenizer_training", "training"):
+        _check_warmup(name, configs[name])
     _check_sources(configs)
     if isinstance(configs["data"], NoData):
         _check_without_images(configs)
-    if configs["evaluate"].kid_subset_size > sample.num_images:
+    check_sizes(
+        configs["evaluate"],
+        "samples (sample.num_images)",
+        sample.num_images,
+        num_features=configs["reference"].num_features,
+    )
+
+
+def _check_warmup(name: str, config: OptimisationConfig) -> None:
+    """Refuse a training that ends before its learning rate is reached; one of no steps has none."""
+    if 0 < config.steps <= config.warmup_steps:
         raise ValueError(
-            f"evaluate.kid_subset_size: must be at most sample.num_images, {sample.num_images}, "
-            f"got {configs['evaluate'].kid_subset_size}"
+            f"{name}.warmup_steps: must be less than {name}.steps, {config.steps}, "
+            f"got {config.warmup_steps}"
         )
 
 
@@ -147,8 +178,9 @@ def _check_without_images(configs: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     try:
-        check_all()
+        found = doubts(check_all())
     except ValueError as problem:
         sys.stderr.write(f"{problem}\n")
         raise SystemExit(1) from None
+    sys.stderr.writelines(f"{params.FILE}: {doubt}\n" for doubt in found)
     sys.stdout.write("params.yaml is fine\n")

@@ -28,7 +28,9 @@ def main(stage: Stage) -> None:
     info = ReferenceInfo.read(REFERENCE / "reference.json")
     samples = SampleSet(SAMPLES)
     check_sizes(config, "samples", len(samples), num_features=info.num_features)
-    extractor = extractors.load(stage.params("reference", ReferenceConfig), REFERENCE)
+    extractor = extractors.load(
+        stage.params("reference", ReferenceConfig), REFERENCE, base=stage.root
+    )
     info.check(extractor, height=samples.height, width=samples.width)
     reference = Reference.load(REFERENCE / "statistics.safetensors")
     found = extractors.gather(

@@ -33,7 +33,9 @@ def main(stage: Stage) -> None:
     images = ImageSet(MANIFEST, "held_out", data.image_size, base=stage.root)
     images.verify_listing()
     info = ReferenceInfo.read(REFERENCE / "reference.json")
-    extractor = extractors.load(stage.params("reference", ReferenceConfig), REFERENCE)
+    extractor = extractors.load(
+        stage.params("reference", ReferenceConfig), REFERENCE, base=stage.root
+    )
     info.check(extractor, height=data.image_size, width=data.image_size)
     train = Reference.load(REFERENCE / "statistics.safetensors").statistics
 

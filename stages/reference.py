@@ -33,8 +33,15 @@ def main(stage: Stage) -> None:
     folder = stage.out / "extractor"
     curves = _train(stage, config, train, folder / "classifier.safetensors")
     atomic.write_text(stage.out / "curves.csv", curves.to_csv(index=False))
-    extractor = extractors.load(config, folder)
-    reference = measure(config, extractor, train, device=stage.device, workers=stage.workers)
+    extractor = extractors.load(config, folder, base=stage.root)
+    reference = measure(
+        config,
+        extractor,
+        train,
+        device=stage.device,
+        workers=stage.workers,
+        base=stage.root,
+    )
     reference.save(folder / "statistics.safetensors")
     scores = {}
     if len(held_out):

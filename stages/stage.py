@@ -24,6 +24,7 @@ from stages import params, tracking, work
 T = TypeVar("T")
 
 OUT = Path("out")
+CLASSES = OUT / "prepare" / "classes.json"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def execute(name: str, main: Callable[[Stage], None]) -> None:
     Raises:
         ValueError: a mistake of a user.
     """
-    _check_params()
+    _check_params(name)
     with work.exclusive(name):
         _run_tracked(name, main)
 
@@ -153,20 +154,29 @@ def choose_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _check_params() -> None:
+def _check_params(name: str) -> None:
     """Check the whole of `params.yaml`, unless the same file passed the same checks before.
 
     By name, not by an import statement: a check cannot change a result, so editing what only the
     check imports must not make DVC run a stage again. It imports everything, which takes seconds.
     """
     files = [params.FILE, *sorted(Path("mar").glob("*.py")), *sorted(Path("stages").glob("*.py"))]
+    if name != "prepare":  # which makes the classes anew
+        files.append(CLASSES)
     passed = work.ROOT / "checked"
-    state = "\n".join(f"{atomic.digest(path)} {path}" for path in files if path.is_file())
+    state = [f"{atomic.digest(path)} {path}" for path in files if path.is_file()]
     work.ROOT.mkdir(exist_ok=True)
     with FileLock(passed.with_suffix(".lock")):  # stages may start side by side
-        if not passed.is_file() or passed.read_text() != state:
-            import_module("stages.check").check_all()
-            atomic.write_text(passed, state)
+        before = passed.read_text().splitlines() if passed.is_file() else []
+        if before != state:
+            check = import_module("stages.check")
+            configs = check.check_all()
+            if CLASSES in files and CLASSES.is_file():
+                check.check_classes(configs, CLASSES)
+            if state[0] not in before:  # once for each params.yaml
+                lines = [f"{params.FILE}: {doubt}\n" for doubt in check.doubts(configs)]
+                sys.stderr.writelines(lines)
+            atomic.write_text(passed, "\n".join(state))
 
 
 def _run_tracked(name: str, main: Callable[[Stage], None]) -> None:

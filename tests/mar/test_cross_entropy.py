@@ -1,10 +1,14 @@
 """Codes are drawn with the probabilities of their logits, of which the loss is the likelihood."""
 
+from typing import Any
+
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from mar import cross_entropy
 from mar.cross_entropy import CrossEntropy, CrossEntropyConfig, CrossEntropySampler
 from mar.head import Noise
 
@@ -69,3 +73,42 @@ def test_guidance_combines_the_logits(head: CrossEntropy, generator: torch.Gener
     assert torch.allclose(guided(0.0), head.probabilities(z_null, sampler()))
     logits = 3 * head.linear(z) - 2 * head.linear(z_null)
     assert torch.allclose(guided(3.0), logits.double().softmax(dim=1), atol=1e-6)
+
+
+def test_a_code_comes_with_its_probability(head: CrossEntropy, generator: torch.Generator) -> None:
+    z, z_null = torch.randn(2, 50, 4, generator=generator)
+    noise = noise_of(50, generator)
+    drawn = head.sample_with_probability(z, noise, sampler(), z_null=z_null, guidance_scale=2.0)
+    expected = head.probabilities(z, sampler(), z_null=z_null, guidance_scale=2.0)
+    assert torch.equal(
+        drawn.tokens, head.sample(z, noise, sampler(), z_null=z_null, guidance_scale=2.0)
+    )
+    assert torch.allclose(drawn.probability, expected.gather(1, drawn.tokens))
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most numbers in a tensor that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+def test_distributions_are_held_for_some_rows_at_a_time(
+    head: CrossEntropy, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z, z_null = torch.randn(2, 50, 4, generator=generator)
+    noise = noise_of(50, generator)
+    together = head.sample_with_probability(z, noise, sampler(), z_null=z_null)
+    monkeypatch.setattr(cross_entropy, "ROWS", 8)
+    with Largest() as largest:
+        parted = head.sample_with_probability(z, noise, sampler(), z_null=z_null)
+    assert torch.equal(parted.tokens, together.tokens)
+    assert torch.allclose(parted.probability, together.probability)
+    assert largest.numbers == 8 * 7  # codes

@@ -74,5 +74,12 @@ def test_with_all_hidden_the_images_do_not_count(model: MAR, generator: torch.Ge
 
 def test_images_of_another_size_are_refused(model: MAR) -> None:
     images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="must have 8 x 6 pixels, got 8 x 8"):
+    with pytest.raises(ValueError, match="images must have 8 x 6 pixels, got 8 x 8"):
         edit(model, images, torch.ones(8, 8, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("size", [(4, 3), (8, 8), (16, 12)])
+def test_a_mask_of_another_size_is_refused(model: MAR, size: tuple[int, int]) -> None:
+    images = torch.zeros(3, 3, 8, 6, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=f"the mask must have 8 x 6 pixels, got {size[0]} x"):
+        edit(model, images, torch.ones(size, dtype=torch.bool))

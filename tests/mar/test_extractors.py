@@ -128,6 +128,21 @@ def test_inception_of_a_file_gives_features_and_logits(weights: Path) -> None:
     assert extractor.digest() == digest_tensors(torch.load(weights, weights_only=True))
 
 
+def test_a_relative_weight_file_begins_at_the_base(weights: Path, tmp_path: Path) -> None:
+    config = inception(weights=weights.name)
+    assert extractors.load(config, Path("nowhere"), base=weights.parent).kind == "inception"
+    with pytest.raises(ValueError, match=rf"reference\.weights: {tmp_path}/\S+ is missing"):
+        extractors.load(config, Path("nowhere"), base=tmp_path)
+
+
+def test_a_weight_file_may_lie_in_the_home_folder(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(weights.parent))
+    config = inception(weights=f"~/{weights.name}")
+    assert extractors.load(config, Path("nowhere"), base=tmp_path).kind == "inception"
+
+
 def test_weights_with_another_digest_are_refused(weights: Path) -> None:
     config = inception(weights=str(weights), weights_sha256="0" * 64)
     with pytest.raises(ValueError, match=r"reference\.weights_sha256: .*weights\.pth has [0-9a-f]"):
@@ -219,6 +234,9 @@ def test_published_statistics_replace_the_training_split(weights: Path, tmp_path
     extractor = extractors.load(config, Path("nowhere"))
     reference = measure(config, extractor, Pictures(), device=CPU, workers=0)
     assert reference.source == "s.npz"
+    relative = inception(weights=str(weights), statistics="s.npz")
+    again = measure(relative, extractor, Pictures(), device=CPU, workers=0, base=tmp_path)
+    assert again.digest() == reference.digest()
     assert reference.statistics.count is None
     assert torch.equal(reference.statistics.covariance, torch.eye(INCEPTION_WIDTH).double())
     expected, _ = extractor.module(torch.from_numpy(images[[0, 1, 3]]).permute(0, 3, 1, 2))

@@ -216,6 +216,7 @@ def test_a_denoiser_that_is_small_for_wide_tokens_is_warned_about(
     with torch.device("meta"):
         model = MAR(config, LatentShape(2, 8, 8), 5)
     warning = generators.find_narrow_denoiser(model)
+    assert warning == generators.narrow_denoiser(config, model.latent)
     assert (warning is not None) == warned
     assert not warned or "generator.head.size: a denoiser 1023 wide" in str(warning)
 

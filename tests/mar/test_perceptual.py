@@ -109,6 +109,12 @@ def test_a_classifier_is_asked_for_by_its_config() -> None:
     assert not distance.classifier.training
 
 
+def test_weights_of_lpips_begin_at_the_base(tmp_path: Path) -> None:
+    config = LPIPSConfig(kind="lpips", weight=1.0, weights="vgg16.pth", weights_sha256=None)
+    with pytest.raises(ValueError, match=rf"weights: {tmp_path}/vgg16\.pth is missing"):
+        perceptual.load(config, refuse, base=tmp_path)
+
+
 def test_lpips_without_weights_says_what_else_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Every kind of generator trains and generates: heads, attention, orders, and known tokens."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -152,6 +153,35 @@ def test_by_confidence_the_surest_codes_are_kept(make: Callable[..., MAR]) -> No
         others = [index for index in range(48) if index not in kept]
         assert float(sure[row, list(kept)].min()) >= float(sure[row, others].max()) - 1e-6
         assert torch.equal(codes[row, list(kept), 0], drawn.reshape(4, 48)[row, list(kept)])
+
+
+def test_by_confidence_every_step_draws_afresh(make: Callable[..., MAR]) -> None:
+    model = make("cross_entropy")
+    config = sample_config("cross_entropy", order="confidence", num_steps=3)
+    noise = draw_noise(model, range(300), config)
+    everywhere = torch.arange(48).expand(300, 48)
+    draws = torch.stack([noise.at(everywhere, step).initial.flatten() for step in range(3)])
+    assert (torch.corrcoef(draws) - torch.eye(3)).abs().max() < 0.05
+    assert torch.allclose(draws.std(dim=1), torch.ones(3), atol=0.02)
+    alone = draw_noise(model, [7], config)  # from seed and index alone
+    for step in range(3):
+        found = alone.at(everywhere[:1], step).initial
+        assert torch.equal(found, noise.at(everywhere, step).initial.reshape(300, 48, 1)[7])
+
+
+def test_by_confidence_a_later_draw_changes_what_is_left_alone(make: Callable[..., MAR]) -> None:
+    model = make("cross_entropy")
+    config = sample_config("cross_entropy", order="confidence", num_steps=2, guidance_scale=1.0)
+    visible: list[Tensor] = []
+    model.transformer.register_forward_pre_hook(lambda _, values: visible.append(values[1]))
+    noise = noise_of(model, config)
+    assert noise.later is not None
+    other = replace(noise, later=-noise.later)
+    first, second = (model.patchify(generate(model, LABELS, n, config)) for n in (noise, other))
+    assert len(visible) == 2 * config.num_steps  # the transformer runs once in each
+    kept = torch.zeros(4, 48).scatter(1, visible[-1], 1.0).bool()
+    assert torch.equal(first[kept], second[kept])
+    assert (first[~kept] != second[~kept]).float().mean() > 0.5
 
 
 @pytest.mark.parametrize("num_hidden", [12, 7, 1, 0])

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from mar import tokenizer
 from mar.data import ImageSet
+from mar.pixels import PixelsConfig
 from mar.reference import ReferenceInfo
 from mar.samples import shard_path, write_shard
-from stages import evaluate, prepare, reference
+from stages import evaluate, prepare, reconstruct, reference
 from stages.stage import Stage
 from stages.tracking import Run
 
@@ -159,7 +161,13 @@ def test_subsets_larger_than_the_held_out_split_are_refused_before_any_training(
 
 
 @pytest.mark.usefixtures("project")
-def test_missing_inception_weights_are_named_before_any_work() -> None:
+@pytest.mark.parametrize("root", [None, "/elsewhere"])
+def test_missing_inception_weights_are_named_by_every_stage(
+    root: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a temporary copy of the repository, DVC says where that is."""
+    if root is not None:
+        monkeypatch.setenv("DVC_ROOT", root)
     settings = {
         "extractor": "inception",
         "num_features": 400,
@@ -171,5 +179,10 @@ def test_missing_inception_weights_are_named_before_any_work() -> None:
     start, _, end = PARAMS.partition("reference:")
     text = f"{start}reference: {json.dumps(settings)}\nevaluate:{end.partition('evaluate:')[2]}"
     Path("params.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"reference\.weights: inception\.pth is missing"):
-        reference.main(stage("reference"))
+    write_samples(*real_images(100))
+    pixels = tokenizer.build(PixelsConfig(kind="pixels"))
+    tokenizer.save(Path("out/train_tokenizer/tokenizer.safetensors"), pixels)
+    message = rf"reference\.weights: {root or Path.cwd()}/inception\.pth is missing"
+    for main in (reference.main, reconstruct.main, evaluate.main):
+        with pytest.raises(ValueError, match=message):
+            main(stage(main.__module__.rpartition(".")[2]))

@@ -181,7 +181,7 @@ def test_weights_must_be_trained_or_given(
     content["tokenizer"] = {"kind": "pixels"}  # there are none to train
     content["generator"]["patch_size"] = 4
     content["tokenizer_training"]["steps"] = 0
-    content["training"]["steps"] = 1
+    content["training"]["steps"] = 101
     check.check_all(write(tmp_path, content))
 
 
@@ -207,7 +207,7 @@ def test_without_images_nothing_may_need_them(content: dict[str, Any], tmp_path:
         "statistics_sha256": None,
     }
     check.check_all(write(tmp_path, content))
-    content["training"]["steps"] = 1
+    content["training"]["steps"] = 101
     assert refuse(tmp_path, content) == (
         "params.yaml: training.steps: must be 0, as data.source is 'none', got 1"
     )
@@ -299,6 +299,70 @@ def test_sections_that_do_not_fit_together_are_refused(
     content["sample"]["num_steps"] = 16
     content["data"]["image_size"] = 18
     assert "18 pixels do not divide into latents of 4 pixels" in refuse(tmp_path, content)
+
+
+CAUSAL = {
+    "generator.attention": "causal",
+    "generator.mask_ratio_min": None,
+    "generator.size.decoder_width": 48,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            CAUSAL,
+            "generator.size.decoder_width: 48 must be the encoder's 96, the causal transformer is "
+            "one stack",
+        ),
+        (
+            {"generator.label_drop": 0.0},
+            "sample.guidance_scale: must be 1 where generator.label_drop is 0, as the prediction "
+            "without class is not trained; got 1.3",
+        ),
+        (
+            {"training.steps": 100},
+            "training.warmup_steps: must be less than training.steps, 100, got 100",
+        ),
+        (
+            {"tokenizer_training.warmup_steps": 600},
+            "tokenizer_training.warmup_steps: must be less than tokenizer_training.steps, 500, "
+            "got 600",
+        ),
+        (
+            {"evaluate.is_splits": 2000},
+            "evaluate.is_splits: must be at most 1000, the samples (sample.num_images), got 2000",
+        ),
+        (
+            {"reference.num_features": 100},
+            "evaluate.kid_subset_size: must be at most 100, the real images kept (num_features), "
+            "got 200",
+        ),
+        (
+            {"training.lr": float("inf")},
+            "training.lr: input should be a finite number, got inf",
+        ),
+        (
+            {"sample.head.temperature": float("nan")},
+            "sample.head.temperature: input should be a finite number, got nan",
+        ),
+        (
+            {"tokenizer.channel_multipliers": [1, 0, 2]},
+            "tokenizer.channel_multipliers[1]: input should be greater than 0, got 0",
+        ),
+    ],
+)
+def test_what_would_fail_late_or_spoil_results_is_refused_at_once(
+    content: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    for key, value in changes.items():
+        *path, name = key.split(".")
+        section = content
+        for part in path:
+            section = section[part]
+        section[name] = value
+    assert refuse(tmp_path, content) == f"params.yaml: {message}"
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:

@@ -72,6 +72,32 @@ def test_a_mistake_is_one_readable_line(project: Path) -> None:
     assert "Traceback" not in process.stderr
 
 
+def test_classes_that_the_data_lack_are_refused_by_the_first_stage_that_can(
+    project: Path,
+) -> None:
+    params = json.loads((project / "params.yaml").read_text())
+    params["sample"]["labels"] = [3, 10]
+    (project / "params.yaml").write_text(json.dumps(params))
+    tiny.run_stage("prepare")
+    with pytest.raises(ValueError, match=r"sample\.labels: 10 is not a class, they are 0 to 9"):
+        tiny.run_stage("train_tokenizer")
+    assert not (project / "out/train_tokenizer").exists()
+    tiny.run_stage("prepare")  # other classes may come of it
+
+
+def test_a_doubtful_setting_is_said_once(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    params = json.loads((project / "params.yaml").read_text())
+    params["data"]["image_size"] = 16
+    params["generator"]["patch_size"] = 4  # tokens of 32 channels, for a denoiser 16 wide
+    params["sample"]["num_steps"] = 4
+    for seed, times in ((0, 1), (0, 0), (1, 1)):
+        params["data"]["seed"] = seed
+        (project / "params.yaml").write_text(json.dumps(params))
+        tiny.run_stage("prepare")
+        doubt = "params.yaml: generator.head.size: a denoiser 16 wide is small for tokens of 32"
+        assert capfd.readouterr().err.count(doubt) == times
+
+
 @pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
 def test_a_stage_ends_when_dvc_dies(shell: str, tmp_path: Path) -> None:
     """DVC runs commands through a shell, which must not stay between the two."""

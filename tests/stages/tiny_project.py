@@ -14,7 +14,13 @@ ROOT = Path(__file__).parents[2]
 TINY = {
     "data": {"image_size": 8},
     "tokenizer": {"latent_channels": 2, "base_channels": 4, "channel_multipliers": [1, 2]},
-    "tokenizer_training": {"steps": 4, "batch_size": 8, "curve_steps": 2, "preview_steps": 2},
+    "tokenizer_training": {
+        "steps": 4,
+        "warmup_steps": 1,
+        "batch_size": 8,
+        "curve_steps": 2,
+        "preview_steps": 2,
+    },
     "latents": {"flips": True, "shard_images": 500},
     "generator": {
         "size": {
@@ -28,7 +34,13 @@ TINY = {
         "head": {"kind": "diffusion", "size": {"blocks": 1, "width": 16}, "num_draws": 2},
         "dropout": 0.1,
     },
-    "training": {"steps": 6, "batch_size": 8, "curve_steps": 2, "preview_steps": 3},
+    "training": {
+        "steps": 6,
+        "warmup_steps": 1,
+        "batch_size": 8,
+        "curve_steps": 2,
+        "preview_steps": 3,
+    },
     "sample": {
         "num_images": 30,
         "num_steps": 4,
