@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -23,6 +23,7 @@ from torchvision.models import VGG16_Weights, vgg16
 
 from mar import weight_files
 from mar.config import Config
+from mar.images import to_float
 
 
 # After which layers of VGG16 features are compared: relu1_2, 2_2, 3_3, 4_3 and 5_3.
@@ -92,6 +93,29 @@ class LPIPS(nn.Module):
             difference = feature_difference(first, second)  # (B, C, h, w)
             total = total + (weight[:, None, None] * difference).sum(dim=1).mean(dim=(1, 2))
         return total
+
+
+class LPIPSScore:
+    """Mean LPIPS of pairs of 8-bit images, on the device of the network."""
+
+    def __init__(self, distance: LPIPS) -> None:
+        self._distance = distance
+        self._total = 0.0
+        self._count = 0
+
+    @torch.no_grad()
+    def update(
+        self, originals: UInt8[Tensor, "B 3 H W"], reconstructions: UInt8[Tensor, "B 3 H W"]
+    ) -> None:
+        """Add some pairs."""
+        device = next(self._distance.buffers()).device
+        pair = (to_float(images.to(device)) for images in (originals, reconstructions))
+        self._total += float(self._distance(*pair).double().sum())
+        self._count += len(originals)
+
+    def compute(self) -> dict[str, float]:
+        """Return `lpips`, or nothing of no pairs."""
+        return {"lpips": self._total / self._count} if self._count else {}
 
 
 def load(

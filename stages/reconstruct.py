@@ -5,18 +5,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mar import extractors, tokenizer
+from mar import extractors, lpips, tokenizer
 from mar.codebook import CodebookUse
 from mar.data import ImageSet
 from mar.data_config import DataConfig
 from mar.extractors import ReferenceConfig
 from mar.latent_scale import LatentStatistics
+from mar.lpips import LPIPSConfig, LPIPSScore
 from mar.parallel import map_chunks, ranges
 from mar.pictures import comparison_grid, save_png
 from mar.reconstruction import difference, reconstruct, score
 from mar.reference import Reference, ReferenceInfo
 from mar.rfid import ReconstructionDistance
 from mar.tokenizer_interface import Tokenizer
+from mar.tokenizer_training import TokenizerTrainingConfig
 from stages.stage import Stage, run
 
 
@@ -45,8 +47,9 @@ def main(stage: Stage) -> None:
     use = CodebookUse(model.codebook_size)
     latents = LatentStatistics(model.latent_channels)
     distance = ReconstructionDistance(extractor, train, stage.device)
+    measures = [distance, *_lpips(stage, data.image_size)]
     pairs = ((batch, reconstruct(model, batch, use, latents)) for batch in batches)
-    scores = score(pairs, [distance])
+    scores = score(pairs, measures)
     if warning := distance.find_bias():
         sys.stderr.write(f"{stage.name}: {warning}\n")
     _draw(stage, model, images)
@@ -61,6 +64,20 @@ def main(stage: Stage) -> None:
             "num_images": len(images),
         }
     )
+
+
+def _lpips(stage: Stage, image_size: int) -> list[LPIPSScore]:
+    """Return LPIPS where the tokenizer's training has it and its weights are here."""
+    config = stage.params("tokenizer_training", TokenizerTrainingConfig).perceptual
+    if not isinstance(config, LPIPSConfig) or image_size < lpips.SMALLEST:
+        return []
+    key = "tokenizer_training.perceptual.weights"
+    try:
+        network = lpips.load(config.weights, config.weights_sha256, key=key, base=stage.root)
+    except ValueError as error:  # a tokenizer that was trained elsewhere can do without
+        sys.stderr.write(f"{stage.name}: no LPIPS: {error}\n")
+        return []
+    return [LPIPSScore(network.to(stage.device))]
 
 
 def _draw(stage: Stage, model: Tokenizer, images: ImageSet) -> None:

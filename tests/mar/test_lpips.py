@@ -13,7 +13,8 @@ from torchvision.models import vgg16
 
 from mar import lpips
 from mar.atomic import digest
-from mar.lpips import LPIPS, SMALLEST, feature_difference
+from mar.images import to_float
+from mar.lpips import LPIPS, SMALLEST, LPIPSScore, feature_difference
 
 
 KEY = "section.weights"
@@ -136,6 +137,19 @@ def test_the_smallest_images_are_named(distance: LPIPS) -> None:
 
 
 # Files
+
+
+def test_a_score_is_the_mean_over_pairs(distance: LPIPS, generator: torch.Generator) -> None:
+    first, second = (
+        torch.randint(256, (5, 3, 16, 16), generator=generator).to(torch.uint8) for _ in range(2)
+    )
+    score = LPIPSScore(distance)
+    assert score.compute() == {}
+    for part in (slice(0, 2), slice(2, 5)):
+        score.update(first[part], second[part])
+    with torch.no_grad():
+        expected = distance(to_float(first), to_float(second)).mean()
+    assert score.compute() == {"lpips": pytest.approx(float(expected), rel=1e-5)}
 
 
 def test_another_digest_is_refused(file: Path) -> None:
