@@ -18,6 +18,7 @@ from mar.batches import batch_indices
 from mar.images import center_crop, decode
 from mar.manifest import Manifest, Split
 from mar.parallel import map_chunks, ranges
+from mar.spread import spread
 
 
 IN_MEMORY_BYTES = 512 * 1024**2
@@ -89,8 +90,8 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return images
 
     def spread(self, num: int) -> UInt8[Tensor, "B 3 S S"]:
-        """Return at most `num` images, evenly spread over the set."""
-        return self.stack(list(range(0, len(self), max(-(-len(self) // num), 1))))
+        """Return `num` images, evenly spread over the set, or all of them if fewer."""
+        return self.stack([int(index) for index in spread(len(self), num)])
 
     def verify_listing(self) -> None:
         """Check by their names that the folder still holds the images that `prepare` saw.

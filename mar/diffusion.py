@@ -44,12 +44,10 @@ class Schedule(nn.Module):
             "beta": beta,
             "alpha_bar": alpha_bar,
             "signal": alpha_bar.sqrt(),
-            "noise": (
-                1 - alpha_bar
-            ).sqrt(),  # not from the float32 alpha_bar: near 1 it has no digits left
+            # Not from the float32 alpha_bar: near 1 it has no digits left.
+            "noise": (1 - alpha_bar).sqrt(),
             "posterior_variance": variance,
-            # The variance of step 0 is zero; its logarithm is clipped to that of step 1 (IDDPM's
-            # code).
+            # That of step 0 is zero; its logarithm is clipped to that of step 1 (IDDPM's code).
             "posterior_log_variance": torch.cat([variance[1:2], variance[1:]]).log(),
             "posterior_x_0": beta * before.sqrt() / (1 - alpha_bar),
             "posterior_x_t": (1 - before) * (1 - beta).sqrt() / (1 - alpha_bar),
@@ -173,17 +171,16 @@ def sample(
     """Draw x_0 by ancestral sampling with the learned variance (IDDPM).
 
     Args:
-        denoise: From x_t (R, C) and the training step as a tensor of one element, eps_hat and v (R,
-        2 C). schedule: The S steps to take.
+        denoise: From x_t (R, C) and the training step as a tensor of one element, eps_hat and v
+            (R, 2 C).
+        schedule: The S steps to take.
         x_T: Standard normal noise to begin with.
         step_noise: Standard normal noise of each step, the first step taken first; the last is not
-            used,
-            since nothing is added after it.
+            used, since nothing is added after it.
         temperature: Scales the noise added at each step, nothing else (MAR, section 3.2).
         x_0_bound: Clip the predicted x_0 to [-bound, bound]. Faithful sampling is unclipped; a
-            network that
-            was trained for a short time explodes without it, since x_0 is divided by
-            sqrt(alpha_bar).
+            network that was trained for a short time explodes without it, since what is predicted
+            is divided by sqrt(alpha_bar).
     """
     x_t = x_T
     for taken, index in enumerate(reversed(range(schedule.num_steps))):

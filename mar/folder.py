@@ -9,9 +9,11 @@ from typing import NamedTuple
 from mar.manifest import Split
 
 
-EXTENSIONS = (  # torchvision's IMG_EXTENSIONS
+EXTENSIONS = (  # torchvision's IMG_EXTENSIONS, and two more of formats that we read
     ".jpg",
     ".jpeg",
+    ".jfif",
+    ".gif",
     ".png",
     ".ppm",
     ".bmp",
@@ -20,6 +22,7 @@ EXTENSIONS = (  # torchvision's IMG_EXTENSIONS
     ".tiff",
     ".webp",
 )
+HELD_OUT = ("val", "validation")  # what the folder of the held-out split may be called
 
 
 class File(NamedTuple):
@@ -32,37 +35,51 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """What a data folder holds, sorted by class and path."""
+    """What a data folder holds, sorted by class and path.
+
+    Attributes:
+        class_names: The name of each label.
+        files: The images.
+        ignored: Paths of other files, in class folders or beside them.
+    """
 
     class_names: list[str]
     files: list[File]
+    ignored: list[str]
 
 
 def list_folder(root: Path) -> Listing:
     """List the images of a data folder, without opening them.
 
-    With a folder `train`, its class folders are the training split and those of `val`, where there
-    is one, the held-out split. Otherwise the class folders lie in the data folder itself. A class
+    With a folder `train` of class folders, they are the training split and those of `val` (or
+    `validation`), where there is one, the held-out split; a folder `test` is left alone, and no
+    other may lie beside them. Otherwise the class folders lie in the data folder itself. A class
     is numbered by the rank of its folder's name, and holds the images at any depth below it.
     Hidden files and folders are ignored, links followed.
 
     Raises:
-        ValueError: the folder is missing, holds no class folders or a class without images, or
-            `train` and `val` hold different classes.
+        ValueError: the folder is missing, holds no class folders or a class without images,
+            `train` and `val` hold different classes, or other folders lie beside `train`.
     """
     if not root.is_dir():
         reason = "is not a folder" if root.exists() else "does not exist"
         raise ValueError(f"the image folder {root} {reason}")
-    train, val = root / "train", root / "val"
-    if not train.is_dir():
-        class_names = _class_names(root)
-        return Listing(class_names, list(_files(root, "", class_names, None)))
-    class_names = _class_names(train)
-    if not val.is_dir():
-        return Listing(class_names, list(_files(root, "train/", class_names, None)))
-    _require_same(train, class_names, val, _class_names(val))
-    held_out = _files(root, "val/", class_names, "held_out")
-    return Listing(class_names, [*_files(root, "train/", class_names, "train"), *held_out])
+    train, val = _find_splits(root)
+    ignored: list[str] = []
+    if train is None:
+        class_names = _class_names(root, "", ignored)
+        files = [*_files(root, "", class_names, None, ignored)]
+    elif val is None:
+        class_names = _class_names(root, train, ignored)
+        files = [*_files(root, train, class_names, None, ignored)]
+    else:
+        class_names = _class_names(root, train, ignored)
+        _require_same(root / train, class_names, root / val, _class_names(root, val, ignored))
+        files = [
+            *_files(root, train, class_names, "train", ignored),
+            *_files(root, val, class_names, "held_out", ignored),
+        ]
+    return Listing(class_names, files, sorted(ignored))
 
 
 def verify(root: Path, known: set[str]) -> None:
@@ -84,10 +101,36 @@ def verify(root: Path, known: set[str]) -> None:
         )
 
 
-def _class_names(folder: Path) -> list[str]:
-    """Return the names of the class folders in a folder, sorted."""
+def _find_splits(root: Path) -> tuple[str | None, str | None]:
+    """Return the prefixes of the folders that hold the splits, where the layout has them."""
+    folders = set(_folders(root))
+    others = folders - {"train", "test", *HELD_OUT}
+    if "train" not in folders or (others and not _folders(root / "train")):
+        return None, None  # a class may be called train
+    if others:
+        raise ValueError(
+            f"{root} holds other folders beside train, whose folders would be the classes: "
+            f"{_some(others)}; only val (or validation) and test may lie there"
+        )
+    held_out = [name for name in HELD_OUT if name in folders]
+    if len(held_out) > 1:
+        raise ValueError(f"{root} holds {' and '.join(held_out)}, expected one of them")
+    return "train/", f"{held_out[0]}/" if held_out else None
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in _visible(folder) if entry.is_dir())
+
+
+def _class_names(root: Path, prefix: str, ignored: list[str]) -> list[str]:
+    """Return the names of the class folders in a folder, sorted; note the files beside them."""
+    folder = root / prefix
+    visible = _visible(folder)
     if not visible:
         raise ValueError(f"the image folder {folder} is empty")
     names = sorted(entry.name for entry in visible if entry.is_dir())
@@ -96,29 +139,36 @@ def _class_names(folder: Path) -> list[str]:
         raise ValueError(
             f"{folder} must hold one folder of images per class, but holds only files ({example})"
         )
+    ignored += [prefix + entry.name for entry in visible if not entry.is_dir()]
     return names
 
 
-def _files(root: Path, prefix: str, class_names: list[str], split: Split | None) -> Iterator[File]:
+def _files(
+    root: Path, prefix: str, class_names: list[str], split: Split | None, ignored: list[str]
+) -> Iterator[File]:
     for label, name in enumerate(class_names):
-        paths = sorted(_walk(root / prefix / name, f"{prefix}{name}/"))
+        paths = sorted(_walk(root / prefix / name, f"{prefix}{name}/", ignored))
         if not paths:
             raise ValueError(f"the class folder {root / prefix / name} holds no images")
         for path in paths:
             yield File(path, label, split)
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[str]:
-    """Yield the images below a folder; files are not opened, so a million of them are quick."""
+def _walk(folder: Path, prefix: str, ignored: list[str]) -> Iterator[str]:
+    """Yield the images below a folder and note other files; none is opened, so a million of them
+    are quick.
+    """
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _walk(folder / entry.name, f"{prefix}{entry.name}/")
+                yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", ignored)
             elif entry.name.lower().endswith(EXTENSIONS):
                 _require_text(folder, entry.name)
                 yield prefix + entry.name
+            else:
+                ignored.append(prefix + entry.name)
 
 
 def _require_text(folder: Path, name: str) -> None:

@@ -96,8 +96,7 @@ class Trainer(Generic[M]):
 
         Args:
             losses: For each part of the batch its loss and the terms it is made of, already
-                weighted by
-                the part's share of the batch.
+                weighted by the part's share of the batch.
         """
         lr = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
@@ -143,7 +142,7 @@ class Trainer(Generic[M]):
 
 
 def learning_rate(config: OptimisationConfig, step: int) -> float:
-    """Return the learning rate of a step, the first being 0."""
+    """Return the learning rate of a step; steps count from 0."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.lr_schedule == "constant":

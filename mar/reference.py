@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int, UInt8
+from jaxtyping import Float32, Float64, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from mar import atomic, weights
+from mar import weights
 from mar.config import Config
 from mar.extractors import (
     Extractor,
@@ -33,6 +33,7 @@ from mar.extractors import (
     digest_tensors,
     extract,
 )
+from mar.spread import spread
 from mar.weight_files import check_file
 
 
@@ -154,7 +155,7 @@ class Reference:
     def save(self, path: Path) -> None:
         """Write all of it as one file."""
         description = json.dumps({"count": self.statistics.count, "source": self.source})
-        atomic.write_tensors(path, self._tensors(), {"mar": description})
+        weights.write_tensors(path, self._tensors(), {"mar": description})
 
     @classmethod
     def load(cls, path: Path) -> "Reference":
@@ -212,12 +213,6 @@ def summarise(batches: Iterable[Features], *, count: int, num_features: int) -> 
     assert moments is not None
     assert moments.count == count
     return Reference(moments.statistics(), torch.cat(parts), "training split")
-
-
-def spread(count: int, wanted: int) -> Int[Tensor, " K"]:
-    """Return `wanted` of the indices below `count` at equal distances, or all of them if fewer."""
-    wanted = min(wanted, count)
-    return torch.arange(wanted) * count // max(wanted, 1)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Shapes: N images of a data set.
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -41,11 +41,13 @@ class Collection:
         info: What holds for all of them.
         rows: The images.
         unreadable: Path of each file that cannot be decoded -> why.
+        ignored: Paths of files that are no images by their names.
     """
 
     info: Info
     rows: list[Row]
     unreadable: dict[str, str]
+    ignored: list[str] = field(default_factory=list[str])
 
     def count(self, split: Split) -> int:
         """Return the number of images of a split."""
@@ -59,7 +61,7 @@ def collect(config: DataConfig, workers: int, base: Path = Path()) -> Collection
 
     Raises:
         ValueError: the folder has not the layout of `mar.folder.list_folder`, more files than
-            `data.max_unreadable` cannot be decoded, or none of a class can.
+            `data.max_unreadable` cannot be decoded, none of a class can, or none is held out.
     """
     match config:
         case DigitsData():
@@ -138,13 +140,15 @@ def _collect_folder(config: FolderData, workers: int, base: Path) -> Collection:
         )
     readable = [(file, size) for file, (size, fault) in pairs if fault is None]
     _require_every_class(root, listing.class_names, {file.label for file, _ in readable})
-    splits = _splits([file for file, _ in readable], config)
+    files = [file for file, _ in readable]
+    splits = _splits(files, config)
+    _require_both(root, files, splits)
     rows = [
         Row(file.path, None, file.label, size, split)
         for (file, size), split in zip(readable, splits, strict=True)
     ]
     info = Info("folder", config.path, listing.class_names, list(unreadable))
-    return Collection(info, rows, unreadable)
+    return Collection(info, rows, unreadable, listing.ignored)
 
 
 def _check_files(root: Path, paths: list[str], workers: int) -> list[Checked]:
@@ -173,6 +177,19 @@ def _require_every_class(root: Path, class_names: list[str], present: set[int]) 
     for label, name in enumerate(class_names):
         if label not in present:
             raise ValueError(f"no image of the class {name} in {root} can be decoded")
+
+
+def _require_both(root: Path, files: list[File], splits: list[Split]) -> None:
+    """Refuse a data set of which nothing is trained on, or nothing held out."""
+    for split in ("train", "held_out"):
+        if split in splits:
+            continue
+        if any(file.split for file in files):
+            raise ValueError(f"no image of the {split} folder in {root} can be decoded")
+        raise ValueError(
+            f"no image in {root} can be held out, as each class has one: give a class two or more, "
+            "or put the classes into a folder train, and other images of them into val beside it"
+        )
 
 
 def _splits(files: list[File], config: FolderData) -> list[Split]:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from mar.atomic import write_json, write_text
 from mar.data_config import DataConfig
+from mar.folder import EXTENSIONS
 from mar.manifest import write_manifest
 from mar.sources import collect, describe
 from stages.stage import Stage, run
@@ -20,6 +21,11 @@ def main(stage: Stage) -> None:
         sys.stderr.write(
             f"left out {len(collection.unreadable)} of {total} files that cannot be decoded:\n"
             f"{describe(collection.unreadable)}\n"
+        )
+    if collection.ignored:
+        sys.stderr.write(
+            f"ignored {len(collection.ignored)} files that are no images by their names, as "
+            f"{collection.ignored[0]}; images end in {', '.join(EXTENSIONS)}\n"
         )
     write_manifest(stage.out / "manifest.parquet", collection.info, collection.rows)
     write_json(stage.out / "classes.json", collection.info.class_names)

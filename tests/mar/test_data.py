@@ -87,6 +87,16 @@ def test_the_same_images_make_the_same_manifest(tmp_path: Path) -> None:
 # ImageSet
 
 
+@pytest.mark.parametrize(("num", "chosen"), [(7, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 2, 5])])
+def test_as_many_images_as_asked_for_are_spread_over_the_set(
+    tmp_path: Path, num: int, chosen: list[int]
+) -> None:
+    manifest, _ = make_manifest(tmp_path)
+    train = ImageSet(manifest, "train", SIZE)
+    assert torch.equal(train.spread(num), train.stack(chosen))
+    assert len(train.spread(100)) == 8
+
+
 def test_the_splits_hold_every_image_once(tmp_path: Path) -> None:
     manifest, images = make_manifest(tmp_path)
     train = ImageSet(manifest, "train", SIZE)

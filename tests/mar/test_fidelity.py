@@ -25,7 +25,6 @@ from mar.reference import (
     Reference,
     ReferenceInfo,
     Statistics,
-    spread,
     summarise,
 )
 
@@ -77,12 +76,6 @@ def test_features_are_kept_at_equal_distances_in_any_batches() -> None:
         batches = (Features(part, None) for part in features.split(size))
         kept = summarise(batches, count=100, num_features=4).features
         assert kept[:, 0].tolist() == [0, 25, 50, 75]
-
-
-def test_no_more_is_kept_than_there_is() -> None:
-    assert spread(5, 100).tolist() == [0, 1, 2, 3, 4]
-    assert spread(7, 3).tolist() == [0, 2, 4]
-    assert spread(0, 3).tolist() == []
 
 
 def test_a_reference_is_the_same_after_saving(tmp_path: Path) -> None:

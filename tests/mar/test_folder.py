@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from mar.folder import File, list_folder, verify
+from mar.folder import EXTENSIONS, File, list_folder, verify
+from mar.images import FORMATS
 
 
 def touch(root: Path, *paths: str) -> None:
@@ -37,6 +39,20 @@ def test_hidden_and_other_files_are_ignored(tmp_path: Path) -> None:
     assert list_folder(tmp_path).files == [File("a/1.png", 0, None)]
 
 
+def test_what_is_ignored_in_sight_is_listed(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a/1.png", "train/a/b/2.heic", "train/3.png", "val/a/4.png", "val/a/x")
+    touch(tmp_path, "test/5.txt", ".hidden", "train/a/.6.txt")
+    assert list_folder(tmp_path).ignored == ["train/3.png", "train/a/b/2.heic", "val/a/x"]
+
+
+def test_every_format_that_can_be_read_has_a_name(tmp_path: Path) -> None:
+    known = Image.registered_extensions()
+    assert {known[extension] for extension in EXTENSIONS} == set(FORMATS)
+    touch(tmp_path, *(f"a/1{extension}" for extension in EXTENSIONS))
+    assert len(list_folder(tmp_path).files) == len(EXTENSIONS)
+    assert {".gif", ".jfif"} < set(EXTENSIONS)
+
+
 def test_linked_folders_are_followed(tmp_path: Path) -> None:
     touch(tmp_path, "elsewhere/1.png", "root/b/1.png")
     (tmp_path / "root" / "a").symlink_to(tmp_path / "elsewhere")
@@ -44,7 +60,7 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
 
 
 def test_train_and_val_are_the_splits_where_they_exist(tmp_path: Path) -> None:
-    touch(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/2.png", "val/b/2.png", "notes/x.png")
+    touch(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/2.png", "val/b/2.png", "test/x.png")
     listing = list_folder(tmp_path)
     assert listing.class_names == ["a", "b"]
     assert listing.files == [
@@ -58,6 +74,26 @@ def test_train_and_val_are_the_splits_where_they_exist(tmp_path: Path) -> None:
 def test_without_val_the_split_is_left_open(tmp_path: Path) -> None:
     touch(tmp_path, "train/a/1.png")
     assert list_folder(tmp_path).files == [File("train/a/1.png", 0, None)]
+
+
+def test_the_held_out_split_may_be_called_validation(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a/1.png", "validation/a/2.png")
+    assert list_folder(tmp_path).files[1] == File("validation/a/2.png", 0, "held_out")
+    touch(tmp_path, "val/a/3.png")
+    assert refused(tmp_path) == "ROOT holds val and validation, expected one of them"
+
+
+def test_classes_beside_train_are_not_dropped(tmp_path: Path) -> None:
+    touch(tmp_path, "bus/1.png", "car/1.png", "train/steam/1.png", "val/1.png")
+    assert refused(tmp_path) == (
+        "ROOT holds other folders beside train, whose folders would be the classes: bus, car; "
+        "only val (or validation) and test may lie there"
+    )
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    touch(tmp_path, "bus/1.png", "train/1.png")
+    assert list_folder(tmp_path).class_names == ["bus", "train"]
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_unreadable_files_within_the_limit_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_opened_is_unreadable(tmp_path: Path) -> None:
-    make_images(tmp_path, "a/1.png")
+    make_images(tmp_path, "a/1.png", "a/3.png")
     (tmp_path / "a/2.png").symlink_to("nowhere.png")
     collection = collect_folder(tmp_path, max_unreadable=1)
     assert collection.unreadable == {"a/2.png": "No such file or directory"}
@@ -152,6 +152,21 @@ def test_a_class_that_loses_all_its_images_is_named(tmp_path: Path) -> None:
     make_images(tmp_path, "a/1.png", "b/1.png")
     (tmp_path / "b/1.png").write_bytes(b"")
     with pytest.raises(ValueError, match=f"^no image of the class b in {tmp_path} can be decoded$"):
+        collect_folder(tmp_path, max_unreadable=1)
+
+
+def test_classes_of_one_image_leave_none_to_hold_out(tmp_path: Path) -> None:
+    make_images(tmp_path, "a/1.png", "b/1.png")
+    with pytest.raises(ValueError, match=f"no image in {tmp_path} can be held out, as each class"):
+        collect_folder(tmp_path)
+    make_images(tmp_path, "b/2.png")
+    assert collect_folder(tmp_path).count("held_out") == 1
+
+
+def test_a_split_that_loses_all_its_images_is_named(tmp_path: Path) -> None:
+    make_images(tmp_path, "train/a/1.png", "val/a/1.png")
+    (tmp_path / "val/a/1.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"no image of the held_out folder in {tmp_path} can be"):
         collect_folder(tmp_path, max_unreadable=1)
 
 

@@ -87,6 +87,16 @@ def test_a_file_that_cannot_be_decoded_is_named_and_left_out(
     assert metrics["num_unreadable"] == 1
 
 
+def test_ignored_files_are_counted_once(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("params.yaml").write_text(FOLDER)
+    make_photos(8)
+    for name in ("photos/notes.txt", "photos/a/1.heic", "photos/b/2.HEIC"):
+        Path(name).touch()
+    prepare.main(stage)
+    said = capsys.readouterr().err
+    assert said.count("ignored 3 files that are no images by their names, as a/1.heic; ") == 1
+
+
 def test_too_many_broken_files_stop_before_anything_is_written(stage: Stage) -> None:
     Path("params.yaml").write_text(FOLDER)
     make_photos(8)

@@ -8,6 +8,7 @@ import torch
 from ruamel.yaml import YAML
 
 from mar.generator import MAR, find_narrow_denoiser
+from mar.posterior import LatentShape
 from mar.tokenizer import build, latent_shape
 from stages import check, presets
 
@@ -34,17 +35,35 @@ def test_a_preset_is_valid_and_its_models_can_be_built(name: str, tmp_path: Path
         MAR(configs["generator"], latent, 1000, codebook_size)
 
 
-def test_the_ablations_denoiser_has_the_published_size(tmp_path: Path) -> None:
-    """The paper says 21 M."""
+@pytest.mark.parametrize(
+    ("width", "parameters"),
+    [(256, 1_526_560), (512, 5_412_384), (1024, 20_261_920), (1536, 44_548_640)],
+)
+def test_denoisers_are_table_3(width: int, parameters: int, tmp_path: Path) -> None:
+    """The paper says 21 M for a width of 1024: the denoiser alone has 20.3 M, and 20.5 M with the
+    positions that are added to its input z, which only the Diffusion Loss is there for.
+    """
     path = tmp_path / "params.yaml"
-    path.write_text(presets.resolve("paper/table3-denoiser1024", ROOT / "presets"))
+    path.write_text(presets.resolve(f"paper/table3-denoiser{width}", ROOT / "presets"))
     configs = check.check_all(path)
     latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
     with torch.device("meta"):
-        head = MAR(configs["generator"], latent, num_classes=1000).head
-    assert sum(parameter.numel() for parameter in head.parameters()) / 1e6 == pytest.approx(
-        20.26, 0.001
-    )
+        model = MAR(configs["generator"], latent, num_classes=1000)
+    assert sum(parameter.numel() for parameter in model.head.parameters()) == parameters
+    positions = model.transformer.head_position.numel()
+    assert width != 1024 or round((parameters + positions) / 1e6) == 21
+
+
+def test_the_two_kl16_of_table_2_differ_in_their_weights_alone(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    dumped: list[dict[str, object]] = []
+    for name in ("paper/table2-kl16", "paper/table2-kl16-openimages"):
+        path.write_text(presets.resolve(name, ROOT / "presets"))
+        configs = check.check_all(path)
+        assert latent_shape(configs["tokenizer"], 256) == LatentShape(16, 16, 16)
+        dumped.append({section: config.model_dump() for section, config in configs.items()})
+    differing = [section for section in dumped[0] if dumped[0][section] != dumped[1][section]]
+    assert differing == ["tokenizer", "tokenizer_training"]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +123,17 @@ def test_the_learning_rate_falls_where_the_paper_says() -> None:
             sections = YAML(typ="safe").load(presets.resolve(name, ROOT / "presets"))
             cosine = sections["generator"]["head"]["kind"] == "cross_entropy"
             assert sections["training"]["lr_schedule"] == ("cosine" if cosine else "constant")
+
+
+@pytest.mark.parametrize(
+    "name", ["imagenet256-mar-b", "imagenet256-mar-l", "imagenet256-mar-h", "imagenet512"]
+)
+def test_published_models_generate_a_token_in_each_step(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(presets.resolve(name, ROOT / "presets"))
+    configs = check.check_all(path)
+    latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
+    assert configs["sample"].num_steps == latent.height * latent.width
 
 
 def test_an_overlay_keeps_its_own_head_comment_and_its_bases_comments() -> None:
