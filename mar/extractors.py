@@ -29,7 +29,7 @@ from tqdm import tqdm
 from mar import weight_files
 from mar.classifier import Classifier, ClassifierConfig, load_classifier
 from mar.config import Config
-from mar.parallel import map_chunks
+from mar.parallel import map_chunks, ranges
 
 
 CLASSIFIER = "mar-classifier"  # its name among torch-fidelity's extractors
@@ -206,7 +206,7 @@ def extract(
         ValueError: features are not finite.
     """
     extractor.module.to(device)
-    chunks = [chunk.tolist() for chunk in torch.arange(len(images)).split(BATCH)]
+    chunks = ranges(len(images), BATCH)
     batches = map_chunks(images.stack, chunks, workers)
     progress = tqdm(chunks, desc=f"features of the {name}", unit="batch")
     for chunk, batch in zip(progress, batches, strict=True):

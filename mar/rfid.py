@@ -61,7 +61,7 @@ class ReconstructionDistance:
     def find_bias(self) -> str | None:
         """Return a warning if there are too few images for their features."""
         count, width = self._originals.count, len(self._train.mean)
-        if count > width:
+        if not 0 < count <= width:
             return None
         return (
             f"{NAMES[self._extractor.kind]} of {count} images by {width} features is too large: a "

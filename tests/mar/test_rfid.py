@@ -79,6 +79,7 @@ def test_unchanged_images_are_at_no_distance(generator: torch.Generator) -> None
 
 def test_too_few_images_are_told_and_fewer_give_nothing() -> None:
     distance = ReconstructionDistance(Extractor("inception", Colours()), train(0, 1, 3), CPU)
+    assert distance.find_bias() is None  # of nothing there is nothing to compare
     distance.update(pictures(torch.arange(1)), pictures(torch.arange(1)))
     assert distance.compute() == {}
     distance.update(pictures(torch.arange(2)), pictures(torch.arange(2)))

@@ -18,7 +18,6 @@ from mar.released import to_official
 
 
 KL16, MAR_FILE = Path("files/kl16.ckpt"), Path("files/checkpoint-last.pth")
-UNTIL_SAMPLES = ("prepare", "train_tokenizer", "encode", "train_generator", "sample")
 
 
 def released_params(**training: Any) -> dict[str, Any]:
