@@ -4,12 +4,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
 
 @contextmanager
@@ -39,15 +36,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write a value as readable JSON, without NaN and infinity, on which most readers choke."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write tensors as one safetensors file."""
-    owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as partial:
-        save_file(owned, partial, metadata=dict(metadata or {}))
 
 
 def move_folder(source: Path, target: Path) -> None:

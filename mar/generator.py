@@ -25,6 +25,17 @@ from mar.posterior import LatentShape
 from mar.transformer import Predictor, Transformer, Widths
 
 
+class MaskRatio(Config):
+    """From which normal the share of hidden tokens is drawn, one for each batch."""
+
+    min: float = Field(gt=0, le=1, description="least share (MAR: 0.7)")
+    std: float = Field(
+        gt=0,
+        description="standard deviation of the normal, whose mean is 1 and which is cut to "
+        "[min, 1] (MAR: 0.25); 1 and more for nearly all shares alike",
+    )
+
+
 class GeneratorConfig(Config):
     """Section `generator` of `params.yaml`: what the generator is, wherever weights are from."""
 
@@ -42,8 +53,8 @@ class GeneratorConfig(Config):
     condition_tokens: int = Field(gt=0, description="slots that hold the class (MAR: buffer size)")
     dropout: float = Field(ge=0, lt=1, description="dropout on attention and on projections")
     label_drop: float = Field(ge=0, lt=1, description="share of samples trained without class")
-    mask_ratio_min: float | None = Field(
-        gt=0, le=1, description="least share of hidden tokens in training; null if causal"
+    mask_ratio: MaskRatio | None = Field(
+        description="shares of hidden tokens in training; null if causal"
     )
     head: HeadConfig = Field(description="what models the distribution of a token")
 
@@ -147,8 +158,8 @@ class MAR(nn.Module):
         """Draw one mask ratio for a batch, and each sample's order, dropped class and noise."""
         config = self.config
         num_hidden = self.num_tokens
-        if config.mask_ratio_min is not None:
-            ratio = masking.sample_mask_ratio(generator, minimum=config.mask_ratio_min)
+        if (ratios := config.mask_ratio) is not None:
+            ratio = masking.sample_mask_ratio(generator, minimum=ratios.min, std=ratios.std)
             num_hidden = math.ceil(ratio * self.num_tokens)
         orders = self.orders(batch, generator)
         chance = torch.rand(batch, generator=generator, device=generator.device)
@@ -254,11 +265,11 @@ def check_size(config: GeneratorConfig, latent: LatentShape, codebook_size: int 
             )
     if config.attention == "causal":
         check_one_stack(widths)
-    if (config.mask_ratio_min is None) != (config.attention == "causal"):
-        expected = "null, as nothing is masked" if config.attention == "causal" else "a number"
+    if (config.mask_ratio is None) != (config.attention == "causal"):
+        expected = "null, as nothing is masked" if config.attention == "causal" else "min and std"
         raise ValueError(
-            f"generator.mask_ratio_min: must be {expected} under {config.attention} attention, "
-            f"got {config.mask_ratio_min}"
+            f"generator.mask_ratio: must be {expected} under {config.attention} attention, "
+            f"got {config.mask_ratio and config.mask_ratio.model_dump()}"
         )
     if config.indices and codebook_size is None:
         raise ValueError(

@@ -14,9 +14,9 @@ from torch import Tensor
 from mar import precision
 
 
-def sample_mask_ratio(generator: torch.Generator, *, minimum: float) -> float:
-    """Draw a mask ratio: normal of mean 1, std 0.25, truncated to [minimum, 1] (MAR, 4.1)."""
-    mean, std = 1.0, 0.25
+def sample_mask_ratio(generator: torch.Generator, *, minimum: float, std: float) -> float:
+    """Draw a mask ratio: normal of mean 1, truncated to [minimum, 1] (MAR, 4.1: std 0.25)."""
+    mean = 1.0
     normal = torch.distributions.Normal(0.0, 1.0)
     lowest = normal.cdf(torch.tensor((minimum - mean) / std, dtype=torch.float64))
     device, wide = generator.device, precision.widest_float(generator.device)

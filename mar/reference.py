@@ -21,7 +21,7 @@ from jaxtyping import Float32, Float64, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from mar import atomic, weights
+from mar import weights
 from mar.config import Config
 from mar.extractors import (
     Extractor,
@@ -155,7 +155,7 @@ class Reference:
     def save(self, path: Path) -> None:
         """Write all of it as one file."""
         description = json.dumps({"count": self.statistics.count, "source": self.source})
-        atomic.write_tensors(path, self._tensors(), {"mar": description})
+        weights.write_tensors(path, self._tensors(), {"mar": description})
 
     @classmethod
     def load(cls, path: Path) -> "Reference":

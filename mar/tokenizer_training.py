@@ -80,6 +80,7 @@ def new_trainer(
     tokenizer: Tokenizer,
     config: TokenizerTrainingConfig,
     given: Mapping[str, Tensor] | None = None,
+    *,
     distance: Distance | None = None,
 ) -> TokenizerTrainer:
     """Set the weights and return a trainer.

@@ -1,13 +1,15 @@
-"""Model files: the tensors and, in the same file, what they are."""
+"""Files of tensors and, in the same file, what they are."""
 # safetensors has no types for what an opened file gives:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mar import atomic
@@ -17,7 +19,16 @@ def save(path: Path, model: nn.Module, description: dict[str, Any]) -> None:
     """Write a model's tensors and a description of it, as one safetensors file."""
     # One metadata key: safetensors writes several in an order that changes from run to run.
     metadata = {"mar": json.dumps(description, sort_keys=True)}
-    atomic.write_tensors(path, model.state_dict(), metadata)
+    write_tensors(path, model.state_dict(), metadata)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as one safetensors file."""
+    owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic.replacing(path) as partial:
+        save_file(owned, partial, metadata=dict(metadata or {}))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -73,10 +73,7 @@ def suggest(name: object, known: Iterable[str]) -> str:
 
 def _messages(section: str, value: object, error: ValidationError) -> Iterator[str]:
     problems: list[Any] = error.errors(include_url=False)
-    keys = [
-        _key(section, value, problem["loc"], missing=problem["type"] == "missing")
-        for problem in problems
-    ]
+    keys = [_key(section, value, problem) for problem in problems]
     missing = [key for key, p in zip(keys, problems, strict=True) if p["type"] == "missing"]
     for key, problem in zip(keys, problems, strict=True):
         context = problem.get("ctx", {})
@@ -110,12 +107,13 @@ def _explained(messages: list[str]) -> list[str]:
     ]
 
 
-def _key(section: str, value: object, location: tuple[int | str, ...], *, missing: bool) -> str:
+def _key(section: str, value: object, problem: dict[str, Any]) -> str:
     """Join a location into `section.key`, without the tags that pydantic adds for unions."""
     parts = [section]
+    location: tuple[int | str, ...] = problem["loc"]
     tags = _tags(value)
     for index, part in enumerate(location):
-        absent = missing and index == len(location) - 1
+        absent = problem["type"] == "missing" and index == len(location) - 1
         if part in tags:  # comes once, before a key that may have the same name
             tags.remove(part)
         elif isinstance(value, dict) and (part in value or absent):

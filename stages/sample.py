@@ -1,6 +1,7 @@
 """Generate images with the trained generator."""
 
 import json
+import time
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ def main(stage: Stage) -> None:
     labels = balanced_labels(config.num_images, config.labels, model.num_classes)
     batch_size = read_count("MAR_SAMPLE_BATCH", 256, least=1)
     folder = stage.work / "samples"
+    started, generated = time.monotonic(), 0
 
     with tqdm(total=config.num_images, desc=stage.name, unit="image") as progress:
         for number, shard in enumerate(torch.arange(config.num_images).split(config.shard_images)):
@@ -51,6 +53,7 @@ def main(stage: Stage) -> None:
                     )
                     batches.append(batch)
                     progress.update(len(batch))
+                    generated += len(batch)
                 write_shard(
                     path,
                     torch.cat(batches),
@@ -60,9 +63,11 @@ def main(stage: Stage) -> None:
                 )
             else:
                 progress.update(len(shard))
+    # Of this start alone: an earlier one, that was killed, may have made some or all.
+    speed = generated / (time.monotonic() - started) if generated else None
     atomic.move_folder(folder, stage.out / "samples")
     _draw_grid(stage)
-    stage.write_metrics({"num_images": config.num_images})
+    stage.write_metrics({"num_images": config.num_images, "images_per_second": speed})
 
 
 def _draw_grid(stage: Stage) -> None:

@@ -129,8 +129,11 @@ def track(
 
 
 def root() -> Path:
-    """Return the repository's root, also inside a temporary copy made for an experiment."""
-    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+    """Return the repository's root, also inside a copy made for an experiment.
+
+    Of a copy that is not its own, DVC does not know: `MAR_ROOT` then says whose it is.
+    """
+    return Path(os.environ.get("MAR_ROOT") or os.environ.get("DVC_ROOT") or ".").resolve()
 
 
 def source_tags() -> dict[str, str]:
@@ -180,7 +183,7 @@ def _pipeline_run(client: Any, experiment: str) -> str:
         found = client.search_runs([experiment], f"tags.`{PIPELINE_TAG}` = '{key}'", max_results=1)
         if found:
             return found[0].info.run_id
-        name = time.strftime("pipeline %Y-%m-%d %H:%M:%S")
+        name = os.environ.get("DVC_EXP_NAME") or time.strftime("pipeline %Y-%m-%d %H:%M:%S")
         tags = {PIPELINE_TAG: key, **source_tags()}
         return client.create_run(experiment, run_name=name, tags=tags).info.run_id
 

@@ -57,6 +57,7 @@ def main(stage: Stage) -> None:
     metrics: dict[str, object] = {
         "steps": config.steps,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "images_per_second": train_loop.mean_speed(history, config),
         "preflight": compared,
     }
     for last in history[-1:]:  # none where no step was taken

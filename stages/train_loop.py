@@ -56,6 +56,16 @@ def run(
     return history
 
 
+def mean_speed(history: History, config: OptimisationConfig) -> float | None:
+    """Return the images per second of all steps, those before a training was killed included."""
+    steps = [0.0, *(point["step"] for point in history)]
+    spent = [
+        (step - before) * config.batch_size / point["images_per_second"]
+        for point, before, step in zip(history, steps, steps[1:], strict=False)
+    ]
+    return steps[-1] * config.batch_size / sum(spent) if spent else None
+
+
 def write_curves(stage: Stage, history: History) -> None:
     """Write the points of the curves as `curves.csv`, a column for each number.
 

@@ -25,11 +25,12 @@ def main(stage: Stage) -> None:
     images = ImageSet(MANIFEST, "train", data.image_size, base=stage.root)
     images.verify_listing()
     distance = None
-    if tokenizer_training.takes_steps(model, config):  # without weights for LPIPS it ends here
+    if tokenizer_training.takes_steps(model, config):  # without the weights of LPIPS it ends here
         distance = perceptual.load(
             config.perceptual, lambda settings: _classifier(stage, settings, images)
         )
-    trainer = tokenizer_training.new_trainer(model.to(stage.device), config, given, distance)
+    model = model.to(stage.device)
+    trainer = tokenizer_training.new_trainer(model, config, given, distance=distance)
 
     def steps():
         batches = image_batches(

@@ -8,7 +8,7 @@ from hypothesis import settings
 
 from mar.denoiser import DenoiserSize
 from mar.diffusion_loss import DiffusionConfig
-from mar.generator import MAR, GeneratorConfig
+from mar.generator import MAR, GeneratorConfig, MaskRatio
 from mar.posterior import LatentShape
 from mar.transformer import Widths
 
@@ -49,7 +49,7 @@ def tiny_model() -> MAR:
         condition_tokens=3,
         dropout=0.1,
         label_drop=0.1,
-        mask_ratio_min=0.7,
+        mask_ratio=MaskRatio(min=0.7, std=0.25),
         head=DiffusionConfig(kind="diffusion", size=DenoiserSize(blocks=2, width=20), num_draws=2),
     )
     return moved(MAR(config, LatentShape(channels=2, height=8, width=6), num_classes=5))

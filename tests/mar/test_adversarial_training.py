@@ -352,8 +352,8 @@ def test_an_adversarial_phase_does_not_break_reconstruction(
 def test_what_has_no_weights_needs_no_distance(images: Tensor) -> None:
     config = make_config()
     model = tokenizer.build(PixelsConfig(kind="pixels"))
-    assert not tokenizer_training.is_trainable(model)
-    assert tokenizer_training.is_trainable(tokenizer.build(KL))
+    assert not tokenizer_training.takes_steps(model, config)
+    assert tokenizer_training.takes_steps(tokenizer.build(KL), config)
     assert run(tokenizer_training.new_trainer(model, config), images, config) == []
 
 

@@ -4,8 +4,6 @@ import hashlib
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from mar import atomic
 
@@ -37,15 +35,6 @@ def test_json_that_others_cannot_read_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         atomic.write_json(path, {"loss": float("nan")})
     assert path.read_text() == '{\n  "loss": 1.5\n}\n'
-
-
-def test_views_of_tensors_are_written_as_they_look(tmp_path: Path) -> None:
-    whole = torch.arange(12.0).reshape(3, 4).requires_grad_()
-    views = {"turned": whole.T, "part": whole[1:, ::2], "whole": whole}
-    atomic.write_tensors(tmp_path / "a.safetensors", views)
-    read = load_file(tmp_path / "a.safetensors")
-    assert read.keys() == views.keys()
-    assert all(torch.equal(read[name], views[name]) for name in views)
 
 
 def test_a_moved_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from mar import diffusion
 from mar.autoencoder import AutoencoderConfig, AutoencoderKL
 from mar.denoiser import DenoiserSize
 from mar.diffusion_loss import DiffusionConfig, DiffusionLoss, DiffusionSampler
-from mar.generator import MAR, GeneratorConfig, TrainingDraws
+from mar.generator import MAR, GeneratorConfig, MaskRatio, TrainingDraws
 from mar.head import Noise
 from mar.masking import num_hidden_after, split_orders, take
 from mar.posterior import LatentShape, Posterior
@@ -146,7 +146,7 @@ def generator(case: dict[str, Any]) -> MAR:
         condition_tokens=official["buffer_size"],
         dropout=0.1,
         label_drop=0.1,
-        mask_ratio_min=0.7,
+        mask_ratio=MaskRatio(min=0.7, std=0.25),
         head=DiffusionConfig(
             kind="diffusion", size=denoiser, num_draws=official["diffusion_batch_mul"]
         ),

@@ -15,7 +15,7 @@ from mar.masking import num_hidden_after, sample_mask_ratio, sample_orders, spli
 def test_mask_ratios_follow_the_truncated_normal(
     minimum: float, generator: torch.Generator
 ) -> None:
-    ratios = [sample_mask_ratio(generator, minimum=minimum) for _ in range(1000)]
+    ratios = [sample_mask_ratio(generator, minimum=minimum, std=0.25) for _ in range(1000)]
     expected = stats.truncnorm((minimum - 1) / 0.25, 0, loc=1, scale=0.25)
     assert stats.kstest(ratios, expected.cdf).pvalue > 0.01
     assert minimum <= min(ratios) < expected.ppf(0.01)
@@ -28,7 +28,7 @@ def test_a_mask_ratio_is_the_quantile_of_a_uniform_draw(minimum: float) -> None:
     expected = stats.truncnorm((minimum - 1) / 0.25, 0, loc=1, scale=0.25)
     for seed in range(50):
         uniform = torch.rand((), generator=seeded(seed), dtype=torch.float64)
-        ratio = sample_mask_ratio(seeded(seed), minimum=minimum)
+        ratio = sample_mask_ratio(seeded(seed), minimum=minimum, std=0.25)
         assert ratio == pytest.approx(expected.ppf(float(uniform)), abs=1e-6)
 
 
@@ -37,7 +37,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def test_a_least_ratio_of_one_hides_all(generator: torch.Generator) -> None:
-    assert [sample_mask_ratio(generator, minimum=1.0) for _ in range(20)] == [1.0] * 20
+    assert [sample_mask_ratio(generator, minimum=1.0, std=0.25) for _ in range(20)] == [1.0] * 20
 
 
 def test_orders_are_permutations(generator: torch.Generator) -> None:
@@ -90,3 +90,11 @@ def test_as_many_steps_as_tokens_reveal_one_in_each() -> None:
 def test_steps_that_tokens_do_not_suffice_for_are_refused(num_steps: int) -> None:
     with pytest.raises(ValueError, match=f"cannot generate 16 tokens in {num_steps} steps"):
         num_hidden_after(16, num_steps)
+
+
+def test_a_wide_normal_draws_all_ratios_alike(generator: torch.Generator) -> None:
+    ratios = torch.tensor(
+        [sample_mask_ratio(generator, minimum=0.2, std=10.0) for _ in range(2000)]
+    )
+    counts = torch.histc(ratios, bins=8, min=0.2, max=1.0)
+    assert ((counts - 250).abs() < 75).all()  # 5 standard deviations of 15

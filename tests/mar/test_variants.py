@@ -27,7 +27,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "l2": {"kind": "l2"},
     "cross_entropy": {"kind": "cross_entropy", "temperature": 1.0},
 }
-CAUSAL = {"attention": "causal", "mask_ratio_min": None}
+CAUSAL = {"attention": "causal", "mask_ratio": None}
 
 
 def sample_config(head: str = "diffusion", **changes: Any) -> SampleConfig:
@@ -247,8 +247,8 @@ def test_settings_that_do_not_fit_the_generator_are_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attention": "causal"}, r"generator\.mask_ratio_min: must be null"),
-        ({"mask_ratio_min": None}, r"generator\.mask_ratio_min: must be a number"),
+        ({"attention": "causal"}, r"generator\.mask_ratio: must be null"),
+        ({"mask_ratio": None}, r"generator\.mask_ratio: must be min and std"),
         ({"head": HEADS["cross_entropy"]}, r"generator\.head\.kind: cross_entropy needs a token"),
     ],
 )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mar import weights
@@ -34,6 +34,15 @@ def test_the_same_model_makes_the_same_bytes(path: Path) -> None:
     first = path.read_bytes()
     weights.save(path, model, dict(reversed(DESCRIPTION.items())))
     assert path.read_bytes() == first
+
+
+def test_views_of_tensors_are_written_as_they_look(path: Path) -> None:
+    whole = torch.arange(12.0).reshape(3, 4).requires_grad_()
+    views = {"turned": whole.T, "part": whole[1:, ::2], "whole": whole}
+    weights.write_tensors(path, views)
+    read = load_file(path)
+    assert read.keys() == views.keys()
+    assert all(torch.equal(read[name], views[name]) for name in views)
 
 
 def test_a_missing_file_is_named(path: Path) -> None:

@@ -8,13 +8,10 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prefect.flows import load_flow_from_entrypoint
-from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 from ruamel.yaml import YAML
 
 from pipelines import child, graph
@@ -37,29 +34,10 @@ with open("started", "a") as file:
 WRITE = "Path(name + '.out').write_text('done')\n"
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty git and DVC project, made once."""
-    folder = tmp_path_factory.mktemp("empty")
-    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=folder, check=True)
-    return folder
-
-
 @pytest.fixture
 def project(empty: Path, tmp_path: Path) -> Path:
     """A copy of the empty project."""
     return Path(shutil.copytree(empty, tmp_path, dirs_exist_ok=True))
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    """A Prefect server with a database of its own."""
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_LOGGING_TO_API_ENABLED: False}),
-    ):
-        yield
 
 
 def write_stages(project: Path, upstream: dict[str, list[str]], **bodies: str) -> None:
@@ -266,20 +244,22 @@ def test_a_long_progress_bar_is_shown_now_and_then(monkeypatch: pytest.MonkeyPat
 # The deployment
 
 
-def test_deployment_is_that_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deployments_are_those_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    (deployment,) = YAML(typ="safe").load(Path("prefect.yaml"))["deployments"]
-    assert load_flow_from_entrypoint(deployment["entrypoint"]).name == "reproduce"
-    assert deployment["name"] == deployment["work_pool"]["name"] == "local"
-    assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
-    assert not {"schedule", "schedules", "parameters"} & set(deployment)
-    assert deployment["work_pool"]["job_variables"]["env"] == {
-        "DO_NOT_TRACK": "true",
-        "DVC_NO_ANALYTICS": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    }
+    deployments = YAML(typ="safe").load(Path("prefect.yaml"))["deployments"]
+    flows = [load_flow_from_entrypoint(deployment["entrypoint"]).name for deployment in deployments]
+    assert flows == ["reproduce", "ablation"]
+    for deployment in deployments:
+        assert deployment["name"] == deployment["work_pool"]["name"] == "local"
+        assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+        assert not {"schedule", "schedules", "parameters"} & set(deployment)
+        assert deployment["work_pool"]["job_variables"]["env"] == {
+            "DO_NOT_TRACK": "true",
+            "DVC_NO_ANALYTICS": "1",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        }
 
 
 def test_prefect_commands_find_the_local_server_and_send_nothing_home() -> None:

@@ -200,7 +200,7 @@ def test_without_images_nothing_may_need_them(content: dict[str, Any], tmp_path:
     assert "reference.statistics: must be a file" in refuse(tmp_path, content)
     content["reference"] = {
         "extractor": "inception",
-        "num_features": 10,
+        "num_features": 1000,
         "weights": None,
         "weights_sha256": None,
         "statistics": "a.npz",
@@ -209,7 +209,7 @@ def test_without_images_nothing_may_need_them(content: dict[str, Any], tmp_path:
     check.check_all(write(tmp_path, content))
     content["training"]["steps"] = 101
     assert refuse(tmp_path, content) == (
-        "params.yaml: training.steps: must be 0, as data.source is 'none', got 1"
+        "params.yaml: training.steps: must be 0, as data.source is 'none', got 101"
     )
     content["training"]["steps"] = 0
     content["data"]["classes"] = "imagnet"
@@ -303,7 +303,7 @@ def test_sections_that_do_not_fit_together_are_refused(
 
 CAUSAL = {
     "generator.attention": "causal",
-    "generator.mask_ratio_min": None,
+    "generator.mask_ratio": None,
     "generator.size.decoder_width": 48,
 }
 
@@ -319,20 +319,20 @@ CAUSAL = {
         (
             {"generator.label_drop": 0.0},
             "sample.guidance_scale: must be 1 where generator.label_drop is 0, as the prediction "
-            "without class is not trained; got 1.3",
+            "without class is not trained; got 1.15",
         ),
         (
             {"training.steps": 100},
             "training.warmup_steps: must be less than training.steps, 100, got 100",
         ),
         (
-            {"tokenizer_training.warmup_steps": 600},
-            "tokenizer_training.warmup_steps: must be less than tokenizer_training.steps, 500, "
-            "got 600",
+            {"tokenizer_training.warmup_steps": 900},
+            "tokenizer_training.warmup_steps: must be less than tokenizer_training.steps, 800, "
+            "got 900",
         ),
         (
-            {"evaluate.is_splits": 2000},
-            "evaluate.is_splits: must be at most 1000, the samples (sample.num_images), got 2000",
+            {"evaluate.is_splits": 3000},
+            "evaluate.is_splits: must be at most 2000, the samples (sample.num_images), got 3000",
         ),
         (
             {"reference.num_features": 100},

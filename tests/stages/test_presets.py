@@ -152,7 +152,7 @@ def test_a_replaced_value_takes_its_own_comment(folder: Path) -> None:
     assert "\n  steps: 9\n" in text
     assert "epochs of 625" not in text
     assert "\n  lr: 1.0 # large\n" in text
-    assert "\n  gradient_clip: 1.0e+6           # LDM does not clip\n" in text
+    assert "\n  gradient_clip: 1.0e+9           # LDM does not clip\n" in text
     assert "\n  labels: null\n" in text
     base = presets.resolve("imagenet256-mar-b")
     assert text.count("\n\n") == base.count("\n\n")

@@ -194,7 +194,7 @@ def test_tokenizers_without_an_official_layout_are_not_exported(
     ("changes", "words"),
     [
         (
-            {"attention": "causal", "mask_ratio_min": None},
+            {"attention": "causal", "mask_ratio": None},
             "generator.attention: must be 'bidirectional' in the official layout, got 'causal'",
         ),
         (

@@ -1,0 +1,67 @@
+"""A DVC command inside a task: its environment, and what its failure means."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import flow_run
+from prefect.tasks import Task
+
+from pipelines import child
+
+
+# A stage killed by SIGKILL or SIGTERM: as DVC's shell passes it on, or as a shell reports it.
+KILLED = re.compile(r"exited with (-9|-15|137|143)$")
+
+
+class StageKilledError(RuntimeError):
+    """A stage was ended from outside, so that another try can succeed."""
+
+
+def dvc(
+    arguments: list[str],
+    folder: Path,
+    log: Callable[[str], None],
+    *,
+    what: str,
+    pipeline: str,
+    **variables: str,
+) -> None:
+    """Run DVC to its end.
+
+    Args:
+        arguments: Of `dvc`.
+        folder: The project.
+        log: Takes each line that is written.
+        what: Is brought up to date, for a message.
+        pipeline: A key that the stages share: MLflow groups their runs by it.
+        variables: Added to the environment.
+
+    Raises:
+        StageKilledError: A stage was killed.
+        RuntimeError: DVC or a stage failed, with the last lines written.
+    """
+    # `python` is this one, whether or not it was activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    added = {"PATH": path, "PYTHONUNBUFFERED": "1", "MAR_PIPELINE": pipeline, **variables}
+    command = [sys.executable, "-m", "dvc", *arguments]
+    status, tail = child.run(command, folder, {**os.environ, **added}, log)
+    if status != 0:
+        killed = status < 0 or any(KILLED.search(line) for line in tail)
+        kind, verb = (StageKilledError, "was killed") if killed else (RuntimeError, "failed")
+        raise kind(f"{what} {verb}\n" + "\n".join(tail))
+
+
+def was_killed(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Allow another try only to a stage that was killed: a mistake fails once."""
+    return isinstance(state.result(raise_on_failure=False), StageKilledError)
+
+
+def pipeline_key(name: str) -> str:
+    """Return a key of a pipeline's run, in this run of the flow."""
+    plain = re.sub(r"[^\w.-]+", "-", name)
+    return f"{plain}-{flow_run.id}"

@@ -1,0 +1,141 @@
+"""What an experiment of an ablation measured, its mean over seeds, and what the paper published."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from pipelines.clone import Clone
+
+
+# The distance of the generated images from the real ones, by the extractor that it is measured
+# with; `mar.fidelity` names them.
+DISTANCES = ("classifier_fid", "fid", "fd_dinov2")
+PUBLISHED = re.compile(r"FID ([\d.]+) without guidance, ([\d.]+) with\b")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one experiment measured.
+
+    Attributes:
+        row: The preset.
+        seed: Of training and sampling.
+        guided: Whether it was sampled with the preset's guidance, or with none.
+        experiment: Its name in DVC.
+        distance: What its FID is called.
+        fid: Of the generated images.
+        real_fid: Of real images that were held out.
+        recognised: The share of generated images that the classifier recognises.
+        real_recognised: The share of real ones that were held out.
+        parameters: Of the generator.
+        training_seconds: Of its training.
+        sampling_ms: Milliseconds for an image.
+    """
+
+    row: str
+    seed: int
+    guided: bool
+    experiment: str
+    distance: str
+    fid: float
+    real_fid: float
+    recognised: float | None
+    real_recognised: float | None
+    parameters: int
+    training_seconds: float | None
+    sampling_ms: float | None
+
+
+def read(
+    clone: Clone, reference: str, params: dict[str, Any], *, row: str, seed: int, guided: bool
+) -> Measurement:
+    """Read what the stages of an experiment measured."""
+    trained, sampled, scored = (
+        clone.metrics(reference, stage) for stage in ("train_generator", "sample", "evaluate")
+    )
+    distance = next(name for name in DISTANCES if name in scored["samples"])
+    images = trained["steps"] * params["training"]["batch_size"]
+    training, sampling = trained["images_per_second"], sampled["images_per_second"]
+    return Measurement(
+        row=row,
+        seed=seed,
+        guided=guided,
+        experiment=reference.rpartition("/")[2],
+        distance=distance,
+        fid=scored["samples"][distance],
+        real_fid=scored["held_out"][distance],
+        recognised=scored["samples"].get("recognised"),
+        real_recognised=scored["held_out"].get("recognised"),
+        parameters=trained["parameters"],
+        training_seconds=images / training if training else None,
+        sampling_ms=1000 / sampling if sampling else None,
+    )
+
+
+@dataclass(frozen=True)
+class Over:
+    """Numbers of several seeds."""
+
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> "Over":
+        """Leave out what was not measured."""
+        return cls(tuple(value for value in values if value is not None))
+
+    @property
+    def mean(self) -> float:
+        """Return their mean."""
+        return mean(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Return their standard deviation; of one seed there is none: 0."""
+        return stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def beats(self, other: "Over") -> bool | None:
+        """Tell whether these are lower; None where the ranges of the two overlap."""
+        if max(self.values) < min(other.values):
+            return True
+        return False if min(self.values) > max(other.values) else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: all that was measured of a preset.
+
+    Attributes:
+        name: The preset, without its folder.
+        measurements: Of all seeds, with guidance and without.
+        published: The paper's FID without and with guidance, for the preset of this name.
+    """
+
+    name: str
+    measurements: tuple[Measurement, ...]
+    published: tuple[float, float] | None
+
+    def over(self, quantity: str, *, guided: bool | None = None) -> Over:
+        """Return a quantity over the seeds (None: of guided and unguided images alike)."""
+        chosen = [m for m in self.measurements if guided in (None, m.guided)]
+        return Over.of(getattr(measurement, quantity) for measurement in chosen)
+
+
+def rows(measurements: Iterable[Measurement], presets: Path) -> list[Row]:
+    """Gather measurements, the rows in the order in which they first appear."""
+    found: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        found.setdefault(measurement.row, []).append(measurement)
+    return [
+        Row(name.rpartition("/")[2], tuple(of), published(name, presets))
+        for name, of in found.items()
+    ]
+
+
+def published(row: str, presets: Path) -> tuple[float, float] | None:
+    """Return what the head comment of the paper's preset of the same name says, if there is one."""
+    path = presets / "paper" / f"{row.rpartition('/')[2]}.yaml"
+    match = PUBLISHED.search(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return (float(match[1]), float(match[2])) if match else None
