@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from mar import precision
 from mar.config import Config
-from mar.head import Drawn, Draws, Head, Noise, guide
+from mar.head import Drawn, Draws, Head, Noise, SamplerSection, guide
 
 
 ROWS = 1024  # whose distributions are held at a time: 128 MiB for the 16,384 codes of VQ-16
@@ -24,6 +24,10 @@ class CrossEntropyConfig(Config):
     """Section `generator.head` for `kind: cross_entropy`."""
 
     kind: Literal["cross_entropy"]
+
+    @property
+    def denoiser_width(self) -> None:
+        """Return nothing: there is no denoiser."""
 
 
 class CrossEntropySampler(Config):
@@ -40,6 +44,9 @@ class CrossEntropySampler(Config):
 
 class CrossEntropy(Head):
     """Model p(x | z) = softmax(W z) over the codes; a token has one channel, its index."""
+
+    indices = True
+    has_probabilities = True
 
     def __init__(self, config: CrossEntropyConfig, *, channels: int, z_width: int) -> None:
         """Make the classifier; `channels` is the number of codes."""
@@ -67,7 +74,7 @@ class CrossEntropy(Head):
         self,
         z: Float[Tensor, "R D"],
         noise: Noise,
-        sampler: Config,
+        sampler: SamplerSection,
         *,
         z_null: Float[Tensor, "R D"] | None = None,
         guidance_scale: float = 1.0,
@@ -82,7 +89,7 @@ class CrossEntropy(Head):
         self,
         z: Float[Tensor, "R D"],
         noise: Noise,
-        sampler: Config,
+        sampler: SamplerSection,
         *,
         z_null: Float[Tensor, "R D"] | None = None,
         guidance_scale: float = 1.0,
@@ -107,7 +114,7 @@ class CrossEntropy(Head):
     def probabilities(
         self,
         z: Float[Tensor, "R D"],
-        sampler: Config,
+        sampler: SamplerSection,
         *,
         z_null: Float[Tensor, "R D"] | None = None,
         guidance_scale: float = 1.0,

@@ -17,7 +17,7 @@ from torch.nn import functional
 from mar import diffusion
 from mar.config import Config
 from mar.denoiser import Denoiser, NamedOrCustom, denoiser_size
-from mar.head import Draws, Head, Noise, guide
+from mar.head import Draws, Head, Noise, SamplerSection, guide
 
 
 class DiffusionConfig(Config):
@@ -28,6 +28,11 @@ class DiffusionConfig(Config):
         description="the denoiser: a size of the paper by name, or blocks and width"
     )
     num_draws: int = Field(gt=0, description="independent (t, eps) for each token (paper: 4)")
+
+    @property
+    def denoiser_width(self) -> int:
+        """Return the width of the denoiser."""
+        return denoiser_size(self.size).width
 
 
 class DiffusionSampler(Config):
@@ -92,7 +97,7 @@ class DiffusionLoss(Head):
         self,
         z: Float[Tensor, "R D"],
         noise: Noise,
-        sampler: Config,
+        sampler: SamplerSection,
         *,
         z_null: Float[Tensor, "R D"] | None = None,
         guidance_scale: float = 1.0,

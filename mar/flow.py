@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mar.config import Config
 from mar.denoiser import Denoiser, NamedOrCustom, denoiser_size
-from mar.head import Draws, Head, Noise, guide
+from mar.head import Draws, Head, Noise, SamplerSection, guide
 
 
 TIME_SCALE = 1000  # the denoiser's frequencies are made for times of 0 to 1000, a flow's are 0 to 1
@@ -30,6 +30,11 @@ class FlowConfig(Config):
         description="the denoiser: a size of the paper by name, or blocks and width"
     )
     num_draws: int = Field(gt=0, description="independent (t, eps) for each token")
+
+    @property
+    def denoiser_width(self) -> int:
+        """Return the width of the denoiser."""
+        return denoiser_size(self.size).width
 
 
 class FlowSampler(Config):
@@ -87,7 +92,7 @@ class RectifiedFlow(Head):
         self,
         z: Float[Tensor, "R D"],
         noise: Noise,
-        sampler: Config,
+        sampler: SamplerSection,
         *,
         z_null: Float[Tensor, "R D"] | None = None,
         guidance_scale: float = 1.0,

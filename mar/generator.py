@@ -19,9 +19,6 @@ from torch import Tensor, nn
 from mar import masking, weights
 from mar.causal import CausalTransformer, check_one_stack
 from mar.config import Config, cut_down, name_or_fields
-from mar.denoiser import denoiser_size
-from mar.diffusion_loss import DiffusionConfig
-from mar.flow import FlowConfig
 from mar.head import Draws
 from mar.heads import HEADS, HeadConfig
 from mar.posterior import LatentShape
@@ -69,7 +66,7 @@ class GeneratorConfig(Config):
     @property
     def indices(self) -> bool:
         """Return whether a token is an index into a codebook."""
-        return HEADS[self.head.kind].indices
+        return HEADS[self.head.kind].head.indices
 
 
 @dataclass(frozen=True)
@@ -294,10 +291,8 @@ def narrow_denoiser(config: GeneratorConfig, latent: LatentShape) -> str | None:
     to wider tokens and kept the denoiser got FID 30 instead of 3.5. The ratio of 32 is ours.
     """
     channels = latent.channels * config.patch_size**2
-    if not isinstance(config.head, DiffusionConfig | FlowConfig) or channels <= 16:
-        return None
-    width = denoiser_size(config.head.size).width
-    if width >= 32 * channels:
+    width = config.head.denoiser_width
+    if width is None or channels <= 16 or width >= 32 * channels:
         return None
     return (
         f"generator.head.size: a denoiser {width} wide is small for tokens of {channels} "

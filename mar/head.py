@@ -5,16 +5,44 @@ width of z, A independent draws of a token's loss, S sampling steps.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from mar.config import Config
-
 
 Draws = tuple[Tensor, ...]  # the randomness of the loss of a batch; each tensor begins with (B, M)
+
+
+@runtime_checkable
+class HeadSection(Protocol):
+    """Section `generator.head` of `params.yaml`, whatever the head."""
+
+    @property
+    def kind(self) -> str:
+        """Which head; its key in `mar.heads.HEADS`."""
+        ...
+
+    @property
+    def denoiser_width(self) -> int | None:
+        """Width of the network that models a token's values; none where there is no such."""
+        ...
+
+
+@runtime_checkable
+class SamplerSection(Protocol):
+    """Section `sample.head` of `params.yaml`, whatever the head."""
+
+    @property
+    def kind(self) -> str:
+        """Which head; its key in `mar.heads.HEADS`."""
+        ...
+
+    @property
+    def num_noises(self) -> int:
+        """How many normal draws a token takes after the first."""
+        ...
 
 
 class Noise(NamedTuple):
@@ -34,8 +62,15 @@ class Drawn(NamedTuple):
 class Head(nn.Module, ABC):
     """A head; the transformer knows nothing else of it.
 
-    A new one is a file with a subclass and a line in `mar.heads`.
+    A new one is a file with a subclass and its two sections, and a line in `mar.heads`.
+
+    Attributes:
+        indices: Whether a token is an index into a codebook.
+        has_probabilities: Whether it can `sample_with_probability`.
     """
+
+    indices: ClassVar[bool] = False
+    has_probabilities: ClassVar[bool] = False
 
     @abstractmethod
     def initialize(self, generator: torch.Generator) -> None:
@@ -56,7 +91,7 @@ class Head(nn.Module, ABC):
         self,
         z: Float[Tensor, "R D"],
         noise: Noise,
-        sampler: Config,
+        sampler: SamplerSection,
         *,
         z_null: Float[Tensor, "R D"] | None = None,
         guidance_scale: float = 1.0,
@@ -66,7 +101,7 @@ class Head(nn.Module, ABC):
         Args:
             z: The condition of each row.
             noise: Its randomness, with as many steps as `num_noises` says.
-            sampler: Section `sample.head`, of the kind of this head.
+            sampler: Section `sample.head`, of this head's kind.
             z_null: The condition without class of each row, for guidance.
             guidance_scale: How far from the prediction without class towards that with it, and
                 beyond.
@@ -76,7 +111,7 @@ class Head(nn.Module, ABC):
         self,
         z: Float[Tensor, "R D"],
         noise: Noise,
-        sampler: Config,
+        sampler: SamplerSection,
         *,
         z_null: Float[Tensor, "R D"] | None = None,
         guidance_scale: float = 1.0,

@@ -1,14 +1,16 @@
-"""Which heads there are: a line for each, and its two sections of `params.yaml`."""
+"""Which heads there are: a line for each."""
 
+from collections.abc import Mapping
 from typing import Annotated, NamedTuple
 
-from pydantic import Field
+from pydantic import GetCoreSchemaHandler, GetPydanticSchema
+from pydantic_core import CoreSchema, core_schema
 
 from mar.config import Config
 from mar.cross_entropy import CrossEntropy, CrossEntropyConfig, CrossEntropySampler
 from mar.diffusion_loss import DiffusionConfig, DiffusionLoss, DiffusionSampler
 from mar.flow import FlowConfig, FlowSampler, RectifiedFlow
-from mar.head import Head
+from mar.head import Head, HeadSection, SamplerSection
 from mar.l2 import L2, L2Config, L2Sampler
 
 
@@ -19,24 +21,30 @@ class Kind(NamedTuple):
         head: Made from a config, the channels of a token (or the number of codes) and z's width.
         config: Section `generator.head`.
         sampler: Section `sample.head`.
-        indices: Whether a token is an index into a codebook.
     """
 
     head: type[Head]
     config: type[Config]
     sampler: type[Config]
-    indices: bool
 
 
 HEADS = {
-    "diffusion": Kind(DiffusionLoss, DiffusionConfig, DiffusionSampler, indices=False),
-    "flow": Kind(RectifiedFlow, FlowConfig, FlowSampler, indices=False),
-    "l2": Kind(L2, L2Config, L2Sampler, indices=False),
-    "cross_entropy": Kind(CrossEntropy, CrossEntropyConfig, CrossEntropySampler, indices=True),
+    "diffusion": Kind(DiffusionLoss, DiffusionConfig, DiffusionSampler),
+    "flow": Kind(RectifiedFlow, FlowConfig, FlowSampler),
+    "l2": Kind(L2, L2Config, L2Sampler),
+    "cross_entropy": Kind(CrossEntropy, CrossEntropyConfig, CrossEntropySampler),
 }
-HeadConfig = Annotated[
-    DiffusionConfig | FlowConfig | L2Config | CrossEntropyConfig, Field(discriminator="kind")
-]
-SamplerConfig = Annotated[
-    DiffusionSampler | FlowSampler | L2Sampler | CrossEntropySampler, Field(discriminator="kind")
-]
+
+
+def choice(sections: Mapping[str, type[Config]]) -> GetPydanticSchema:
+    """Let pydantic read one of some sections, by its key `kind`."""
+
+    def schema(_: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {name: handler.generate_schema(section) for name, section in sections.items()}
+        return core_schema.tagged_union_schema(choices, discriminator="kind")
+
+    return GetPydanticSchema(schema)
+
+
+HeadConfig = Annotated[HeadSection, choice({name: HEADS[name].config for name in HEADS})]
+SamplerConfig = Annotated[SamplerSection, choice({name: HEADS[name].sampler for name in HEADS})]

@@ -11,13 +11,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mar.config import Config
-from mar.head import Draws, Head, Noise, guide
+from mar.head import Draws, Head, Noise, SamplerSection, guide
 
 
 class L2Config(Config):
     """Section `generator.head` for `kind: l2`."""
 
     kind: Literal["l2"]
+
+    @property
+    def denoiser_width(self) -> None:
+        """Return nothing: there is no denoiser."""
 
 
 class L2Sampler(Config):
@@ -58,7 +62,7 @@ class L2(Head):
         self,
         z: Float[Tensor, "R D"],
         noise: Noise,
-        sampler: Config,
+        sampler: SamplerSection,
         *,
         z_null: Float[Tensor, "R D"] | None = None,
         guidance_scale: float = 1.0,

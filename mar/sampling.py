@@ -17,7 +17,7 @@ from mar import masking, seeds
 from mar.config import Config
 from mar.generator import MAR, GeneratorConfig
 from mar.head import Noise
-from mar.heads import SamplerConfig
+from mar.heads import HEADS, SamplerConfig
 from mar.transformer import Predictor
 
 
@@ -247,7 +247,7 @@ def check_fit(config: SampleConfig, generator: GeneratorConfig, num_tokens: int)
             f"got {config.head.kind!r}"
         )
     if config.order == "confidence" and (
-        generator.head.kind != "cross_entropy" or generator.attention == "causal"
+        not HEADS[generator.head.kind].head.has_probabilities or generator.attention == "causal"
     ):
         raise ValueError(
             "sample.order: 'confidence' needs probabilities of tokens in any order: "
