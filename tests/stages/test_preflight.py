@@ -108,7 +108,13 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data = {"source": "folder", "path": "photos", "image_size": 8, "held_out_fraction": 0.2}
     sections = {
         "data": {**data, "max_unreadable": 0, "seed": 0},
-        "latents": {"dtype": "float16", "flips": True, "shard_images": 4, "batch_size": 4},
+        "latents": {
+            "dtype": "float16",
+            "flips": True,
+            "shard_images": 4,
+            "batch_size": 4,
+            "scale": None,
+        },
     }
     Path("params.yaml").write_text(json.dumps(sections))
     prepare.main(stage("prepare"))
