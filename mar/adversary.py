@@ -54,7 +54,9 @@ class AdversarialConfig(Config):
         description="of its gradient in that of the reconstruction, at the last layer (LDM: 0.5)",
     )
     max_weight: float = Field(
-        gt=0, description="largest factor by which its loss is made as strong (LDM: 1e4)"
+        gt=0,
+        description="largest factor by which its loss is made as strong as the reconstruction's, "
+        "which is a sum over an image (LDM: 1e4)",
     )
     lr: float = Field(
         gt=0, description="its learning rate, constant; decays of the means are the tokenizer's"
