@@ -39,7 +39,7 @@ def test_mar_b_is_imported_sampled_and_exported(
     params: dict[str, Any] = YAML(typ="safe").load(text)
     params["sample"] |= {"num_images": 2, "num_steps": 2}
     params["sample"]["head"] |= {"num_steps": 2, "x_0_bound": 3.0}
-    params["evaluate"]["kid_subset_size"] = 2
+    params["evaluate"] |= {"is_splits": 1, "kid_subset_size": 2, "neighbours": 1}
     Path("params.yaml").write_text(json.dumps(params))
     kl16, mar = (Path(params[section]["path"]) for section in ("tokenizer", "generator"))
     tensors = random_tensors("kl16", 0)
