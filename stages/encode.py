@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,15 @@ from tqdm import tqdm
 from mar import atomic, latents, tokenizer
 from mar.data import ImageSet
 from mar.data_config import DataConfig
-from mar.images import to_float
+from mar.encoding import Encoded, encode, join
 from mar.latent_scale import UNMEASURED, check_scale, find_weak_channels
 from mar.latents import TRANSFORM, LatentsConfig, LatentsInfo
 from mar.parallel import map_chunks
-from mar.posterior import Posterior
-from mar.tokenizer_interface import Tokenizer
 from stages.stage import Stage, run
 
 
 MANIFEST = Path("out/prepare/manifest.parquet")
 TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
-CHUNK = 16  # images that a worker decodes at a time
 
 
 def main(stage: Stage) -> None:
@@ -37,22 +35,13 @@ def main(stage: Stage) -> None:
     folder = stage.work / "latents"
     names = images.names
     folder.mkdir(exist_ok=True)
-    for path, indices, pixels in _missing_shards(stage, images, config, folder):
-        moments, codes = _encode(stage, model, pixels, config.batch_size)
-        mirrored, mirrored_codes = None, None
-        if config.flips:
-            mirrored, mirrored_codes = _encode(stage, model, pixels.flip(3), config.batch_size)
-        latents.write_shard(
-            path,
-            moments,
-            mirrored,
-            labels=images.labels[indices],
-            names=[names[index] for index in indices],
-            dtype=config.dtype,
-            codebook_size=model.codebook_size,
-            indices=codes,
-            mirrored_indices=mirrored_codes,
-        )
+    for path, indices, batches in _missing_shards(stage, images, config, folder):
+        plain: list[Encoded] = []
+        mirrored: list[Encoded] = []
+        for pixels in batches:  # encoded at once: the pixels of a shard can be gigabytes
+            plain.append(encode(model, pixels))
+            mirrored += [encode(model, pixels.flip(3))] if config.flips else []
+        _write(path, plain, mirrored, images, indices, names, config, model.codebook_size)
     measured = latents.measure(folder, shape)
     if measured.count:
         check_scale(measured)
@@ -78,39 +67,48 @@ def main(stage: Stage) -> None:
 
 def _missing_shards(
     stage: Stage, images: ImageSet, config: LatentsConfig, folder: Path
-) -> Iterator[tuple[Path, list[int], Tensor]]:
-    """Yield path, image indices and pixels of each shard that an earlier start has not written."""
+) -> Iterator[tuple[Path, list[int], Iterator[Tensor]]]:
+    """Yield path, image indices and batches of pixels of each shard that is not written yet."""
     parts = torch.arange(len(images)).split(config.shard_images) if len(images) else []
     missing = [
         (folder / f"{number:05d}.arrow", part.tolist())
         for number, part in enumerate(parts)
         if not (folder / f"{number:05d}.arrow").is_file()
     ]
-    chunks = [part[i : i + CHUNK] for _, part in missing for i in range(0, len(part), CHUNK)]
+    size = config.batch_size
+    chunks = [part[i : i + size] for _, part in missing for i in range(0, len(part), size)]
     decoded = map_chunks(images.stack, chunks, stage.workers)
     done = len(images) - sum(len(part) for _, part in missing)
     with tqdm(total=len(images), initial=done, desc=stage.name, unit="image") as progress:
         for path, part in missing:
-            pixels: list[Tensor] = []
-            while sum(map(len, pixels)) < len(part):
-                pixels.append(next(decoded).clone())
-                progress.update(len(pixels[-1]))
-            yield path, part, torch.cat(pixels)
+            yield path, part, islice(decoded, -(-len(part) // size))
+            progress.update(len(part))
 
 
-@torch.no_grad()
-def _encode(
-    stage: Stage, model: Tokenizer, pixels: Tensor, batch_size: int
-) -> tuple[Tensor, Tensor | None]:
-    """Return the moments of images, and the codes of their latents if there is a codebook."""
-    moments: list[Tensor] = []
-    codes: list[Tensor] = []
-    for part in pixels.split(batch_size):
-        encoded = model.encode(to_float(part.to(stage.device)))
-        indices = model.quantise(Posterior.of(encoded, model.latent_channels).mean)
-        moments.append(encoded.cpu())
-        codes += [] if indices is None else [indices.cpu()]
-    return torch.cat(moments), torch.cat(codes) if codes else None
+def _write(
+    path: Path,
+    plain: list[Encoded],
+    mirrored: list[Encoded],
+    images: ImageSet,
+    indices: list[int],
+    names: list[str],
+    config: LatentsConfig,
+    codebook_size: int | None,
+) -> None:
+    """Write a shard of images and, where they are cached, their mirror images."""
+    joined = join(plain)
+    flipped = join(mirrored) if mirrored else None
+    latents.write_shard(
+        path,
+        joined.moments,
+        flipped and flipped.moments,
+        labels=images.labels[indices],
+        names=[names[index] for index in indices],
+        dtype=config.dtype,
+        codebook_size=codebook_size,
+        indices=joined.codes,
+        mirrored_indices=flipped and flipped.codes,
+    )
 
 
 if __name__ == "__main__":
