@@ -55,7 +55,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> Pat
         patch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
         patch.setenv("MAR_WORKERS", "0")
         released.write_files(params)
-        for stage in (*released.UNTIL_SAMPLES, "reconstruct", "reference", "evaluate"):
+        for stage in (*released.UNTIL_SAMPLES, "reference", "reconstruct", "evaluate"):
             run_stage(stage)
     return project
 
