@@ -10,27 +10,18 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mar.autoencoder import GaussianAutoencoder, Layout
-from mar.config import Config
+from mar.config import Config, cut_down
 
 
 class DiffusersConfig(Config):
-    """Section `tokenizer` of `params.yaml` for `kind: diffusers`.
+    """What a tokenizer of `kind: diffusers` is, wherever its folder was.
 
     The fields from `latent_channels` to `mid_block_add_attention` are named as in the folder's
-    `config.json`, and compared with it when the tokenizer is made: with them here, everything can
-    be checked without the folder, and only `train_tokenizer` needs it.
+    `config.json`, and compared with it when the weights are read: with them here, everything can be
+    checked without the folder, and only `train_tokenizer` needs it.
     """
 
     kind: Literal["diffusers"]
-    path: str = Field(
-        min_length=1,
-        description="the folder with config.json and diffusion_pytorch_model.safetensors; "
-        "relative paths begin at the repository",
-    )
-    sha256: str | None = Field(
-        pattern=r"^[0-9a-fA-F]{64}$",
-        description="SHA-256 of the weights' file; null: whatever the folder holds",
-    )
     latent_channels: int = Field(gt=0, description="channels of a latent")
     block_out_channels: list[int] = Field(
         min_length=1, description="channels of each level; the stride is 2^(levels - 1)"
@@ -76,14 +67,28 @@ class DiffusersConfig(Config):
         )
 
 
+class DiffusersFolder(DiffusersConfig):
+    """Section `tokenizer` of `params.yaml` for `kind: diffusers`."""
+
+    path: str = Field(
+        min_length=1,
+        description="the folder with config.json and diffusion_pytorch_model.safetensors; "
+        "relative paths begin at the repository",
+    )
+    sha256: str | None = Field(
+        pattern=r"^[0-9a-fA-F]{64}$",
+        description="SHA-256 of the weights' file; null: whatever the folder holds",
+    )
+
+
 class DiffusersAutoencoder(GaussianAutoencoder):
     """An autoencoder with the layers that such a folder describes."""
 
     def __init__(self, config: DiffusersConfig) -> None:
         super().__init__(config.layout, config.kl_weight)
-        self._config = config
+        self._config = cut_down(config, DiffusersConfig)
 
     @property
     def config(self) -> DiffusersConfig:
-        """Its section of `params.yaml`."""
+        """Its section of `params.yaml`, but for the folder."""
         return self._config

@@ -16,7 +16,7 @@ from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor, nn
 
 from mar import atomic
-from mar.diffusers_autoencoder import DiffusersConfig
+from mar.diffusers_autoencoder import DiffusersFolder
 
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -82,7 +82,7 @@ NAMES = (
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def read(config: DiffusersConfig, model: nn.Module, base: Path) -> dict[str, Tensor]:
+def read(config: DiffusersFolder, model: nn.Module, base: Path) -> dict[str, Tensor]:
     """Return the weights of a folder under our names, as float32.
 
     Args:
@@ -196,7 +196,7 @@ def _present_name(name: str) -> str:
     )
 
 
-def _compare(config: DiffusersConfig, found: FolderConfig, path: Path) -> None:
+def _compare(config: DiffusersFolder, found: FolderConfig, path: Path) -> None:
     problems = [
         f"tokenizer.{key}: got {getattr(config, key)!r}, but {path} says {getattr(found, key)!r}"
         for key in COMPARED

@@ -18,6 +18,10 @@ from mar.posterior import Posterior
 # and more on both sides, and what is outside has either collapsed or runs away.
 MIN_STD, MAX_STD = 0.01, 100.0
 
+# How far a scale that is given may be from 1 / std. That of released weights is kept where they are
+# tuned on other images, whose latents spread a little less or more.
+MOST_SCALED = 2.0
+
 # All channels are divided by one number, and diffusion's least noise is 0.0064 of that (the cosine
 # schedule at t = 0): what is a hundredth of the largest is about to be hidden by it.
 CHANNEL_RATIO = 100.0
@@ -148,6 +152,25 @@ def check_scale(statistics: LatentStatistics) -> None:
             f"the images, expected {LEAST_SIGNAL:.0%} of one at least: the posterior has "
             "collapsed, as with too large a tokenizer.kl_weight; the tokenizer's reconstructions "
             "show whether images come back"
+        )
+
+
+def check_divisor(std: float, divisor: float, key: str) -> None:
+    """Refuse a scale that was found for other latents: divided by it, they are not near 1.
+
+    Args:
+        std: Of the latents.
+        divisor: What they are divided by.
+        key: Where the scale stands.
+
+    Raises:
+        ValueError: the std of the divided latents is not within a factor of `MOST_SCALED` of 1.
+    """
+    if not 1 / MOST_SCALED < std / divisor < MOST_SCALED:
+        raise ValueError(
+            f"{key}: the latents' standard deviation is {std:.4g}, and multiplied by "
+            f"{1 / divisor:.4g} it is {std / divisor:.4g}, expected about 1, with a scale of "
+            f"about {1 / std:.4g}"
         )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mar.decoding import decode
 from mar.images import to_float, to_uint8
+from mar.latent_scale import MOST_SCALED, LatentStatistics, check_divisor
 from mar.latents import LatentCache
 from mar.posterior import Posterior
 from mar.tokenizer_interface import Tokenizer
@@ -36,6 +37,7 @@ COMPARED = 12  # images: spread over the files of a cache, and decoded within se
 # wrong. Of codes, the share that differs: rounding moves one latent in some hundred over a border.
 MOST_APART = {"latents": 0.03, "codes": 0.25}
 UNITS = {"latents": "of the mean square between two images", "codes": "of all codes"}
+LEAST_SPREAD = 1e-4  # of the latents' mean square: float16 and bfloat16 round to 1e-7 and 1e-5
 MOST_LOST = 3.0  # dB, of all images together: twice the squared error
 EXACT = 48.1  # dB: PSNR of an error of one level of 255, above which there is nothing to lose
 
@@ -99,7 +101,8 @@ class Comparison:
             raise ValueError(
                 f"the cached {self.content} of the {what} do not decode to them: PSNR "
                 f"{found['psnr_cached']:.1f} dB, expected {found['psnr_direct']:.1f} dB, as by the "
-                "tokenizer directly. Usual cause: the scale in latents.json is not the cache's"
+                f"tokenizer directly, though they are apart by no more than {most:g} "
+                f"{UNITS[self.content]}: the tokenizer's decoder makes too much of that"
             )
 
     def find_poor_tokenizer(self) -> str | None:
@@ -192,7 +195,9 @@ def compare(
         error = (stored - latents).square().flatten(1).mean(dim=1)
         # Twice the variance between images; of one alone, that which it has itself.
         spread = 2 * latents.var(dim=0, correction=0) if len(latents) > 1 else latents.var()
-        apart = error / spread.mean().clamp(min=torch.finfo(torch.float32).tiny)
+        # Equal images are not apart at all: what rounding does to latents is allowed even then.
+        least = LEAST_SPREAD * latents.square().mean() + torch.finfo(torch.float32).tiny
+        apart = error / spread.mean().clamp(min=least)
     return Comparison(
         content,
         [cache.names[index] for index in chosen],
@@ -201,6 +206,29 @@ def compare(
         to_uint8(tokenizer.decode(latents).float()).cpu(),
         apart.cpu(),
     )
+
+
+def check_scale(cache: LatentCache, chosen: Sequence[int]) -> None:
+    """Refuse a scale in `latents.json` that is not the cache's; without images there is none.
+
+    Raises:
+        ValueError: the latents of the chosen images have another std, or divided they are not near
+            1.
+    """
+    info = cache.info
+    if info.std is None:
+        return
+    statistics = LatentStatistics(info.latent.channels)
+    plain = torch.zeros(len(chosen), dtype=torch.bool)
+    moments = cache.moments(torch.tensor(chosen), plain)
+    statistics.update(Posterior.of(moments, info.latent.channels))
+    found = statistics.scale()["std"]
+    if not info.std / MOST_SCALED < found < info.std * MOST_SCALED:
+        raise ValueError(
+            f"latents.json: std is {info.std:.4g}, expected about {found:.4g}, that of "
+            f"{len(chosen)} images in the cache"
+        )
+    check_divisor(info.std, info.divisor, "latents.json: divisor")
 
 
 def read(

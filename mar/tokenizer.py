@@ -15,10 +15,12 @@ from mar.tokenizer_interface import Tokenizer, TokenizerSection
 from mar.vq import VQ, VQConfig
 
 
-# Kinds without a layout in the official release.
-OwnTokenizerConfig = VQConfig | DeTokConfig | DiffusersConfig | PixelsConfig
+# Kinds whose weights are never a file that others made.
+OwnTokenizerConfig = VQConfig | DeTokConfig | PixelsConfig
 # Section `tokenizer` of `params.yaml`, wherever the weights are from.
-TokenizerConfig = Annotated[AutoencoderConfig | OwnTokenizerConfig, Field(discriminator="kind")]
+TokenizerConfig = Annotated[
+    AutoencoderConfig | DiffusersConfig | OwnTokenizerConfig, Field(discriminator="kind")
+]
 
 
 def build(config: TokenizerConfig) -> Tokenizer:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mar import diffusers_folder
 from mar.autoencoder import AutoencoderConfig
-from mar.diffusers_autoencoder import DiffusersAutoencoder
+from mar.diffusers_autoencoder import DiffusersFolder
 from mar.official_files import ReleasedFile, read_tokenizer
 from mar.released import check_tensors
 from mar.tokenizer import OwnTokenizerConfig
@@ -27,9 +27,10 @@ class ReleasedAutoencoder(AutoencoderConfig, ReleasedFile):
     source: Literal["released"] = Field(description="a file of the official layout")
 
 
-# Section `tokenizer` of `params.yaml`; kinds without an official layout have no source.
+# Section `tokenizer` of `params.yaml`; only `kind: kl` can be from several sources.
 TokenizerSource = Annotated[
     Annotated[TrainedAutoencoder | ReleasedAutoencoder, Field(discriminator="source")]
+    | DiffusersFolder
     | OwnTokenizerConfig,
     Field(discriminator="kind"),
 ]
@@ -48,8 +49,8 @@ def given_weights(
     Raises:
         ValueError: the file is missing, another one, damaged, or its tensors do not fit the model.
     """
-    if isinstance(model, DiffusersAutoencoder):
-        return diffusers_folder.read(model.config, model, base)
+    if isinstance(section, DiffusersFolder):
+        return diffusers_folder.read(section, model, base)
     if not isinstance(section, ReleasedAutoencoder):
         return None
     path = section.place(base)

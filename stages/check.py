@@ -10,7 +10,7 @@ from typing import Any
 
 from mar import tokenizer
 from mar.data_config import DataConfig, NoData
-from mar.diffusers_autoencoder import DiffusersConfig
+from mar.diffusers_autoencoder import DiffusersFolder
 from mar.extractors import ClassifierReference, InceptionReference, ReferenceConfig
 from mar.fidelity import EvaluateConfig, check_sizes
 from mar.generator import GeneratorConfig, check_size, narrow_denoiser
@@ -139,7 +139,7 @@ def _check_sources(configs: dict[str, Any]) -> None:
     begun = {
         # Pixels have no weights to train, and a folder of diffusers gives them.
         "tokenizer": not isinstance(
-            configs["tokenizer"], ReleasedAutoencoder | DiffusersConfig | PixelsConfig
+            configs["tokenizer"], ReleasedAutoencoder | DiffusersFolder | PixelsConfig
         ),
         "generator": not isinstance(configs["generator"], ReleasedGenerator),
     }

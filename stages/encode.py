@@ -14,7 +14,7 @@ from mar import atomic, latents, tokenizer
 from mar.data import ImageSet
 from mar.data_config import DataConfig
 from mar.encoding import Encoded, encode, join
-from mar.latent_scale import UNMEASURED, check_scale, find_weak_channels
+from mar.latent_scale import UNMEASURED, check_divisor, check_scale, find_weak_channels
 from mar.latents import TRANSFORM, LatentsConfig, LatentsInfo
 from mar.parallel import map_chunks
 from stages.stage import Stage, run
@@ -47,6 +47,8 @@ def main(stage: Stage) -> None:
         check_scale(measured)
         if warning := find_weak_channels(measured):
             sys.stderr.write(f"{stage.name}: {warning}\n")
+        std = measured.scale()["std"]
+        check_divisor(std, config.divisor(std), "latents.scale")
     scale: dict[str, Any] = {**(measured.scale() if measured.count else UNMEASURED)}
     info = LatentsInfo(
         tokenizer=atomic.digest(TOKENIZER),

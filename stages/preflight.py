@@ -55,6 +55,7 @@ def check(
         latents = preflight.read(cache, chosen, mirrored=False, content="latents")
         decoded = preflight.decode_stored(model, latents.to(stage.device), cache.info.divisor)
         _draw(stage, {"decoded from the cache": decoded})
+        preflight.check_scale(cache, chosen)
         return {}
     return _compare(stage, model, cache, list(rows), images.stack(list(rows.values())))
 
@@ -82,6 +83,7 @@ def _compare(
     _draw(stage, pictures)
     for (what, _), found in compared.items():
         found.check(what)
+    preflight.check_scale(cache, chosen)
     plain = compared["images", "latents"]
     if warning := plain.find_poor_tokenizer():
         sys.stderr.write(f"{stage.name}: {warning}\n")

@@ -24,7 +24,7 @@ from torch.nn.functional import (
 )
 
 from mar import atomic, tokenizer
-from mar.diffusers_autoencoder import DiffusersAutoencoder, DiffusersConfig
+from mar.diffusers_autoencoder import DiffusersAutoencoder, DiffusersFolder
 from mar.diffusers_folder import WEIGHTS
 from mar.tokenizer_source import given_weights
 
@@ -207,7 +207,7 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
     return folder
 
 
-def section(family: Mapping[str, Any], **changes: Any) -> DiffusersConfig:
+def section(family: Mapping[str, Any], **changes: Any) -> DiffusersFolder:
     fields: dict[str, Any] = {
         "kind": "diffusers",
         "path": "vae",
@@ -222,10 +222,10 @@ def section(family: Mapping[str, Any], **changes: Any) -> DiffusersConfig:
         "kl_weight": 1e-6,
         **changes,
     }
-    return DiffusersConfig.model_validate(fields)
+    return DiffusersFolder.model_validate(fields)
 
 
-def load(base: Path, config: DiffusersConfig) -> DiffusersAutoencoder:
+def load(base: Path, config: DiffusersFolder) -> DiffusersAutoencoder:
     model = DiffusersAutoencoder(config)
     given = given_weights(config, model, base=base)
     assert given is not None
@@ -259,6 +259,7 @@ def test_our_file_needs_the_folder_no_more(tmp_path: Path, generator: torch.Gene
     folder = write(tmp_path / "vae", FLUX, make_tensors(FLUX))
     model = load(tmp_path, section(FLUX))
     tokenizer.save(tmp_path / "tokenizer.safetensors", model)
+    assert b'"path"' not in (tmp_path / "tokenizer.safetensors").read_bytes().replace(b"\\", b"")
     (folder / "config.json").unlink()
     (folder / WEIGHTS).unlink()
     folder.rmdir()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mar.latent_scale import LatentStatistics, check_scale, find_weak_channels
+from mar.latent_scale import LatentStatistics, check_divisor, check_scale, find_weak_channels
 from mar.posterior import Posterior
 
 
@@ -116,3 +116,16 @@ def test_channels_far_below_the_largest_are_named(generator: torch.Generator) ->
         "the std of 7 of 8 latent channels (0, 1, 2, 3, 4, ...) is less than 1/100"
     )
     assert find_weak_channels(statistics(latents(generator, 1.0, 50.0))) is None
+
+
+@pytest.mark.parametrize("ratio", [0.51, 1.0, 1.99])
+def test_a_scale_that_is_given_may_be_a_little_off(ratio: float) -> None:
+    check_divisor(4.3, 4.3 / ratio, "latents.scale")
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 2.0, math.nan])
+def test_a_scale_of_other_latents_is_refused(ratio: float) -> None:
+    with pytest.raises(
+        ValueError, match=r"latents\.scale: .* is 4\.3, .* a scale of about 0\.2326$"
+    ):
+        check_divisor(4.3, 4.3 / ratio if ratio else math.inf, "latents.scale")

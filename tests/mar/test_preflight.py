@@ -247,8 +247,46 @@ def test_the_message_says_what_was_found_and_expected(tmp_path: Path, images: Te
     assert f"PSNR {psnr:.1f} dB by way of its cached latents, expected inf dB" in message
     assert "differ by 2.5 of the mean square between two images, expected at most 0.03" in message
     lost = replace(found, cached=found.cached // 2)
-    with pytest.raises(ValueError, match=r"PSNR 10\.9 dB, expected inf dB, .* scale in latents"):
+    with pytest.raises(ValueError, match=r"PSNR 10\.9 dB, expected inf dB, .* decoder makes too"):
         lost.check("images")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"std": 3.0, "divisor": 3.0}, r"std is .*, expected about .*, that of 12 images in the"),
+        ({"std": 0.3, "divisor": 0.3}, r"std is .*, expected about .*, that of 12 images in the"),
+        (
+            {"divisor": 3.0},
+            r"divisor: the latents' standard deviation is .* expected about 1, with",
+        ),
+        (
+            {"divisor": 0.3},
+            r"divisor: the latents' standard deviation is .* expected about 1, with",
+        ),
+    ],
+)
+def test_a_scale_that_is_not_the_caches_is_refused(
+    tmp_path: Path, images: Tensor, kind: str, changes: dict[str, float], said: str
+) -> None:
+    cache = write_cache(tmp_path, make_tokenizer(kind), images, flip=None)
+    preflight.check_scale(cache, choose(COUNT))
+    assert cache.info.std is not None
+    wrong = {name: factor * cache.info.std for name, factor in changes.items()}
+    cache.info = cache.info.model_copy(update=wrong)
+    with pytest.raises(ValueError, match=rf"latents\.json: {said}"):
+        preflight.check_scale(cache, choose(COUNT))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_images_pass(tmp_path: Path, images: Tensor, kind: str) -> None:
+    model = make_tokenizer(kind)
+    same = images[:1].expand(COUNT, -1, -1, -1)
+    cache = write_cache(tmp_path, model, same, flip=None)
+    find(model, cache, same).check("images")
+    with pytest.raises(ValueError, match="12 of 12 are something else"):
+        find(model, cache, 255 - same).check("images")
 
 
 def test_one_image_is_enough(tmp_path: Path, images: Tensor) -> None:

@@ -51,8 +51,6 @@ DENOISING = DeTokConfig(
 )
 FOREIGN = DiffusersConfig(
     kind="diffusers",
-    path="not/there",
-    sha256=None,
     latent_channels=3,
     block_out_channels=[8, 16],
     layers_per_block=1,

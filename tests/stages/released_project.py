@@ -55,7 +55,10 @@ def write_files(params: dict[str, Any]) -> None:
     codec = tokenizer.build(config)
     model = MAR(GeneratorConfig.model_validate(sections["generator"]), LatentShape(2, 4, 4), 10)
     KL16.parent.mkdir(exist_ok=True)
-    torch.save({"model": random_weights(codec, 1)}, KL16)
+    weights = random_weights(codec, 1)
+    for name in ("quant_conv.weight", "quant_conv.bias"):
+        weights[name][:2] *= 30  # the means of latents, whose std is so near 1 / 0.2325
+    torch.save({"model": weights}, KL16)
     content = {
         "model": to_official(random_weights(model, 2)),
         "model_ema": to_official(random_weights(model, 3)),

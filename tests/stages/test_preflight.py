@@ -106,15 +106,10 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         values = np.random.default_rng(index).integers(256, size=(8, 8, 3), dtype=np.uint8)
         Image.fromarray(values).save(file)
     data = {"source": "folder", "path": "photos", "image_size": 8, "held_out_fraction": 0.2}
+    cached = {"dtype": "float16", "flips": True, "scale": None}
     sections = {
         "data": {**data, "max_unreadable": 0, "seed": 0},
-        "latents": {
-            "dtype": "float16",
-            "flips": True,
-            "shard_images": 4,
-            "batch_size": 4,
-            "scale": None,
-        },
+        "latents": {**cached, "shard_images": 4, "batch_size": 4},
     }
     Path("params.yaml").write_text(json.dumps(sections))
     prepare.main(stage("prepare"))

@@ -83,6 +83,16 @@ def test_latents_are_multiplied_by_the_scale_that_is_given() -> None:
     assert metrics("encode")["divisor"] == info.divisor
 
 
+@pytest.mark.parametrize("scale", [0.05, 1.0])
+@pytest.mark.usefixtures("copied")
+def test_a_scale_of_other_latents_stops_the_encoding(scale: float) -> None:
+    params = released_params()
+    params["latents"]["scale"] = scale
+    write_params(params)
+    with pytest.raises(ValueError, match=r"latents\.scale: .*, expected about 1, with a scale of"):
+        tiny.run_stage("encode")
+
+
 @pytest.mark.usefixtures("copied")
 def test_the_files_do_not_say_where_their_weights_were() -> None:
     path = Path("out/train_tokenizer/tokenizer.safetensors")

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from mar.diffusers_folder import COMPARED, WEIGHTS
 from mar.images import to_float
 from mar.latents import LatentCache, LatentsInfo
 from mar.posterior import Posterior
-from mar.tokenizer import TokenizerConfig
 from mar.tokenizer_interface import Tokenizer
+from mar.tokenizer_source import TokenizerSource
 from mar.vq import VQ
 
 
@@ -165,7 +166,7 @@ def test_a_folder_is_imported_and_needed_no_more(
 ) -> None:
     """Its relative path begins at the repository, also from a temporary copy that DVC made."""
     repository = tmp_path / "repository"
-    config = TypeAdapter(TokenizerConfig).validate_python(SECTIONS["diffusers"])
+    config = TypeAdapter(TokenizerSource).validate_python(SECTIONS["diffusers"])
     made = tokenizer.build(config)
     made.initialize(torch.Generator().manual_seed(7))
     folder = write_diffusers_folder(repository / "models/vae", made)
@@ -180,12 +181,33 @@ def test_a_folder_is_imported_and_needed_no_more(
     assert metrics["train_tokenizer"]["parameters"] > 0
     assert previews(project) == ["step-0000000.png"]
     model = tokenizer.load(project / "out/train_tokenizer/tokenizer.safetensors")
-    assert model.config == config
+    assert model.config == made.config
     for name, value in made.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
     assert open_cache(project).info.shape == [2, 4, 4]
     assert metrics["encode"]["std"] > 0
     assert metrics["reconstruct"]["ssim"] < 1
+
+
+def test_the_file_does_not_say_where_its_folder_was(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tokenizer.build(TypeAdapter(TokenizerSource).validate_python(SECTIONS["diffusers"]))
+    made.initialize(torch.Generator().manual_seed(7))
+    write_diffusers_folder(tmp_path / "models/vae", made)
+    shutil.copytree(tmp_path / "models/vae", tmp_path / "elsewhere")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    params = tiny.tiny_params()
+    params["tokenizer_training"]["steps"] = 0
+    digest = sha256((tmp_path / "elsewhere" / WEIGHTS).read_bytes()).hexdigest()
+    written: list[bytes] = []
+    for place in ({}, {"path": "elsewhere", "sha256": digest}):
+        params["tokenizer"] = {**SECTIONS["diffusers"], **place}
+        (project / "params.yaml").write_text(json.dumps(params))
+        for stage in ("prepare", "train_tokenizer"):
+            tiny.run_stage(stage)
+        written.append((project / "out/train_tokenizer/tokenizer.safetensors").read_bytes())
+    assert written[0] == written[1]
 
 
 def test_a_folder_that_is_missing_stops_the_stage(project: Path) -> None:
