@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from sample_configs import sample_config
 from torch import Tensor
 
 from mar.editing import keep
@@ -11,22 +12,9 @@ from mar.generation import generate_images
 from mar.generator import MAR
 from mar.pixels import Pixels, PixelsConfig
 from mar.posterior import LatentShape
-from mar.sampling import SampleConfig
 
 
-CONFIG = SampleConfig.model_validate(
-    {
-        "seed": 0,
-        "num_images": 3,
-        "labels": None,
-        "num_steps": 4,
-        "order": "random",
-        "guidance_scale": 1.0,
-        "guidance_schedule": "linear",
-        "head": {"kind": "diffusion", "num_steps": 3, "temperature": 1.0, "x_0_bound": 1.0},
-        "shard_images": 3,
-    }
-)
+CONFIG = sample_config(num_images=3, num_steps=4, guidance_scale=1.0, x_0_bound=1.0)
 LABELS = torch.tensor([0, 3, 1])
 
 

@@ -4,30 +4,20 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from sample_configs import sample_config
 from torch import Tensor
 
 from mar import tokenizer
 from mar.autoencoder import AutoencoderConfig, AutoencoderKL
-from mar.diffusion_loss import DiffusionSampler
 from mar.generation import generate_images
 from mar.generator import MAR
 from mar.images import to_uint8
-from mar.sampling import SampleConfig, draw_noise, generate
+from mar.sampling import draw_noise, generate
 from mar.tokenizer_interface import Tokenizer
 
 
 LABELS = torch.tensor([0, 3, 1, 4, 4, 2, 0, 1])
-CONFIG = SampleConfig(
-    seed=5,
-    num_images=8,
-    labels=None,
-    num_steps=4,
-    order="random",
-    guidance_scale=2.0,
-    guidance_schedule="linear",
-    head=DiffusionSampler(kind="diffusion", num_steps=4, temperature=1.0, x_0_bound=3.0),
-    shard_images=8,
-)
+CONFIG = sample_config(seed=5, num_steps=4)
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from sample_configs import sample_config
 from torch import Tensor
 
 from mar.generator import MAR
 from mar.masking import num_hidden_after
 from mar.sampling import (
-    SampleConfig,
     SamplingNoise,
     balanced_labels,
     draw_noise,
@@ -21,24 +21,6 @@ from mar.sampling import (
 
 
 LABELS = torch.tensor([0, 3, 1, 4, 4, 2, 0, 1])
-
-
-def sample_config(**changes: Any) -> SampleConfig:
-    fields: dict[str, Any] = {
-        "seed": 0,
-        "num_images": 8,
-        "labels": None,
-        "num_steps": 5,
-        "order": "random",
-        "guidance_scale": 1.0,
-        "guidance_schedule": "linear",
-        "head": {"kind": "diffusion", "num_steps": 4, "temperature": 1.0, "x_0_bound": 3.0},
-        "shard_images": 8,
-    }
-    for key, value in changes.items():
-        target = fields["head"] if key in {"temperature", "x_0_bound"} else fields
-        target[key] = value
-    return SampleConfig.model_validate(fields)
 
 
 def noise_of(model: MAR, indices: list[int], seed: int = 0) -> SamplingNoise:

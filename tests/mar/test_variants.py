@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from sample_configs import sample_config
 from torch import Tensor
 
 from mar import masking
@@ -21,29 +22,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "l2": {"kind": "l2"},
     "cross_entropy": {"kind": "cross_entropy"},
 }
-SAMPLERS: dict[str, dict[str, Any]] = {
-    "diffusion": {"kind": "diffusion", "num_steps": 3, "temperature": 1.0, "x_0_bound": 3.0},
-    "flow": {"kind": "flow", "num_steps": 2, "solver": "heun", "temperature": 1.0},
-    "l2": {"kind": "l2"},
-    "cross_entropy": {"kind": "cross_entropy", "temperature": 1.0},
-}
 CAUSAL = {"attention": "causal", "mask_ratio": None}
-
-
-def sample_config(head: str = "diffusion", **changes: Any) -> SampleConfig:
-    fields: dict[str, Any] = {
-        "seed": 0,
-        "num_images": 4,
-        "labels": None,
-        "num_steps": 5,
-        "order": "random",
-        "guidance_scale": 2.0,
-        "guidance_schedule": "linear",
-        "head": SAMPLERS[head],
-        "shard_images": 4,
-        **changes,
-    }
-    return SampleConfig.model_validate(fields)
 
 
 def noise_of(model: MAR, config: SampleConfig) -> SamplingNoise:
