@@ -34,7 +34,7 @@ def main(stage: Stage) -> None:
     shape = tokenizer.latent_shape(model.config, data.image_size)
     folder = stage.work / "latents"
     names = images.names
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for path, indices, batches in _missing_shards(stage, images, config, folder):
         plain: list[Encoded] = []
         mirrored: list[Encoded] = []

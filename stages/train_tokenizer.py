@@ -27,7 +27,9 @@ def main(stage: Stage) -> None:
     distance = None
     if tokenizer_training.takes_steps(model, config):  # without the weights of LPIPS it ends here
         distance = perceptual.load(
-            config.perceptual, lambda settings: _classifier(stage, settings, images)
+            config.perceptual,
+            lambda settings: _classifier(stage, settings, images),
+            base=stage.root,
         )
     model = model.to(stage.device)
     trainer = tokenizer_training.new_trainer(model, config, given, distance=distance)

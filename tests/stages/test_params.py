@@ -163,7 +163,7 @@ def test_mistakes_about_released_weights_are_named(
 def test_a_wrong_kind_of_tokenizer_is_named(content: dict[str, Any], tmp_path: Path) -> None:
     content["tokenizer"]["kind"] = "kk"
     message = refuse(tmp_path, content)
-    assert message.startswith("params.yaml: tokenizer.kind must be 'kl' or 'vq' or ")
+    assert message.startswith("params.yaml: tokenizer.kind must be 'kl' or 'diffusers' or 'vq' or ")
     del content["tokenizer"]["kind"]
     assert refuse(tmp_path, content) == "params.yaml: tokenizer.kind is missing"
 
