@@ -10,6 +10,7 @@ from typing import Any
 
 from mar import tokenizer
 from mar.data_config import DataConfig, NoData
+from mar.detok import DeTokConfig
 from mar.diffusers_autoencoder import DiffusersFolder
 from mar.extractors import ClassifierReference, InceptionReference, ReferenceConfig
 from mar.fidelity import EvaluateConfig, check_sizes
@@ -99,6 +100,7 @@ def _check_fit(configs: dict[str, Any]) -> None:
     check_fit(sample, generator, num_tokens)
     for name in ("tokenizer_training", "training"):
         _check_warmup(name, configs[name])
+    _check_phases(configs["tokenizer"], configs["tokenizer_training"])
     _check_sources(configs)
     if isinstance(configs["data"], NoData):
         _check_without_images(configs)
@@ -131,6 +133,20 @@ def _check_scores_are_of_another_network(configs: dict[str, Any]) -> None:
             raise ValueError(
                 "tokenizer_training.perceptual.classifier.seed: must differ from "
                 f"reference.classifier.seed, whose network scores the result, got {seed}"
+            )
+
+
+def _check_phases(section: object, config: TokenizerTrainingConfig) -> None:
+    """Refuse phases of a tokenizer's training that would never begin."""
+    begins: dict[str, int | None] = {}
+    if config.adversarial is not None:
+        begins["tokenizer_training.adversarial.start_step"] = config.adversarial.start_step
+    if isinstance(section, DeTokConfig):
+        begins["tokenizer.decoder_from_step"] = section.decoder_from_step
+    for key, step in begins.items():
+        if step is not None and 0 < config.steps <= step:
+            raise ValueError(
+                f"{key}: must be less than tokenizer_training.steps, {config.steps}, got {step}"
             )
 
 

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from mar.generator import GeneratorConfig
 from mar.training import TrainingConfig
-from stages import check, params
+from stages import check, params, presets
 
 
 ROOT = Path(__file__).parents[2]
@@ -390,3 +390,18 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str, message: str) -> None
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is missing in"):
         params.load("generator", GeneratorConfig, tmp_path / "params.yaml")
+
+
+def test_a_phase_that_would_never_begin_is_refused(tmp_path: Path) -> None:
+    content = YAML(typ="safe").load(presets.resolve("imagenet256-mar-b", ROOT / "presets"))
+    content["tokenizer_training"]["steps"] = 50_000
+    assert refuse(tmp_path, content) == (
+        "params.yaml: tokenizer_training.adversarial.start_step: must be less than "
+        "tokenizer_training.steps, 50000, got 50001"
+    )
+    content = YAML(typ="safe").load(presets.resolve("digits-detok", ROOT / "presets"))
+    content["tokenizer_training"]["steps"] = 500
+    assert refuse(tmp_path, content) == (
+        "params.yaml: tokenizer.decoder_from_step: must be less than "
+        "tokenizer_training.steps, 500, got 500"
+    )
