@@ -69,7 +69,7 @@ def _overlay(base: CommentedMap, changes: CommentedMap, path: str, prefix: str) 
     for key, value in changes.items():
         if key not in base:
             raise ValueError(f"{path}: {prefix}{key} is not in its base{params.suggest(key, base)}")
-        alternative = isinstance(value, dict) and {"source", "kind", "extractor"} & set(value)
+        alternative = isinstance(value, dict) and set(params.CHOICES) & set(value)
         if isinstance(value, CommentedMap) and isinstance(base[key], dict) and not alternative:
             _overlay(base[key], value, path, f"{prefix}{key}.")
         else:
