@@ -279,11 +279,6 @@ def check_size(config: GeneratorConfig, latent: LatentShape, codebook_size: int 
         raise ValueError(f"generator.patch_size: must be 1 for indices, got {patch_size}")
 
 
-def find_narrow_denoiser(model: MAR) -> str | None:
-    """Return the warning of `narrow_denoiser` about a model that is there."""
-    return narrow_denoiser(model.config, model.latent)
-
-
 def narrow_denoiser(config: GeneratorConfig, latent: LatentShape) -> str | None:
     """Return a warning if the denoiser is small for the width of a token, else nothing.
 

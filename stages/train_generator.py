@@ -1,6 +1,5 @@
 """Train MAR on the cached latents."""
 
-import sys
 from pathlib import Path
 
 from mar import atomic, generator, generator_source, training
@@ -40,8 +39,6 @@ def main(stage: Stage) -> None:
     compared = stage.preflight(
         cache=cache, manifest=MANIFEST, weights=TOKENIZER, image_size=data.image_size
     )
-    if warning := generator.find_narrow_denoiser(model):
-        sys.stderr.write(f"{stage.name}: {warning}\n")
     trainer = training.new_trainer(model.to(stage.device), config, given)
     history = train_loop.run(
         stage,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from mar.generator import MAR, find_narrow_denoiser
+from mar.generator import MAR, narrow_denoiser
 from mar.posterior import LatentShape
 from mar.tokenizer import build, latent_shape
 from stages import check, presets
@@ -218,4 +218,4 @@ def test_tokens_follow_the_tokenizer(
         model = MAR(configs["generator"], latent, 10, tokenizer.codebook_size)
     assert (model.num_tokens, model.channels) == (num_tokens, channels)
     assert sum(p.numel() for p in tokenizer.parameters()) == parameters
-    assert find_narrow_denoiser(model) is None or name.startswith("digits")
+    assert narrow_denoiser(model.config, model.latent) is None or name.startswith("digits")
