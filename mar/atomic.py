@@ -50,3 +50,10 @@ def digest(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def other_digest(path: Path, expected: str | None) -> str | None:
+    """Return a file's digest if it is another than the expected one; without one, none is read."""
+    if expected is None or (found := digest(path)) == expected.lower():
+        return None
+    return found

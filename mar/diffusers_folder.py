@@ -102,7 +102,7 @@ def read(config: DiffusersFolder, model: nn.Module, base: Path) -> dict[str, Ten
     if not path.is_file():
         found = ", ".join(sorted(child.name for child in folder.iterdir()))
         raise ValueError(f"tokenizer.path: {folder} has no {WEIGHTS}; it holds {found}")
-    if config.sha256 is not None and (found := atomic.digest(path)) != config.sha256.lower():
+    if found := atomic.other_digest(path, config.sha256):
         raise ValueError(f"tokenizer.sha256: {path} has {found}, expected {config.sha256}")
     try:
         tensors = load_file(path)

@@ -116,7 +116,7 @@ def _check(path: Path, sha256: str | None) -> None:
         raise ValueError(f"{path} is a folder, expected a file of torch.save")
     if not path.is_file():
         raise ValueError(f"{path} is missing, expected a file of torch.save")
-    if sha256 is not None and (found := atomic.digest(path)) != sha256.lower():
+    if found := atomic.other_digest(path, sha256):
         raise ValueError(f"{path} has the SHA-256 {found}, expected {sha256}")
 
 

@@ -51,7 +51,7 @@ def check_file(path: Path, sha256: str | None, *, key: str) -> None:
     """
     if not path.is_file():
         raise ValueError(f"{key}: {path} is missing")
-    if sha256 is not None and (found := atomic.digest(path)) != sha256.lower():
+    if found := atomic.other_digest(path, sha256):
         raise ValueError(f"{key}_sha256: {path} has {found}, expected {sha256}")
 
 

@@ -48,3 +48,13 @@ def test_a_moved_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
 def test_the_digest_is_the_sha_256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc" * 100_000)
     assert atomic.digest(tmp_path / "a") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_another_digest_is_returned_and_the_expected_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    found = hashlib.sha256(b"abc").hexdigest()
+    assert atomic.other_digest(path, "0" * 64) == found
+    assert atomic.other_digest(path, found) is None
+    assert atomic.other_digest(path, found.upper()) is None
+    assert atomic.other_digest(tmp_path / "missing", None) is None  # not even read
