@@ -43,13 +43,13 @@ def main(stage: Stage) -> None:
             mirrored += [encode(model, pixels.flip(3))] if config.flips else []
         _write(path, plain, mirrored, images, indices, names, config, model.codebook_size)
     measured = latents.measure(folder, shape)
-    if measured.count:
-        check_scale(measured)
-        if warning := find_weak_channels(measured):
-            sys.stderr.write(f"{stage.name}: {warning}\n")
-        std = measured.scale()["std"]
-        check_divisor(std, config.divisor(std), "latents.scale")
+    check_scale(measured)
+    if warning := find_weak_channels(measured):
+        sys.stderr.write(f"{stage.name}: {warning}\n")
     scale: dict[str, Any] = {**(measured.scale() if measured.count else UNMEASURED)}
+    divisor = config.divisor(scale["std"])
+    if measured.count:
+        check_divisor(scale["std"], divisor, "latents.scale")
     info = LatentsInfo(
         tokenizer=atomic.digest(TOKENIZER),
         transform=TRANSFORM.format(size=data.image_size),
@@ -58,13 +58,12 @@ def main(stage: Stage) -> None:
         num_classes=images.num_classes,
         codebook_size=model.codebook_size,
         shape=[shape.channels, shape.height, shape.width],
-        divisor=config.divisor(scale["std"]),
+        divisor=divisor,
         **scale,
     )
     atomic.move_folder(folder, stage.out / "latents")
     atomic.write_json(stage.out / "latents.json", info.model_dump())
-    summary = measured.summary() if measured.count else {}
-    stage.write_metrics({"count": info.count, "divisor": info.divisor, **summary})
+    stage.write_metrics({"count": info.count, "divisor": divisor, **measured.summary()})
 
 
 def _missing_shards(
