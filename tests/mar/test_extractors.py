@@ -190,14 +190,8 @@ def test_a_file_that_is_no_weight_file_is_refused(tmp_path: Path, content: bytes
         extractors.load(config, Path("nowhere"))
 
 
-def test_without_a_network_the_message_names_file_and_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+@pytest.mark.usefixtures("without_network")
+def test_without_a_network_the_message_names_file_and_key() -> None:
     message = (
         r"reference\.weights is null and https://\S+/weights-inception-2015-12-05-6726825d\.pth "
         r"cannot be downloaded .*no network.* expected .* reference\.weights"

@@ -1,7 +1,6 @@
 """LPIPS is that of its published implementations, for torchvision's file of VGG16, and no other."""
 
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -169,14 +168,8 @@ def test_another_file_is_refused(content: object, tmp_path: Path) -> None:
         lpips.load(str(tmp_path / "weights.pth"), None, key=KEY)
 
 
-def test_no_file_and_no_network_say_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+@pytest.mark.usefixtures("without_network")
+def test_no_file_and_no_network_say_what_to_do() -> None:
     message = (
         r"section\.weights is null and https://download\.pytorch\.org/models/vgg16-397923af\.pth "
         r"cannot be downloaded .*no network.* the file as .*vgg16-397923af\.pth, or its path as "

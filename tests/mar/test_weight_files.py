@@ -1,7 +1,6 @@
 """A published file is the one that a path or a digest says, or a message names the wrong key."""
 
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -54,14 +53,8 @@ def test_a_download_is_kept_and_checked(
         locate(None, "0" * 64, FILE, key="section.weights")
 
 
-def test_without_a_network_the_message_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+@pytest.mark.usefixtures("without_network")
+def test_without_a_network_the_message_says_what_to_do() -> None:
     message = (
         r"^section\.weights is null and https://example\.org/weights-0123abcd\.pth cannot be "
         r"downloaded \(.*no network.*\); expected in that case: the file as "
