@@ -1,9 +1,13 @@
 """The base of every section of `params.yaml`: strict, frozen, without defaults."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]  # of a file, in hexadecimal
+PathText = Annotated[str, Field(min_length=1)]  # of a file or a folder; empty, it would be one
 
 
 class Config(BaseModel):

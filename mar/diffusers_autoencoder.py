@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mar.autoencoder import GaussianAutoencoder, Layout
-from mar.config import Config, cut_down
+from mar.config import Config, PathText, Sha256, cut_down
 
 
 class DiffusersConfig(Config):
@@ -70,14 +70,12 @@ class DiffusersConfig(Config):
 class DiffusersFolder(DiffusersConfig):
     """Section `tokenizer` of `params.yaml` for `kind: diffusers`."""
 
-    path: str = Field(
-        min_length=1,
+    path: PathText = Field(
         description="the folder with config.json and diffusion_pytorch_model.safetensors; "
         "relative paths begin at the repository",
     )
-    sha256: str | None = Field(
-        pattern=r"^[0-9a-fA-F]{64}$",
-        description="SHA-256 of the weights' file; null: whatever the folder holds",
+    sha256: Sha256 | None = Field(
+        description="SHA-256 of the weights' file; null: whatever the folder holds"
     )
 
 

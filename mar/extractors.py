@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from mar import weight_files
 from mar.classifier import Classifier, ClassifierConfig, load_classifier
-from mar.config import Config
+from mar.config import Config, PathText, Sha256
 from mar.parallel import map_chunks, ranges
 
 
@@ -57,16 +57,16 @@ class InceptionReference(Config):
     num_features: int = Field(
         ge=2, description="real images kept for KID, precision and recall, spread over the split"
     )
-    weights: str | None = Field(
+    weights: PathText | None = Field(
         description="torch-fidelity's weight file, absolute or from the repository; null downloads "
         "it, or uses an earlier download"
     )
-    weights_sha256: str | None = Field(description="the file's SHA-256; null checks nothing")
-    statistics: str | None = Field(
+    weights_sha256: Sha256 | None = Field(description="the file's SHA-256; null checks nothing")
+    statistics: PathText | None = Field(
         description="an .npz with mu, sigma and perhaps images (arr_0), as ADM publishes them, "
         "absolute or from the repository; null measures the training split"
     )
-    statistics_sha256: str | None = Field(description="the file's SHA-256; null checks nothing")
+    statistics_sha256: Sha256 | None = Field(description="the file's SHA-256; null checks nothing")
 
 
 class DinoReference(Config):

@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from torchvision.models import VGG16_Weights, vgg16
 
 from mar import weight_files
-from mar.config import Config
+from mar.config import Config, PathText, Sha256
 from mar.images import to_float
 
 
@@ -43,11 +43,11 @@ class LPIPSConfig(Config):
     weight: float = Field(
         gt=0, description="of the distance, which counts for each value of an image (LDM: 1)"
     )
-    weights: str | None = Field(
+    weights: PathText | None = Field(
         description="torchvision's VGG16 (vgg16-397923af.pth), absolute or from the repository; "
         "null downloads it, or uses an earlier download"
     )
-    weights_sha256: str | None = Field(description="the file's SHA-256; null checks nothing")
+    weights_sha256: Sha256 | None = Field(description="the file's SHA-256; null checks nothing")
 
 
 def feature_difference(

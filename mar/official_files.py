@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mar import atomic
-from mar.config import Config
+from mar.config import Config, PathText, Sha256
 
 
 # How files of torch.save begin: a zip archive, or until torch 1.6 a pickled number.
@@ -51,10 +51,8 @@ ALLOWED = [
 class ReleasedFile(Config):
     """What a section of `params.yaml` with `source: released` says of its file."""
 
-    path: str = Field(min_length=1, description="the file, absolute or from the repository")
-    sha256: str | None = Field(
-        pattern="^[0-9a-fA-F]{64}$", description="its SHA-256; null checks nothing"
-    )
+    path: PathText = Field(description="the file, absolute or from the repository")
+    sha256: Sha256 | None = Field(description="its SHA-256; null checks nothing")
 
     def place(self, base: Path) -> Path:
         """Return the file's path, which begins at `base` if it is relative."""

@@ -38,7 +38,9 @@ def locate(
     Raises:
         ValueError: the file is missing, another one, or cannot be downloaded.
     """
-    found = base / Path(path).expanduser() if path else _download(published, key, otherwise)
+    found = (
+        base / Path(path).expanduser() if path is not None else _download(published, key, otherwise)
+    )
     check_file(found, sha256, key=key)
     return found
 

@@ -162,8 +162,8 @@ def _check_sources(configs: dict[str, Any]) -> None:
     for name, training in {"tokenizer": "tokenizer_training", "generator": "training"}.items():
         if begun[name] and not configs[training].steps:
             raise ValueError(
-                f"{training}.steps: must be greater than 0, as {name}.source is not 'released', "
-                f"got 0"
+                f"{training}.steps: must be greater than 0, as this {name} begins with random "
+                "weights, got 0"
             )
     if isinstance(configs["generator"], ReleasedGenerator):
         check_layout(configs["generator"])

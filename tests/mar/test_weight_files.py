@@ -32,6 +32,8 @@ def test_a_given_path_wins_and_is_checked(file: Path) -> None:
     assert locate(str(file), None, FILE, key="section.weights") == file
     with pytest.raises(ValueError, match=r"section\.weights_sha256"):
         locate(str(file), "0" * 64, FILE, key="section.weights")
+    with pytest.raises(ValueError, match=r"section\.weights: .* is missing"):
+        locate("", None, FILE, key="section.weights")  # no path is null, not empty
 
 
 def test_a_download_is_kept_and_checked(

@@ -175,8 +175,8 @@ def test_weights_must_be_trained_or_given(
     training = {"tokenizer": "tokenizer_training", "generator": "training"}[section]
     content[training]["steps"] = 0
     assert refuse(tmp_path, content) == (
-        f"params.yaml: {training}.steps: must be greater than 0, as {section}.source is not "
-        "'released', got 0"
+        f"params.yaml: {training}.steps: must be greater than 0, as this {section} begins with "
+        "random weights, got 0"
     )
     content["tokenizer"] = {"kind": "pixels"}  # there are none to train
     content["generator"]["patch_size"] = 4
@@ -207,6 +207,13 @@ def test_without_images_nothing_may_need_them(content: dict[str, Any], tmp_path:
         "statistics_sha256": None,
     }
     check.check_all(write(tmp_path, content))
+    content["reference"] |= {"statistics": "", "statistics_sha256": "12"}
+    assert refuse(tmp_path, content).splitlines() == [
+        "params.yaml: reference.statistics: string should have at least 1 character, got ''",
+        "params.yaml: reference.statistics_sha256: string should match pattern "
+        "'^[0-9a-fA-F]{64}$', got '12'",
+    ]
+    content["reference"] |= {"statistics": "a.npz", "statistics_sha256": None}
     content["training"]["steps"] = 101
     assert refuse(tmp_path, content) == (
         "params.yaml: training.steps: must be 0, as data.source is 'none', got 101"
@@ -400,8 +407,8 @@ def test_a_phase_that_would_never_begin_is_refused(tmp_path: Path) -> None:
         "tokenizer_training.steps, 50000, got 50001"
     )
     content = YAML(typ="safe").load(presets.resolve("digits-detok", ROOT / "presets"))
-    content["tokenizer_training"]["steps"] = 500
+    content["tokenizer_training"]["steps"] = 600
     assert refuse(tmp_path, content) == (
         "params.yaml: tokenizer.decoder_from_step: must be less than "
-        "tokenizer_training.steps, 500, got 500"
+        "tokenizer_training.steps, 600, got 600"
     )
