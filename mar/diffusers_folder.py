@@ -15,12 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
-from mar import atomic
+from mar import atomic, weights
 from mar.diffusers_autoencoder import DiffusersFolder
 
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-SHOWN = 5  # problems of each kind in a message
 
 
 class FolderConfig(BaseModel):
@@ -174,9 +173,10 @@ def to_ours(tensors: Mapping[str, Tensor], model: nn.Module, path: Path) -> dict
         if tensor.shape != shape:
             shapes = f"{tuple(tensor.shape)}, expected {tuple(shape)}"
             problems["of another shape"].append(f"{given[theirs[name]]} {shapes}")
-    if any(problems.values()):
-        kinds = ", ".join(_list(kind, found) for kind, found in problems.items() if found)
-        raise ValueError(f"{path}: tensors do not fit the {len(expected)} expected: {kinds}")
+    try:
+        weights.refuse_misfits(problems, len(expected))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return fitting
 
 
@@ -214,8 +214,3 @@ def _messages(path: Path, error: ValidationError) -> Iterable[str]:
         else:
             reason = problem["msg"]
             yield f"{path}: {key}: {reason[:1].lower()}{reason[1:]}, got {problem['input']!r}"
-
-
-def _list(kind: str, problems: list[str]) -> str:
-    more = [f"{len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    return f"{len(problems)} {kind} ({'; '.join(problems[:SHOWN] + more)})"

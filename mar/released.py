@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from mar import weights
+
 
 Table = Sequence[tuple[str, str]]
 
@@ -27,7 +29,6 @@ GENERATOR_NAMES = (
 )
 # Parts inside a denoiser's block.
 BLOCK_NAMES = ((".in_ln.", ".norm."), (".adaLN_modulation.", ".modulation."))
-SHOWN = 5  # problems of each kind in a message
 
 
 def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -60,9 +61,7 @@ def check_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             if name in tensors and tensors[name].shape != value.shape
         ],
     }
-    if any(problems.values()):
-        kinds = [_list(kind, found) for kind, found in problems.items() if found]
-        raise ValueError(f"tensors do not fit the {len(expected)} expected: {', '.join(kinds)}")
+    weights.refuse_misfits(problems, len(expected))
 
 
 def load_official(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -74,11 +73,6 @@ def load_official(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     check_tensors(model, tensors)
     ours = from_official(tensors) if _is_generator(model) else dict(tensors)
     model.load_state_dict({name: value.float() for name, value in ours.items()})
-
-
-def _list(kind: str, problems: list[str]) -> str:
-    more = [f"{len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    return f"{len(problems)} {kind} ({'; '.join(problems[:SHOWN] + more)})"
 
 
 def _is_generator(model: nn.Module) -> bool:

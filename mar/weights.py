@@ -4,7 +4,7 @@
 # pyright: reportUnknownArgumentType=false
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mar import atomic
+
+
+SHOWN = 5  # problems of each kind in a message
 
 
 def save(path: Path, model: nn.Module, description: dict[str, Any]) -> None:
@@ -29,6 +32,26 @@ def write_tensors(
     owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic.replacing(path) as partial:
         save_file(owned, partial, metadata=dict(metadata or {}))
+
+
+def refuse_misfits(problems: Mapping[str, Sequence[str]], num_expected: int) -> None:
+    """Raise an error that counts the problems of each kind and names the first.
+
+    Args:
+        problems: For each kind ("missing", "unknown") the tensors concerned; none where they fit.
+        num_expected: Tensors that a model has.
+
+    Raises:
+        ValueError: there are problems.
+    """
+    if not any(problems.values()):
+        return
+    kinds: list[str] = []
+    for kind, found in problems.items():
+        more = [f"{len(found) - SHOWN} more"] if len(found) > SHOWN else []
+        if found:
+            kinds.append(f"{len(found)} {kind} ({'; '.join([*found[:SHOWN], *more])})")
+    raise ValueError(f"tensors do not fit the {num_expected} expected: {', '.join(kinds)}")
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
