@@ -122,6 +122,17 @@ class CausalTransformer(TokenTransformer):
         self.norm = LayerNorm(width)
         self.head_position = nn.Parameter(torch.empty(1, num_tokens, width))
 
+    def initialize(self, generator: torch.Generator) -> None:
+        """Set every weight as in other transformers, but `next_position` from N(0, 1).
+
+        It is added to what began as a LayerNorm's output. From N(0, 0.02), of which the paper says
+        nothing for it, a model of the digits had not learnt to heed it in 500 steps: of its samples
+        15 % were recognised, and 90 % from N(0, 1).
+        """
+        super().initialize(generator)
+        if self.next_position is not None:
+            nn.init.normal_(self.next_position, generator=generator)
+
     def slots(self, condition: Float[Tensor, "B D"]) -> Float[Tensor, "B K D"]:
         """Return the first places: K slots that all hold the condition."""
         x = condition[:, None] + self.position[:, : self.condition_tokens]  # (B, K, D)

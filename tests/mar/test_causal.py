@@ -368,15 +368,15 @@ def test_initial_weights_are_those_of_the_table() -> None:
     small = {
         "class_embedding.weight",
         "head_position",
-        "next_position",
         "null_embedding",
         "position",
     }
+    std = dict.fromkeys(small, 0.02) | {"next_position": 1.0}
     for name, parameter in transformer.named_parameters():
         weight = parameter.detach()
-        if name in small:
+        if name in std:
             tolerance = 4 / (2 * weight.numel()) ** 0.5
-            assert float(weight.std()) == pytest.approx(0.02, rel=tolerance), name
+            assert float(weight.std()) == pytest.approx(std[name], rel=tolerance), name
         elif name.endswith("bias"):
             assert torch.equal(weight, torch.zeros_like(weight)), name
         elif weight.ndim == 1:  # norms
@@ -389,6 +389,20 @@ def test_initial_weights_are_those_of_the_table() -> None:
         torch.equal(again[name], weight) for name, weight in transformer.state_dict().items()
     )
     assert not torch.equal(other["position"], again["position"])
+
+
+def test_a_new_model_heeds_the_next_position(tokens: Tensor, condition: Tensor) -> None:
+    """As much as the tokens that it sees; a whisper among them takes long to be heard."""
+    transformer = new_transformer(next_position=True)
+    transformer.initialize(torch.Generator().manual_seed(1))
+    nn.init.zeros_(transformer.head_position)
+    before = torch.arange(NUM_TOKENS - 1).expand(2, -1)[:, : NUM_TOKENS - 2]
+    z = [
+        transformer.predict(seen, torch.cat([before, torch.full((2, 1), last)], dim=1), condition)
+        for seen, last in [(tokens, 10), (tokens, 11), (-tokens, 10)]
+    ]
+    one, other_position, other_tokens = (found[:, -1] for found in z)
+    assert (one - other_position).norm() > 0.5 * (one - other_tokens).norm()
 
 
 def test_without_next_position_there_is_no_such_parameter() -> None:
