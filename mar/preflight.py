@@ -8,7 +8,6 @@ Shapes: B images, H W an image, c channels of a latent, h w the latent grid, K i
 N of a manifest.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +21,7 @@ from mar.images import to_float, to_uint8
 from mar.latent_scale import MOST_SCALED, LatentStatistics, check_divisor
 from mar.latents import LatentCache
 from mar.posterior import Posterior
+from mar.reconstruction import psnr
 from mar.tokenizer_interface import Tokenizer
 
 
@@ -115,12 +115,6 @@ class Comparison:
             f"image that it encodes, {found['psnr_shuffled']:.1f} dB with another; a generator "
             "can be no better"
         )
-
-
-def psnr(images: UInt8[Tensor, "*B 3 H W"], originals: UInt8[Tensor, "*B 3 H W"]) -> float:
-    """Return the PSNR of the mean squared error over all images, in dB; infinite without one."""
-    error = float((images.double() - originals.double()).square().mean())
-    return 10 * math.log10(255**2 / error) if error else math.inf
 
 
 def choose(count: int) -> list[int]:

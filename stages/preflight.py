@@ -15,8 +15,8 @@ from torch import Tensor
 from mar import preflight, tokenizer
 from mar.data import ImageSet
 from mar.latents import LatentCache
+from mar.pair_scores import difference
 from mar.pictures import comparison_grid, save_png
-from mar.reconstruction import difference
 from mar.tokenizer_interface import Tokenizer
 from stages.stage import Stage
 

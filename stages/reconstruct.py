@@ -12,9 +12,10 @@ from mar.data_config import DataConfig
 from mar.extractors import ReferenceConfig
 from mar.latent_scale import LatentStatistics
 from mar.lpips import LPIPSConfig, LPIPSScore
+from mar.pair_scores import difference, score
 from mar.parallel import map_chunks, ranges
 from mar.pictures import comparison_grid, save_png
-from mar.reconstruction import difference, reconstruct, score
+from mar.reconstruction import reconstruct
 from mar.reference import Reference, ReferenceInfo
 from mar.rfid import ReconstructionDistance
 from mar.tokenizer_interface import Tokenizer

@@ -17,7 +17,7 @@ def run(
     trainer: Trainer,
     config: OptimisationConfig,
     steps: Callable[[], Iterator[Step]],
-    preview: Callable[[int], None],
+    look: Callable[[int], dict[str, float]],
 ) -> History:
     """Take the steps that are left and return the curves; `curves.csv` holds them as well.
 
@@ -26,7 +26,8 @@ def run(
         trainer: What is trained.
         config: Its section of `params.yaml`.
         steps: Begins the steps that are left, once an earlier checkpoint is loaded.
-        preview: Draws a picture of the work after a number of steps.
+        look: Draws a picture of the work after a number of steps, and returns what else the curves
+            are to say of it.
     """
     checkpoint = stage.work / "checkpoint.pt"
     history = trainer.load(checkpoint) if checkpoint.is_file() else []
@@ -38,20 +39,22 @@ def run(
         for step in steps():
             progress.update()
             last = step.index == config.steps
-            if step.index % config.curve_steps == 0 or last:
-                values = step.values() | {"images_per_second": speed.measure(step.index)}
+            seen: dict[str, float] = {}
+            if step.index % config.preview_steps == 0 or last:
+                with speed.paused():
+                    seen = look(step.index)
+            if step.index % config.curve_steps == 0 or last or seen:
+                speeds = {"images_per_second": speed.measure(step.index)}
+                values = step.values() | speeds | seen
                 history.append({"step": step.index, **values})
                 stage.run.metrics(values, step.index)
                 progress.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
-            if step.index % config.preview_steps == 0 or last:
-                with speed.paused():
-                    preview(step.index)
             if interval.due() and not last:
                 step.values()  # never keep a diverged training
                 with speed.paused(), interval.saving():
                     trainer.save(checkpoint, history)
     if not history:  # there was nothing to train, but what there is can be seen
-        preview(trainer.step)
+        look(trainer.step)
     write_curves(stage, history)
     return history
 

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import torch
+
 from mar import perceptual, tokenizer, tokenizer_source, tokenizer_training
 from mar.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 from mar.data import ImageSet, image_batches
 from mar.data_config import DataConfig
+from mar.reconstruction import psnr, reconstruct
 from mar.tokenizer_source import TokenizerSource
 from mar.tokenizer_training import TokenizerTrainingConfig
 from stages import classifier_training, train_loop
@@ -13,6 +16,7 @@ from stages.stage import Stage, run
 
 
 MANIFEST = Path("out/prepare/manifest.parquet")
+SHOWN = 64  # held-out images, of which the curves tell the PSNR
 
 
 def main(stage: Stage) -> None:
@@ -47,15 +51,16 @@ def main(stage: Stage) -> None:
         )
 
     held_out = ImageSet(MANIFEST, "held_out", data.image_size, base=stage.root)
-    history = train_loop.run(
-        stage,
-        trainer,
-        config,
-        steps,
-        lambda step: stage.preview(
-            "reconstructions", tokenizer=trainer.ema, images=held_out, step=step
-        ),
-    )
+    shown = held_out.spread(SHOWN)
+
+    def look(step: int) -> dict[str, float]:
+        stage.preview("reconstructions", tokenizer=trainer.ema, images=held_out, step=step)
+        if not len(shown):
+            return {}
+        restored = torch.cat([reconstruct(trainer.ema, part) for part in shown.split(8)])
+        return {"held_out_psnr": psnr(restored, shown)}
+
+    history = train_loop.run(stage, trainer, config, steps, look)
     tokenizer.save(stage.out / "tokenizer.safetensors", trainer.ema)
     metrics: dict[str, float] = {
         "steps": trainer.step,

@@ -16,9 +16,10 @@ from mar.batches import batch_indices
 from mar.classifier import ClassifierConfig, new_classifier
 from mar.images import to_float
 from mar.optimisation import Step
+from mar.pair_scores import score
 from mar.perceptual import ClassifierDistance
 from mar.pixels import PixelsConfig
-from mar.reconstruction import reconstruct, score
+from mar.reconstruction import reconstruct
 from mar.tokenizer import TokenizerConfig
 from mar.tokenizer_training import TokenizerTrainer, TokenizerTrainingConfig
 from mar.vq import VQConfig
@@ -338,12 +339,15 @@ def test_an_adversarial_phase_does_not_break_reconstruction(
     }  # fmt: skip
     begins = {**ADVERSARIAL, "start_step": 35, "warmup_steps": 5}
     psnr: list[float] = []
+    adversarial_steps: list[int] = []
     for adversarial in (begins, None):
         config = gentle(adversarial=adversarial, **changes)
         trainer = fresh(config, kind)
         for stop in (35, 70):
-            run(trainer, images, config.model_copy(update={"steps": stop}))
+            steps = run(trainer, images, config.model_copy(update={"steps": stop}))
+            adversarial_steps += [step.index for step in steps if step.terms.get("adversarial")]
             psnr.append(score([(images, reconstruct(trainer.ema, images))])["psnr"])
+    assert adversarial_steps == list(range(36, 71))
     before, after, _, without = psnr
     assert after > before + 1
     assert after > without - 1

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from mar.extractors import Extractor, Kind
-from mar.reconstruction import score
+from mar.pair_scores import score
 from mar.reference import Statistics
 from mar.rfid import NAMES, ReconstructionDistance
 

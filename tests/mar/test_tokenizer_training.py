@@ -15,9 +15,10 @@ from mar.batches import batch_indices
 from mar.codebook import DEAD_AFTER, Codebook
 from mar.detok import DeTokConfig, StackSize
 from mar.optimisation import Step
+from mar.pair_scores import score
 from mar.pixels import PixelsConfig
 from mar.posterior import Posterior
-from mar.reconstruction import reconstruct, score
+from mar.reconstruction import reconstruct
 from mar.tokenizer import TokenizerConfig
 from mar.tokenizer_training import (
     TokenizerTrainer,

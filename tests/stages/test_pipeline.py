@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import tiny_project as tiny
 import torch
@@ -47,6 +48,15 @@ def test_curves_hold_the_points_asked_for(finished: Path) -> None:
     assert all(float(row["images_per_second"]) > 0 for row in rows)
     previews = sorted(path.name for path in (finished / "out/train_generator/previews").iterdir())
     assert previews == ["step-0000003.png", "step-0000006.png"]
+
+
+def test_the_tokenizers_curves_tell_how_well_it_gives_held_out_images_back(finished: Path) -> None:
+    table = pd.read_csv(finished / "out/train_tokenizer/curves.csv")
+    assert table["step"].tolist() == [2, 4]
+    first, last = table["held_out_psnr"]
+    assert first != last
+    final = metrics(finished, "reconstruct")["psnr"]  # of all held-out images
+    assert last == pytest.approx(final, abs=1)
 
 
 def test_scores_stand_beside_those_of_real_images(finished: Path) -> None:

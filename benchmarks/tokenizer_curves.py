@@ -1,0 +1,31 @@
+"""Draw the PSNR of held-out images against the steps of tokenizer trainings, side by side.
+
+`python -m benchmarks.tokenizer_curves CURVES... --to PICTURE`, where each file of curves is one of
+`out/train_tokenizer/curves.csv`, kept under a name that tells the trainings apart.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+
+def main() -> None:
+    """Read the curves and write the picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("curves", nargs="+", type=Path, help="files of curves")
+    parser.add_argument("--to", required=True, type=Path, help="the picture")
+    arguments = parser.parse_args()
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for path in arguments.curves:
+        curve = pd.read_csv(path).dropna(subset="held_out_psnr")
+        axes.plot(curve["step"], curve["held_out_psnr"], marker=".", label=path.stem)
+    axes.set(xlabel="optimiser steps", ylabel="PSNR of held-out images, dB")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(arguments.to, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
