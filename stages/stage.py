@@ -60,6 +60,11 @@ class Stage:
         """Images whose activations are held at a time (`MAR_MICRO_BATCH`)."""
         return read_count("MAR_MICRO_BATCH", 256, least=1)
 
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are computed again instead of kept (`MAR_CHECKPOINTING`)."""
+        return read_count("MAR_CHECKPOINTING", 0, least=0) > 0
+
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass: bfloat16 on a GPU, float32 elsewhere."""
         if self.device.type == "cuda":
@@ -208,10 +213,10 @@ def _peak_gib() -> float:
 
 
 def _end_with_parent() -> None:
-    """On Linux, ask for SIGTERM when the parent process, `dvc`, dies; end now if it has already.
+    """On Linux, ask for SIGTERM when the parent process, DVC, dies; end now if it has already.
 
-    A killed `dvc` would otherwise leave its stage running, and a second trainer would start beside
-    it.
+    A killed DVC would otherwise leave its stage running, and a second trainer would start beside
+    it. Who adopts an orphan is no Python program, which DVC is, as a command or as a library.
     """
     if sys.platform == "linux":
         import ctypes
@@ -219,7 +224,8 @@ def _end_with_parent() -> None:
         pr_set_pdeathsig = 1  # linux/prctl.h
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
         with suppress(OSError):
-            if b"dvc" not in Path(f"/proc/{os.getppid()}/cmdline").read_bytes():
+            command, _, _ = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().partition(b"\0")
+            if b"python" not in command and b"dvc" not in command:
                 raise SystemExit(128 + signal.SIGTERM)
 
 

@@ -34,6 +34,7 @@ def main(stage: Stage) -> None:
     )
     section = stage.params("generator", GeneratorSource)
     model = MAR(section, info.latent, info.num_classes, info.codebook_size)
+    model.transformer.checkpointing = stage.checkpointing
     given = generator_source.given_weights(section, model, base=stage.root)
     cache = LatentCache(LATENTS, info)
     compared = stage.preflight(

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_project as tiny
 import torch
 
+from mar import transformer
 from mar.atomic import digest
 from stages import work
 
@@ -73,6 +75,27 @@ def test_kill_9_and_resume_equals_an_undisturbed_run(long_training: Path) -> Non
     # The curves agree too, but for the speed, their last column.
     expected = (project / "out/train_generator/curves.csv").read_text().splitlines()
     assert [row.rpartition(",")[0] for row in curves] == [r.rpartition(",")[0] for r in expected]
+
+
+def test_activations_that_are_computed_again_give_the_same_weights(
+    project: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished / "out", project / "out")
+    monkeypatch.setenv("MAR_CHECKPOINTING", "1")
+    calls: list[object] = []
+    recompute = transformer.checkpoint
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        return recompute(*arguments, **options)
+
+    monkeypatch.setattr(transformer, "checkpoint", count)
+    tiny.run_stage("train_generator")
+    assert calls
+    for name in OUTPUTS:
+        assert digest(project / "out/train_generator" / name) == digest(
+            finished / "out/train_generator" / name
+        )
 
 
 def first_step_after_the_last_start(project: Path) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -138,12 +139,12 @@ def test_a_stage_whose_dvc_has_died_does_not_begin() -> None:
     if sys.platform != "linux":
         pytest.skip("only Linux tells a process that its parent died")
     code = "from stages import stage; stage._end_with_parent()"
-    for parent, status in [("dvc", 0), ("init", 128 + signal.SIGTERM)]:
-        program = (
-            f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {code!r}]))"
+    command = f"{shlex.join([sys.executable, '-c', code])}; exit $?"
+    for parent, status in [("dvc", 0), ("python3", 0), ("init", 128 + signal.SIGTERM)]:
+        found = subprocess.run(
+            [parent, "-c", command], executable="/bin/sh", cwd=tiny.ROOT, check=False
         )
-        found = subprocess.run([sys.executable, "-c", program, parent], cwd=tiny.ROOT, check=False)
-        assert found.returncode == status
+        assert found.returncode == status, parent
 
 
 def declared_command(name: str) -> str:
