@@ -1,7 +1,7 @@
 """Draw the PSNR of held-out images against the steps of tokenizer trainings, side by side.
 
-`python -m benchmarks.tokenizer_curves CURVES... --to PICTURE`, where each file of curves is one of
-`out/train_tokenizer/curves.csv`, kept under a name that tells the trainings apart.
+`python -m benchmarks.tokenizer_curves CURVES... --to PICTURE`, where each curve is the
+`out/train_tokenizer/held_out_psnr.csv` of a training, kept under a name that tells it apart.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def main() -> None:
     arguments = parser.parse_args()
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for path in arguments.curves:
-        curve = pd.read_csv(path).dropna(subset="held_out_psnr")
+        curve = pd.read_csv(path)
         axes.plot(curve["step"], curve["held_out_psnr"], marker=".", label=path.stem)
     axes.set(xlabel="optimiser steps", ylabel="PSNR of held-out images, dB")
     axes.grid(alpha=0.3)

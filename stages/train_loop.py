@@ -1,7 +1,7 @@
 """Drive a training: continue a killed one, show progress, keep curves and checkpoints."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pandas as pd
@@ -18,6 +18,7 @@ def run(
     config: OptimisationConfig,
     steps: Callable[[], Iterator[Step]],
     look: Callable[[int], dict[str, float]],
+    told: Sequence[str] = (),
 ) -> History:
     """Take the steps that are left and return the curves; `curves.csv` holds them as well.
 
@@ -26,8 +27,10 @@ def run(
         trainer: What is trained.
         config: Its section of `params.yaml`.
         steps: Begins the steps that are left, once an earlier checkpoint is loaded.
-        look: Draws a picture of the work after a number of steps, and returns what else the curves
-            are to say of it.
+        look: Draws a picture of the work after a number of steps, and returns what else there is to
+            tell of it.
+        told: The names of what it tells; each has a curve of its own, `<name>.csv`: they have few
+            points, and plots take an empty cell for zero.
     """
     checkpoint = stage.work / "checkpoint.pt"
     history = trainer.load(checkpoint) if checkpoint.is_file() else []
@@ -55,7 +58,7 @@ def run(
                     trainer.save(checkpoint, history)
     if not history:  # there was nothing to train, but what there is can be seen
         look(trainer.step)
-    write_curves(stage, history)
+    _write_curves(stage, history, told)
     return history
 
 
@@ -69,14 +72,18 @@ def mean_speed(history: History, config: OptimisationConfig) -> float | None:
     return steps[-1] * config.batch_size / sum(spent) if spent else None
 
 
-def write_curves(stage: Stage, history: History) -> None:
-    """Write the points of the curves as `curves.csv`, a column for each number.
+def _write_curves(stage: Stage, history: History, told: Sequence[str]) -> None:
+    """Write the curves, a column for each number.
 
     Without points there is the header alone, with what every training has.
     """
     columns = None if history else ["step", "loss"]
-    table = pd.DataFrame(history, columns=columns)
-    atomic.write_text(stage.out / "curves.csv", table.to_csv(index=False))
+    tables = {"curves": pd.DataFrame(history, columns=columns).drop(columns=told, errors="ignore")}
+    for name in told:
+        points = [{"step": point["step"], name: point[name]} for point in history if name in point]
+        tables[name] = pd.DataFrame(points, columns=["step", name])
+    for name, table in tables.items():
+        atomic.write_text(stage.out / f"{name}.csv", table.to_csv(index=False))
 
 
 class _Interval:

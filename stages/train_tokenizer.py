@@ -16,7 +16,8 @@ from stages.stage import Stage, run
 
 
 MANIFEST = Path("out/prepare/manifest.parquet")
-SHOWN = 64  # held-out images, of which the curves tell the PSNR
+HELD_OUT = "held_out_psnr"  # in dB, of the averaged weights
+SHOWN = 64  # images that it is measured on
 
 
 def main(stage: Stage) -> None:
@@ -58,9 +59,9 @@ def main(stage: Stage) -> None:
         if not len(shown):
             return {}
         restored = torch.cat([reconstruct(trainer.ema, part) for part in shown.split(8)])
-        return {"held_out_psnr": psnr(restored, shown)}
+        return {HELD_OUT: psnr(restored, shown)}
 
-    history = train_loop.run(stage, trainer, config, steps, look)
+    history = train_loop.run(stage, trainer, config, steps, look, told=[HELD_OUT])
     tokenizer.save(stage.out / "tokenizer.safetensors", trainer.ema)
     metrics: dict[str, float] = {
         "steps": trainer.step,

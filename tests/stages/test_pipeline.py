@@ -51,7 +51,7 @@ def test_curves_hold_the_points_asked_for(finished: Path) -> None:
 
 
 def test_the_tokenizers_curves_tell_how_well_it_gives_held_out_images_back(finished: Path) -> None:
-    table = pd.read_csv(finished / "out/train_tokenizer/curves.csv")
+    table = pd.read_csv(finished / "out/train_tokenizer/held_out_psnr.csv")
     assert table["step"].tolist() == [2, 4]
     first, last = table["held_out_psnr"]
     assert first != last
