@@ -38,12 +38,24 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def move_folder(source: Path, target: Path) -> None:
-    """Move a finished folder to its place, which it takes from what was there before."""
-    if target.exists():
-        shutil.rmtree(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(source, target)
+def publish_folder(source: Path, target: Path) -> None:
+    """Give a finished folder a second place, which it takes from what was there before.
+
+    Its files are hard links, so they need no more of the disk; copies where there can be none.
+    """
+    partial = target.with_name(target.name + ".partial")
+    for path in (partial, target):
+        if path.exists():
+            shutil.rmtree(path)
+    shutil.copytree(source, partial, copy_function=_link)
+    partial.replace(target)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
 
 
 def digest(path: Path) -> str:

@@ -61,7 +61,7 @@ def main(stage: Stage) -> None:
         divisor=divisor,
         **scale,
     )
-    atomic.move_folder(folder, stage.out / "latents")
+    atomic.publish_folder(folder, stage.out / "latents")
     atomic.write_json(stage.out / "latents.json", info.model_dump())
     stage.write_metrics({"count": info.count, "divisor": divisor, **measured.summary()})
 

@@ -65,7 +65,7 @@ def main(stage: Stage) -> None:
                 progress.update(len(shard))
     # Of this start alone: an earlier one, that was killed, may have made some or all.
     speed = generated / (time.monotonic() - started) if generated else None
-    atomic.move_folder(folder, stage.out / "samples")
+    atomic.publish_folder(folder, stage.out / "samples")
     _draw_grid(stage)
     stage.write_metrics({"num_images": config.num_images, "images_per_second": speed})
 

@@ -52,8 +52,8 @@ class Stage:
 
     @property
     def workers(self) -> int:
-        """Processes that decode images (`MAR_WORKERS`; by default one per CPU)."""
-        return read_count("MAR_WORKERS", os.cpu_count() or 1, least=0)
+        """Processes that decode images (`MAR_WORKERS`; by default one per CPU that is ours)."""
+        return read_count("MAR_WORKERS", _count_cpus(), least=0)
 
     @property
     def micro_batch(self) -> int:
@@ -78,10 +78,11 @@ class Stage:
         ends no training. By name, not by an import statement, for the reason given in
         `_check_params`.
         """
+        (self.out / "previews").mkdir(parents=True, exist_ok=True)  # an output, if all of them fail
         try:
             getattr(import_module("stages.previews"), kind)(self, **values)
-        except (ValueError, OSError, RuntimeError) as error:
-            sys.stderr.write(f"{self.name}: no picture: {error}\n")
+        except Exception as error:  # its code may be edited meanwhile, so anything can happen
+            sys.stderr.write(f"{self.name}: no picture: {type(error).__name__}: {error}\n")
 
     def preflight(self, **values: Any) -> dict[str, float]:
         """Compare what a long training begins with, and return what was found, for people.
@@ -113,10 +114,15 @@ def run(main: Callable[[Stage], None]) -> None:
         _end_with_parent()
     try:
         execute(name, main)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if os.environ.get("MAR_TRACEBACK"):
             raise
         sys.stderr.write(f"{name}: {error}\n")
+        if isinstance(error, torch.OutOfMemoryError):
+            sys.stderr.write(
+                f"{name}: less memory is taken with smaller MAR_MICRO_BATCH (training) and "
+                "MAR_SAMPLE_BATCH (generation), and with MAR_CHECKPOINTING=1\n"
+            )
         raise SystemExit(1) from None
 
 
@@ -186,7 +192,8 @@ def _check_params(name: str) -> None:
 
 def _run_tracked(name: str, main: Callable[[Stage], None]) -> None:
     device = choose_device()
-    inputs = work.input_digests(name)
+    work.remove_recorded()
+    read, inputs = work.sections(name), work.input_digests(name)
     folder = work.open_folder(name, inputs)
     run_id = folder / "run_id"
     tags = {"mar.fingerprint": folder.name, "mar.device": str(device)}
@@ -201,9 +208,17 @@ def _run_tracked(name: str, main: Callable[[Stage], None]) -> None:
             atomic.write_text(run_id, tracked.id)
         main(Stage(name, OUT / name, folder, device, tracked))
         tracked.metrics({"seconds": time.monotonic() - started, "peak_memory_gib": _peak_gib()})
-    if others := work.discard(folder):
+        work.check_unchanged(name, read, inputs)
+    if others := work.finish(folder):
         kept = ", ".join(str(other) for other in others)
         sys.stderr.write(f"{name}: unfinished work of other settings is kept: {kept}\n")
+
+
+def _count_cpus() -> int:
+    """Return how many CPUs this process may use, which can be fewer than there are."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _peak_gib() -> float:

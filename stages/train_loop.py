@@ -34,6 +34,7 @@ def run(
     """
     checkpoint = stage.work / "checkpoint.pt"
     history = trainer.load(checkpoint) if checkpoint.is_file() else []
+    begun = trainer.step
     interval = _Interval(read_count("MAR_CHECKPOINT_SECONDS", 30, least=1))
     speed = _Speed(config.batch_size, trainer.step)
     with tqdm(
@@ -56,8 +57,10 @@ def run(
                 step.values()  # never keep a diverged training
                 with speed.paused(), interval.saving():
                     trainer.save(checkpoint, history)
-    if not history:  # there was nothing to train, but what there is can be seen
+    if trainer.step == begun:  # there was nothing to train, but what there is can be seen
         look(trainer.step)
+    else:  # DVC has yet to record what is made of it
+        trainer.save(checkpoint, history)
     _write_curves(stage, history, told)
     return history
 

@@ -2,7 +2,8 @@
 
 A folder belongs to a fingerprint: the stage's parameters and the digests of its inputs and of its
 code. A stage continues only its own earlier work, never that of other settings (DVC's `persist`
-did, silently).
+did, silently). It keeps the folder until DVC has recorded its outputs, as DVC removes them where it
+was killed before.
 """
 
 import fcntl
@@ -10,10 +11,12 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ruamel.yaml import YAML
 
@@ -22,6 +25,8 @@ from stages import params
 
 
 ROOT = Path("work")
+FINISHED = "finished"  # in a folder: how dvc.lock recorded the stage before it finished
+PATIENCE = 30.0  # seconds: a killed process leaves others for a while, which hold its lock
 
 
 def declaration(stage: str) -> dict[str, Any]:
@@ -45,12 +50,48 @@ def input_digests(stage: str) -> dict[str, str]:
     }
 
 
+def sections(stage: str) -> dict[str, Any]:
+    """Return the sections of `params.yaml` that `dvc.yaml` lists for a stage."""
+    content = params.read()
+    return {name: content.get(name) for name in declaration(stage).get("params", [])}
+
+
 def fingerprint(stage: str, inputs: dict[str, str]) -> str:
     """Digest everything that decides a stage's result: parameters, inputs and code."""
-    content = params.read()
-    sections = {name: content.get(name) for name in declaration(stage).get("params", [])}
-    identity = json.dumps([sections, inputs], sort_keys=True, default=str)
+    identity = json.dumps([sections(stage), inputs], sort_keys=True, default=str)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def check_unchanged(stage: str, read: dict[str, Any], inputs: dict[str, str]) -> None:
+    """Check that a stage would find now what it found when it began.
+
+    DVC records parameters and dependencies as they are when a command has ended, so it would take
+    an edit made meanwhile for what the outputs were made of.
+
+    Args:
+        stage: Its name.
+        read: The `sections` when it began.
+        inputs: The `input_digests` when it began.
+
+    Raises:
+        ValueError: a section or an input has changed.
+    """
+    pairs = [
+        (
+            {f"section {name} of {params.FILE}": value for name, value in read.items()},
+            sections(stage),
+        ),
+        (inputs, input_digests(stage)),
+    ]
+    changed: list[str] = []
+    for before, now in pairs:
+        found = zip(before.items(), now.values(), strict=True)
+        changed += [name for (name, old), new in found if old != new]
+    if changed:
+        raise ValueError(
+            f"{', '.join(changed)} changed while the stage ran, which is finished; nothing is "
+            "recorded: undo the change, and the same command takes what is there"
+        )
 
 
 @contextmanager
@@ -59,13 +100,17 @@ def exclusive(stage: str) -> Iterator[None]:
     path = ROOT / stage / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        deadline = time.monotonic() + PATIENCE
+        waits = False
+        while not _lock(file):
             file.seek(0)
-            raise ValueError(
-                f"{stage} is already running here as process {file.read().strip() or 'unknown'}"
-            ) from None
+            holder = file.read().strip() or "unknown"
+            if time.monotonic() > deadline:
+                raise ValueError(f"{stage} is already running here as process {holder}")
+            if not waits:
+                sys.stderr.write(f"{stage}: waiting for process {holder} to end\n")
+            waits = True
+            time.sleep(0.2)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -79,20 +124,54 @@ def open_folder(stage: str, inputs: dict[str, str]) -> Path:
     return folder
 
 
-def discard(folder: Path) -> list[Path]:
-    """Remove the work of a finished stage; return that of other settings, which can still go on."""
-    shutil.rmtree(folder)
-    return sorted(folder.parent.glob("*/"))
+def finish(folder: Path) -> list[Path]:
+    """End the work of a stage; return that of other settings, which can still go on.
+
+    Below DVC, which has yet to record the outputs, the folder is kept; else it is removed.
+    """
+    if os.environ.get("DVC_STAGE"):
+        atomic.write_text(folder / FINISHED, _record(folder.parent.name))
+    else:
+        shutil.rmtree(folder)
+    return [
+        other
+        for other in sorted(folder.parent.glob("*/"))
+        if other != folder and not (other / FINISHED).is_file()
+    ]
 
 
-def _recorded_folders() -> dict[str, str]:
+def remove_recorded() -> None:
+    """Remove the folders of all stages that DVC has recorded since they finished."""
+    for marker in sorted(ROOT.glob(f"*/*/{FINISHED}")):
+        if marker.read_text(encoding="utf-8") != _record(marker.parent.parent.name):
+            shutil.rmtree(marker.parent)
+
+
+def _lock(file: IO[str]) -> bool:
+    """Take the lock of a file, unless another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _recorded() -> dict[str, Any]:
+    """Return what `dvc.lock` says of each stage."""
     lock = Path("dvc.lock")
     if not lock.is_file():
         return {}
-    stages = YAML(typ="safe").load(lock.read_text(encoding="utf-8")).get("stages", {})
+    return YAML(typ="safe").load(lock.read_text(encoding="utf-8")).get("stages", {})
+
+
+def _record(stage: str) -> str:
+    return json.dumps(_recorded().get(stage), sort_keys=True, default=str)
+
+
+def _recorded_folders() -> dict[str, str]:
     return {
         out["path"]: out["md5"]
-        for stage in stages.values()
+        for stage in _recorded().values()
         for out in stage.get("outs", [])
         if out.get("md5", "").endswith(".dir")
     }

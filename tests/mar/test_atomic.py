@@ -1,6 +1,7 @@
 """A file holds all of its old content or all of its new content, and a digest tells which."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,25 @@ def test_json_that_others_cannot_read_is_not_written(tmp_path: Path) -> None:
     assert path.read_text() == '{\n  "loss": 1.5\n}\n'
 
 
-def test_a_moved_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
-    atomic.write_text(tmp_path / "made" / "new.txt", "new")
-    atomic.write_text(tmp_path / "out" / "deep" / "old.txt", "old")
-    atomic.move_folder(tmp_path / "made", tmp_path / "out" / "deep")
-    assert [path.name for path in (tmp_path / "out" / "deep").iterdir()] == ["new.txt"]
-    assert not (tmp_path / "made").exists()
+@pytest.mark.parametrize("links", [True, False])
+def test_a_published_folder_takes_the_place_of_the_old_one(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, out = tmp_path / "made", tmp_path / "out" / "deep"
+    atomic.write_text(made / "new.txt", "new")
+    atomic.write_text(out / "old.txt", "old")
+    atomic.write_text(out.with_name("deep.partial") / "half.txt", "of a killed process")
+    if not links:
+
+        def refuse(source: str, target: str) -> None:
+            raise OSError("no links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+    atomic.publish_folder(made, out)
+    assert [path.name for path in out.iterdir()] == ["new.txt"]
+    assert [path.name for path in out.parent.iterdir()] == ["deep"]
+    assert (out / "new.txt").read_text() == (made / "new.txt").read_text() == "new"
+    assert (out / "new.txt").samefile(made / "new.txt") == links
 
 
 def test_the_digest_is_the_sha_256(tmp_path: Path) -> None:

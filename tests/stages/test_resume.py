@@ -16,6 +16,7 @@ import torch
 
 from mar import transformer
 from mar.atomic import digest
+from mar.generator import MAR
 from stages import work
 
 
@@ -105,15 +106,73 @@ def first_step_after_the_last_start(project: Path) -> int:
     return next(event["step"] for event in events[last:] if event["step"])
 
 
-def test_a_second_process_is_refused(long_training: Path) -> None:
+def test_a_second_process_is_refused(
+    long_training: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(work, "PATIENCE", 0.5)
     first = start(long_training)
     try:
         wait_for_checkpoint(long_training)
         with pytest.raises(ValueError, match=f"already running here as process {first.pid}"):
             tiny.run_stage("train_generator")
+        assert f"waiting for process {first.pid} to end" in capfd.readouterr().err
     finally:
         first.kill()
         first.wait()
+
+
+def test_what_a_killed_process_leaves_for_a_moment_is_waited_for(project: Path) -> None:
+    """Its children hold the lock until they see that it is gone."""
+    code = (
+        "import os, time; from stages import work\n"
+        "with work.exclusive('prepare'):\n"
+        "    if os.fork() == 0: time.sleep(1); os._exit(0)\n"
+        "    print('held', flush=True); os.kill(os.getpid(), 9)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=project, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    process.wait()
+    with work.exclusive("prepare"):
+        pass
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("stage", ["encode", "train_generator", "sample"])
+def test_what_dvc_has_not_recorded_is_taken_from_the_work_folder(
+    stage: str, project: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be killed while it reads the outputs of a stage that has finished."""
+    shutil.copytree(finished / "out", project / "out")
+    monkeypatch.setenv("DVC_STAGE", stage)
+    tiny.run_stage(stage)
+    (folder,) = (project / "work" / stage).glob("*/")
+    made = digests(project / "out" / stage)
+    shutil.rmtree(project / "out" / stage)  # as DVC does before it runs a stage again
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("it was made already")
+
+    monkeypatch.setattr(MAR, "forward", refuse)
+    monkeypatch.setattr("stages.sample.generate_images", refuse)
+    monkeypatch.setattr("stages.encode.encode", refuse)
+    tiny.run_stage(stage)
+    assert digests(project / "out" / stage) == made
+
+    lock = {"schema": "2.0", "stages": {stage: {"cmd": "recorded"}}}
+    (project / "dvc.lock").write_text(json.dumps(lock))
+    assert folder.exists()
+    tiny.run_stage("evaluate")
+    assert not folder.exists()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the digests of what is the same every time: not of times and names of runs."""
+    return {
+        str(path.relative_to(folder)): digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "metrics.json"
+    }
 
 
 def test_work_of_other_settings_is_not_continued(long_training: Path) -> None:

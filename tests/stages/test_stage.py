@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import tiny_project as tiny
+import torch
 from ruamel.yaml import YAML
 
 from mar.atomic import digest
@@ -43,9 +44,44 @@ def test_a_picture_that_cannot_be_drawn_ends_no_training(
     (project / "out/prepare/classes.json").unlink()
     tiny.run_stage("train_generator")
     assert "train_generator: no picture: " in capfd.readouterr().err
+    assert (project / "out/train_generator/previews").is_dir()  # or DVC misses an output
     assert digest(project / "out/train_generator/ema.safetensors") == digest(
         finished / "out/train_generator/ema.safetensors"
     )
+
+
+def test_what_changes_while_a_stage_runs_is_not_recorded(project: Path) -> None:
+    """DVC would take the edit for what the outputs were made of."""
+
+    def edit(running: stage.Stage) -> None:
+        params = tiny.tiny_params()
+        params["data"]["seed"] = 7
+        (project / "params.yaml").write_text(json.dumps(params))
+
+    with pytest.raises(ValueError, match=r"^section data of params\.yaml changed while the stage"):
+        stage.execute("prepare", edit)
+    (unfinished,) = (project / "work/prepare").glob("*/")
+    (project / "params.yaml").write_text(json.dumps(tiny.tiny_params()))
+    stage.execute("prepare", lambda running: None)
+    assert not unfinished.exists()  # it went on from there
+
+
+def test_memory_that_does_not_suffice_is_said(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def exhaust(name: str, main: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(stage, "execute", exhaust)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit):
+            stage.run(lambda running: None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capfd.readouterr().err
+    assert "CUDA out of memory." in said
+    assert "MAR_MICRO_BATCH" in said
 
 
 def test_pictures_of_an_earlier_start_are_shown_again(project: Path, finished: Path) -> None:
