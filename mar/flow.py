@@ -97,15 +97,30 @@ class RectifiedFlow(Head):
         z_null: Float[Tensor, "R D"] | None = None,
         guidance_scale: float = 1.0,
     ) -> Float[Tensor, "R C"]:
-        """Draw a token for each row by following the velocity from t = 1 to t = 0."""
+        """Draw a token for each row by following the velocity from t = 1 to t = 0.
+
+        All is float32, also under autocast.
+        """
         assert isinstance(sampler, FlowSampler)
-        y = self.denoiser.embed_z(z if z_null is None else torch.cat([z, z_null]))  # (R or 2 R, W)
+        with torch.autocast(z.device.type, enabled=False):
+            return self._sample(z.float(), noise, sampler, z_null, guidance_scale)
+
+    def _sample(
+        self,
+        z: Float[Tensor, "R D"],
+        noise: Noise,
+        sampler: FlowSampler,
+        z_null: Float[Tensor, "R D"] | None,
+        guidance_scale: float,
+    ) -> Float[Tensor, "R C"]:
+        rows = z if z_null is None else torch.cat([z, z_null.float()])
+        y = self.denoiser.embed_z(rows)  # (R or 2 R, W)
 
         def velocity(x_t: Tensor, t: float) -> Tensor:
             time = self.denoiser.embed_time(x_t.new_full((1,), TIME_SCALE * t))  # (1, W)
             if z_null is None:
-                return self.denoiser.denoise(x_t, y + time).float()
-            given, null = self.denoiser.denoise(torch.cat([x_t, x_t]), y + time).float().chunk(2)
+                return self.denoiser.denoise(x_t, y + time)
+            given, null = self.denoiser.denoise(torch.cat([x_t, x_t]), y + time).chunk(2)
             return guide(null, given, guidance_scale)
 
         x = sampler.temperature * noise.initial

@@ -41,7 +41,8 @@ def generate_images(
         indices: The number of each image, from which its noise is drawn.
         config: How to sample.
         latent_std: What the latents were divided by in training.
-        autocast: Makes the context of forward passes.
+        autocast: Makes the context of the transformer's forward passes; denoising and decoding are
+            float32, as wherever a tokenizer is measured.
         known: Tokens to keep, from `mar.editing.keep`.
 
     Raises:
@@ -51,8 +52,8 @@ def generate_images(
     noise = draw_noise(model, indices, config).to(device)
     with autocast():
         latents = generate(model, labels.to(device), noise, config, known=known)
-        parts = [
-            decode(tokenizer, latents[start : start + DECODED], latent_std)
-            for start in range(0, len(latents), DECODED)
-        ]
+    parts = [
+        decode(tokenizer, latents[start : start + DECODED], latent_std)
+        for start in range(0, len(latents), DECODED)
+    ]
     return torch.cat([to_uint8(part).cpu() for part in parts])
