@@ -6,7 +6,7 @@ steps, G generation steps after the first, c channels of a latent, H W latent gr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -26,7 +26,7 @@ class SampleConfig(Config):
 
     seed: int = Field(ge=0, description="seed of orders and noise")
     num_images: int = Field(gt=0, description="images to generate")
-    labels: list[int] | None = Field(
+    labels: list[Annotated[int, Field(ge=0)]] | None = Field(
         min_length=1,
         description="classes to cycle through; null for all of them, equally often",
     )
@@ -258,7 +258,9 @@ def check_fit(config: SampleConfig, generator: GeneratorConfig, num_tokens: int)
             "sample.guidance_scale: must be 1 where generator.label_drop is 0, as the prediction "
             f"without class is not trained; got {config.guidance_scale}"
         )
-    if config.order != generator.order and "raster" in (config.order, generator.order):
+    # One that has learnt to see any tokens can draw them in any order.
+    learnt_any = generator.order == "random" and generator.attention == "bidirectional"
+    if config.order != generator.order and not learnt_any:
         raise ValueError(
             f"sample.order: must be generator.order, {generator.order!r}, got {config.order!r}"
         )

@@ -99,6 +99,34 @@ def test_step_by_step_generation_is_teacher_forcing(make: Callable[..., MAR]) ->
     assert torch.allclose(forced.reshape(tokens.shape), tokens, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["diffusion", "flow"])
+def test_a_head_samples_in_float32_under_autocast(make: Callable[..., MAR], kind: str) -> None:
+    model, config = make(kind), sample_config(kind)
+    with torch.no_grad():  # a new denoiser puts out zeros
+        for parameter in model.head.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    noise = noise_of(model, config).at(torch.arange(12).expand(4, 12))
+    width = model.transformer.head_position.shape[2]
+    z, z_null = torch.randn(2, 48, width, generator=torch.Generator().manual_seed(0))
+    guided: dict[str, Any] = {"z_null": z_null, "guidance_scale": 2.0}
+    exact = [model.head.sample(z, noise, config.head, **given) for given in ({}, guided)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [model.head.sample(z, noise, config.head, **given) for given in ({}, guided)]
+    for one, other in zip(exact, found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_sees_any_tokens_can_generate_row_by_row(make: Callable[..., MAR]) -> None:
+    model = make("diffusion", order="random")
+    seen: list[list[int]] = []
+    model.transformer.register_forward_pre_hook(
+        lambda _, values: seen.append(values[1][2].tolist())
+    )
+    config = sample_config(order="raster", num_steps=12, guidance_scale=1.0)
+    assert generate(model, LABELS, noise_of(model, config), config).isfinite().all()
+    assert [sorted(visible) for visible in seen] == [list(range(step)) for step in range(12)]
+
+
 def test_raster_order_appears_row_by_row(make: Callable[..., MAR]) -> None:
     model = make("diffusion", order="raster")
     noise = noise_of(model, sample_config(order="raster"))
@@ -207,7 +235,8 @@ def test_what_cannot_see_later_tokens_cannot_be_given_some(
     [
         ("flow", {}, {}, r"sample\.head\.kind: must be generator\.head\.kind, 'flow', got 'diff"),
         ("diffusion", {}, {"order": "confidence"}, r"sample\.order: 'confidence' needs"),
-        ("diffusion", {}, {"order": "raster"}, r"sample\.order: must be .*'random', got 'raster'"),
+        ("diffusion", {"order": "raster"}, {}, r"sample\.order: must be .*'raster', got 'random'"),
+        ("diffusion", CAUSAL, {"order": "raster"}, r"sample\.order: must be .*got 'raster'"),
         ("diffusion", CAUSAL, {}, r"sample\.num_steps: must be 12, .* one by one; got 5"),
     ],
 )
