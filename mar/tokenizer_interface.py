@@ -5,7 +5,7 @@ Shapes: B batch, H W an image, c channels of a latent, h w the latent grid, X ch
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol, runtime_checkable
@@ -116,6 +116,10 @@ class Tokenizer(nn.Module, ABC):
         """Return the weights that put out the image, where other losses are balanced with the
         reconstruction's (VQGAN, Equation 7); none where there are no weights.
         """
+
+    def without_decay(self) -> Iterable[nn.Parameter]:
+        """Return the weights that must not decay, besides biases and norms."""
+        return ()
 
     def draw(
         self, batch: int, grid: Sequence[int], generator: torch.Generator, *, step: int

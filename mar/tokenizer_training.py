@@ -51,7 +51,9 @@ class TokenizerTrainer(Trainer[Tokenizer]):
     ) -> None:
         device = tokenizer.device
         variance = LearnedVariance().to(device) if config.learned_variance else None
-        groups = parameter_groups(tokenizer, config.weight_decay)
+        groups = parameter_groups(
+            tokenizer, config.weight_decay, without_decay=tokenizer.without_decay()
+        )
         if variance is not None:
             groups.append({"params": list(variance.parameters()), "weight_decay": 0.0})
         super().__init__(tokenizer, groups, config)

@@ -5,13 +5,13 @@ cross-entropy (MAR, section 5.1). Parameter names are LDM's.
 Shapes: B batch, H W an image, c channels of a latent, h w the latent grid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from mar.autoencoder import Autoencoder, EncoderDecoderConfig
 from mar.codebook import DEAD_AFTER, Codebook, use_of
@@ -48,6 +48,10 @@ class VQ(Autoencoder):
     def codebook_size(self) -> int:
         """Codes that it has."""
         return self.config.codebook_size
+
+    def without_decay(self) -> Iterable[nn.Parameter]:
+        """Return the codes: decay would draw them from the latents that they stand for."""
+        return self.quantize.parameters()
 
     def initialize(self, generator: torch.Generator) -> None:
         """Set every weight: layers as `Autoencoder`, codes as `Codebook` says."""

@@ -307,6 +307,18 @@ def test_a_trained_codebook_is_averaged(images: Tensor) -> None:
     assert not torch.equal(trainer.ema.quantize.embedding.weight, before)
 
 
+def test_weight_decay_leaves_the_codes_where_latents_put_them(images: Tensor) -> None:
+    trainer = fresh(make_config(weight_decay=0.5), vq(revive_dead=False))
+    assert isinstance(trainer.model, VQ)
+    codes = trainer.model.quantize.embedding.weight
+    decay = {
+        group["weight_decay"]
+        for group in trainer.optimizer.param_groups
+        if any(parameter is codes for parameter in group["params"])
+    }
+    assert decay == {0.0}
+
+
 # l-DeTok
 
 
