@@ -66,6 +66,19 @@ def test_the_two_kl16_of_table_2_differ_in_their_weights_alone(tmp_path: Path) -
     assert differing == ["tokenizer", "tokenizer_training"]
 
 
+def test_there_is_one_vq16(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    rows = [name for name in NAMES if "vq16" in name and "toy" not in name]
+    rows += [name for name in NAMES if name.startswith("paper/") and "cross-entropy" in name]
+    assert len(rows) == 6
+    found: list[object] = []
+    for name in rows:
+        path.write_text(presets.resolve(name, ROOT / "presets"))
+        configs = check.check_all(path)
+        found.append((configs["tokenizer"], configs["tokenizer_training"]))
+    assert all(sections == found[0] for sections in found)
+
+
 @pytest.mark.parametrize(
     ("name", "parameters", "guidance_scale"),
     [
