@@ -45,6 +45,11 @@ def locate(
     return found
 
 
+def kept(published: Published) -> Path:
+    """Return where torch.hub keeps a published file, which may not be there."""
+    return Path(torch.hub.get_dir(), "checkpoints", Path(published.url).name)
+
+
 def check_file(path: Path, sha256: str | None, *, key: str) -> None:
     """Check that a file is there and has the digest of the key `<key>_sha256`, if that is given.
 
@@ -60,7 +65,7 @@ def check_file(path: Path, sha256: str | None, *, key: str) -> None:
 def _download(published: Published, key: str, otherwise: str) -> Path:
     """Return the file that torch.hub keeps."""
     url = published.url
-    path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    path = kept(published)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

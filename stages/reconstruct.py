@@ -20,6 +20,7 @@ from mar.reference import Reference, ReferenceInfo
 from mar.rfid import ReconstructionDistance
 from mar.tokenizer_interface import Tokenizer
 from mar.tokenizer_training import TokenizerTrainingConfig
+from mar.weight_files import kept
 from stages.stage import Stage, run
 
 
@@ -68,13 +69,20 @@ def main(stage: Stage) -> None:
 
 
 def _lpips(stage: Stage, image_size: int) -> list[LPIPSScore]:
-    """Return LPIPS where the tokenizer's training has it and its weights are here."""
+    """Return LPIPS where its weights are: those of the tokenizer's training, or an earlier
+    download.
+    """
     config = stage.params("tokenizer_training", TokenizerTrainingConfig).perceptual
-    if not isinstance(config, LPIPSConfig) or image_size < lpips.SMALLEST:
+    path, sha256 = str(kept(lpips.FILE)), None
+    if isinstance(config, LPIPSConfig):
+        path, sha256 = config.weights, config.weights_sha256
+    elif not Path(path).is_file():
+        return []
+    if image_size < lpips.SMALLEST:
         return []
     key = "tokenizer_training.perceptual.weights"
     try:
-        network = lpips.load(config.weights, config.weights_sha256, key=key, base=stage.root)
+        network = lpips.load(path, sha256, key=key, base=stage.root)
     except ValueError as error:  # a tokenizer that was trained elsewhere can do without
         sys.stderr.write(f"{stage.name}: no LPIPS: {error}\n")
         return []

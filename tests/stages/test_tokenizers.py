@@ -124,6 +124,25 @@ def test_a_codebook_is_trained_tried_and_cached(project: Path) -> None:
     assert not torch.equal(cache.codes(everything, ~plain), cache.codes(everything, plain))
 
 
+def test_lpips_is_looked_for_among_downloads(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(project / "torch"))
+    params = tiny.tiny_params()
+    params["data"]["image_size"] = 16
+    params["tokenizer"] = {"kind": "pixels"}
+    params["generator"]["patch_size"] = 4
+    (project / "params.yaml").write_text(json.dumps(params))
+    for name in ("prepare", "reference", "train_tokenizer", "reconstruct"):
+        tiny.run_stage(name)
+    assert "LPIPS" not in capfd.readouterr().err
+    kept = project / "torch/hub/checkpoints/vgg16-397923af.pth"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"no weights")
+    tiny.run_stage("reconstruct")
+    assert "vgg16-397923af.pth does not hold torchvision's VGG16" in capfd.readouterr().err
+
+
 def test_pixels_pass_untrained_and_unchanged(project: Path) -> None:
     metrics = run_stages(project, "pixels")
     assert metrics["train_tokenizer"]["steps"] == metrics["train_tokenizer"]["parameters"] == 0
