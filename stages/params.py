@@ -1,6 +1,7 @@
 """Read sections of `params.yaml` into strict configs; every mistake names its key."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,9 +93,19 @@ def _messages(section: str, value: object, error: ValidationError) -> Iterator[s
                 expected = " or ".join(repr(tag) for tag in tags)
                 name = f"{key}.{_bare(context['discriminator'])}"
                 yield f"{name} must be {expected}, got {context['tag']!r}{hint}"
+            case "literal_error":
+                known = re.findall(r"'([^']*)'", context["expected"])
+                hint = suggest(problem["input"], known)
+                yield f"{key}: {_reason(problem)}, got {problem['input']!r}{hint}"
+            case "model_type":
+                yield f"{key} must hold keys of its own, got {problem['input']!r}"
             case _:
-                reason = problem["msg"].removeprefix("Value error, ")
-                yield f"{key}: {reason[:1].lower()}{reason[1:]}, got {problem['input']!r}"
+                yield f"{key}: {_reason(problem)}, got {problem['input']!r}"
+
+
+def _reason(problem: dict[str, Any]) -> str:
+    reason: str = problem["msg"].removeprefix("Value error, ")
+    return f"{reason[:1].lower()}{reason[1:]}"
 
 
 def _explained(messages: list[str]) -> list[str]:

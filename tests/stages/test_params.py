@@ -65,13 +65,21 @@ def test_a_missing_key_is_named(content: dict[str, Any], tmp_path: Path) -> None
             "sample",
             "guidance_schedule",
             "linaer",
-            "sample.guidance_schedule: input should be 'linear' or 'constant', got 'linaer'",
+            "sample.guidance_schedule: input should be 'linear' or 'constant', got 'linaer'; "
+            "did you mean 'linear'?",
         ),
         (
             "generator",
             "size",
             "gigantic",
             "generator.size: input should be 'base', 'large' or 'huge', got 'gigantic'",
+        ),
+        ("generator", "size", 3, "generator.size must hold keys of its own, got 3"),
+        (
+            "sample",
+            "labels",
+            [0, -1],
+            "sample.labels[1]: input should be greater than or equal to 0, got -1",
         ),
     ],
 )
@@ -221,7 +229,8 @@ def test_without_images_nothing_may_need_them(content: dict[str, Any], tmp_path:
     content["training"]["steps"] = 0
     content["data"]["classes"] = "imagnet"
     assert refuse(tmp_path, content) == (
-        "params.yaml: data.classes: input should be 'imagenet', got 'imagnet'"
+        "params.yaml: data.classes: input should be 'imagenet', got 'imagnet'; "
+        "did you mean 'imagenet'?"
     )
     content["data"]["classes"] = []
     assert refuse(tmp_path, content).startswith("params.yaml: data.classes: list should have at")
