@@ -1,14 +1,17 @@
 """The published model's numbers come out of our equations, within 1e-4 relative L2.
 
 The folder is `MAR_GOLDEN` (default `tests/golden`); any folder of that layout will do, its README
-tells what is in it. Weights are loaded under their official names.
+tells what is in it. Weights come from files of the official layout, read as released ones are.
 """
 
 import json
 import math
 import os
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,7 @@ from mar.diffusion_loss import DiffusionConfig, DiffusionLoss, DiffusionSampler
 from mar.generator import MAR, GeneratorConfig, MaskRatio, TrainingDraws
 from mar.head import Noise
 from mar.masking import num_hidden_after, split_orders, take
+from mar.official_files import read_generator, read_tokenizer
 from mar.posterior import LatentShape, Posterior
 from mar.released import from_official, load_official
 from mar.sampling import SampleConfig, SamplingNoise, generate, guidance_at
@@ -153,8 +157,21 @@ def generator(case: dict[str, Any]) -> MAR:
     )
     side = official["img_size"] // official["vae_stride"]
     model = MAR(config, LatentShape(official["vae_embed_dim"], side, side), official["class_num"])
-    load_official(model, load_file(GOLDEN / f"{case['weights']}.safetensors"))
+    tensors = load_file(GOLDEN / f"{case['weights']}.safetensors")
+    load_official(
+        model, released({"model_ema": tensors}, partial(read_generator, which="model_ema"))
+    )
     return model.eval()
+
+
+def released(
+    content: dict[str, dict[str, torch.Tensor]], read: Callable[..., dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """Return weights as they come from a file of the official layout."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "checkpoint.pth")
+        torch.save(content, path)
+        return read(path, None)
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -267,7 +284,8 @@ def test_autoencoder(name: str) -> None:
         kl_weight=1e-6,
     )
     model = AutoencoderKL(config)
-    load_official(model, {n: by_rule(n, t.shape) for n, t in model.state_dict().items()})
+    tensors = {n: by_rule(n, t.shape) for n, t in model.state_dict().items()}
+    load_official(model, released({"model": tensors}, read_tokenizer))
     with torch.no_grad():
         moments = model.encode(golden["image"])
         posterior = Posterior.of(golden["moments"], config.latent_channels)
