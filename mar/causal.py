@@ -161,7 +161,7 @@ class CausalTransformer(TokenTransformer):
             if self.next_position is not None and index == len(self.blocks) // 2:
                 x = x + pad(_at(self.next_position, predicted), (0, 0, before, 0))
             cache = None if caches is None else caches[index]
-            x = self._checkpointed(partial(causal_block, block, cache=cache), x)
+            x = self.apply_block(partial(causal_block, block, cache=cache), x)
         return self.norm(x[:, before:]) + _at(self.head_position, predicted)
 
     def predict(

@@ -5,6 +5,7 @@ the MLP.
 """
 
 import math
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float, Shaped
 from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 
+from mar.checkpointing import Checkpointed
 from mar.config import Config, name_or_fields
 
 
@@ -67,7 +69,7 @@ class FinalLayer(nn.Module):
         return self.linear(self.norm(x) * (1 + scale) + shift)
 
 
-class Denoiser(nn.Module):
+class Denoiser(Checkpointed):
     """The MLP; what its O outputs mean is the concern of the head that has it."""
 
     def __init__(
@@ -118,7 +120,7 @@ class Denoiser(nn.Module):
         """Return the outputs, given the sum y of the two embeddings."""
         x = self.input_proj(x_t)  # (R, W)
         for block in self.blocks:
-            x = block(x, y)
+            x = self.apply_block(partial(block, y=y), x)
         return self.final(x, y)  # (R, O)
 
     def forward(

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
+from mar.checkpointing import Checkpointed
 from mar.config import Config
 from mar.masking import over, take
 
@@ -47,7 +47,7 @@ Predictor = Callable[
 ]
 
 
-class TokenTransformer(nn.Module):
+class TokenTransformer(Checkpointed):
     """What all transformers over tokens share: how class and tokens enter, and initial weights."""
 
     def __init__(
@@ -62,7 +62,6 @@ class TokenTransformer(nn.Module):
         """Make the layers; with `num_codes`, tokens are indices of so many codes."""
         super().__init__()
         self.condition_tokens = condition_tokens  # (MAR: buffer)
-        self.checkpointing = False
         self.class_embedding = nn.Embedding(num_classes, width)
         self.null_embedding = nn.Parameter(torch.empty(1, width))
         self.z_proj = (
@@ -96,12 +95,6 @@ class TokenTransformer(nn.Module):
     ) -> Float[Tensor, "B D"]:
         """Embed the class of each sample, or the null class where it is dropped."""
         return torch.where(dropped[:, None], self.null_embedding, self.class_embedding(labels))
-
-    def _checkpointed(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Apply a block; with `checkpointing`, the backward pass computes its inside again."""
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
 
 
 class Transformer(TokenTransformer):
@@ -191,7 +184,7 @@ class Transformer(TokenTransformer):
 
     def _run(self, stack: nn.ModuleList, x: Tensor) -> Tensor:
         for block in stack:
-            x = self._checkpointed(block, x)
+            x = self.apply_block(block, x)
         return x
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mar import atomic, generator, generator_source, training
+from mar.checkpointing import set_checkpointing
 from mar.data_config import DataConfig
 from mar.generator import MAR
 from mar.generator_source import GeneratorSource
@@ -34,7 +35,7 @@ def main(stage: Stage) -> None:
     )
     section = stage.params("generator", GeneratorSource)
     model = MAR(section, info.latent, info.num_classes, info.codebook_size)
-    model.transformer.checkpointing = stage.checkpointing
+    set_checkpointing(model, stage.checkpointing)
     given = generator_source.given_weights(section, model, base=stage.root)
     cache = LatentCache(LATENTS, info)
     compared = stage.preflight(

@@ -14,7 +14,7 @@ import pytest
 import tiny_project as tiny
 import torch
 
-from mar import transformer
+from mar import checkpointing
 from mar.atomic import digest
 from mar.generator import MAR
 from stages import work
@@ -84,13 +84,13 @@ def test_activations_that_are_computed_again_give_the_same_weights(
     shutil.copytree(finished / "out", project / "out")
     monkeypatch.setenv("MAR_CHECKPOINTING", "1")
     calls: list[object] = []
-    recompute = transformer.checkpoint
+    recompute = checkpointing.checkpoint
 
     def count(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
         return recompute(*arguments, **options)
 
-    monkeypatch.setattr(transformer, "checkpoint", count)
+    monkeypatch.setattr(checkpointing, "checkpoint", count)
     tiny.run_stage("train_generator")
     assert calls
     for name in OUTPUTS:
