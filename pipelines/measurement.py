@@ -30,6 +30,7 @@ class Measurement:
         real_fid: Of real images that were held out.
         recognised: The share of generated images that the classifier recognises.
         real_recognised: The share of real ones that were held out.
+        psnr: Of the tokenizer's reconstructions, in dB; none where they lose nothing.
         parameters: Of the generator.
         training_seconds: Of its training.
         sampling_ms: Milliseconds for an image.
@@ -44,6 +45,7 @@ class Measurement:
     real_fid: float
     recognised: float | None
     real_recognised: float | None
+    psnr: float | None
     parameters: int
     training_seconds: float | None
     sampling_ms: float | None
@@ -53,9 +55,8 @@ def read(
     clone: Clone, reference: str, params: dict[str, Any], *, row: str, seed: int, guided: bool
 ) -> Measurement:
     """Read what the stages of an experiment measured."""
-    trained, sampled, scored = (
-        clone.metrics(reference, stage) for stage in ("train_generator", "sample", "evaluate")
-    )
+    stages = ("reconstruct", "train_generator", "sample", "evaluate")
+    restored, trained, sampled, scored = (clone.metrics(reference, stage) for stage in stages)
     distance = next(name for name in DISTANCES if name in scored["samples"])
     images = trained["steps"] * params["training"]["batch_size"]
     training, sampling = trained["images_per_second"], sampled["images_per_second"]
@@ -69,6 +70,7 @@ def read(
         real_fid=scored["held_out"][distance],
         recognised=scored["samples"].get("recognised"),
         real_recognised=scored["held_out"].get("recognised"),
+        psnr=restored.get("psnr"),
         parameters=trained["parameters"],
         training_seconds=images / training if training else None,
         sampling_ms=1000 / sampling if sampling else None,

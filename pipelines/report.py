@@ -48,8 +48,9 @@ def markdown(
         f"is {real.real_fid:.2f}{_of_real(real)}.",
         "",
         "| row | FID without guidance | FID with | recognised without | recognised with "
-        "| paper's FID without / with | parameters | training, s | sampling, ms an image |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| paper's FID without / with | tokenizer's PSNR, dB | parameters | training, s "
+        "| sampling, ms an image |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in rows),
         "",
         f"![Each row's FID beside the paper's]({picture})",
@@ -78,6 +79,7 @@ def _line(row: Row) -> str:
     cells += [_number(row.over("fid", guided=guided), "{:.2f}") for guided in GUIDED]
     cells += [_percent(row.over("recognised", guided=guided)) for guided in GUIDED]
     cells.append("" if row.published is None else "{:.2f} / {:.2f}".format(*row.published))
+    cells.append(_number(row.over("psnr"), "{:.1f}", spread=False))
     cells.append(f"{row.over('parameters').mean:,.0f}")
     cells.append(_number(row.over("training_seconds"), "{:.0f}", spread=False))
     cells.append(_number(row.over("sampling_ms", guided=False), "{:.1f}", spread=False))
