@@ -41,6 +41,7 @@ def markdown(
     failures: Iterable[str],
 ) -> str:
     """Return the table, the claims with their numbers, and what failed."""
+    beside = " beside the paper's" if _any_published(rows) else ""
     seeds = sorted({m.seed for row in rows for m in row.measurements})
     real = rows[0].measurements[0]
     lines = [
@@ -53,7 +54,7 @@ def markdown(
         "|---|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in rows),
         "",
-        f"![Each row's FID beside the paper's]({picture})",
+        f"![Each row's FID{beside}]({picture})",
     ]
     ranks = {guided: rank_correlation(rows, guided=guided) for guided in GUIDED}
     said = [f"{rank:.2f} {TITLES[guided]}" for guided, rank in ranks.items() if rank is not None]
@@ -190,10 +191,17 @@ def _draw(path: Path, rows: Sequence[Row]) -> None:
     panels[0].set_yticks(range(len(ordered)), [row.name for row in ordered])
     panels[0].invert_yaxis()
     panels[0].plot([], [], "o", color="tab:grey", label="ours: mean, and each seed")
-    panels[0].plot([], [], "D", color="black", mfc="none", label="the paper's, on its own scale")
+    if _any_published(rows):
+        panels[0].plot(
+            [], [], "D", color="black", mfc="none", label="the paper's, on its own scale"
+        )
     figure.legend(loc="outside lower center", ncols=2)
     with atomic.replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
+
+
+def _any_published(rows: Sequence[Row]) -> bool:
+    return any(row.published for row in rows)
 
 
 def _draw_panel(panel: Axes, rows: Sequence[Row], *, guided: bool) -> None:
