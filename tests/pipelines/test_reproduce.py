@@ -179,8 +179,13 @@ def test_an_interrupt_leaves_no_process(project: Path, monkeypatch: pytest.Monke
 
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", "train"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with pytest.raises(KeyboardInterrupt):
-        child.run(command, project, environment, interrupt)
+    # Programs that a shell starts in the background begin with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            child.run(command, project, environment, interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
     pids = [int(pid) for pid in (project / "pids").read_text().split()]
     assert len(pids) == 3
     assert wait_until_gone(pids, 2) == []
