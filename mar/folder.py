@@ -22,6 +22,7 @@ EXTENSIONS = (  # torchvision's IMG_EXTENSIONS, and two more of formats that we 
     ".tiff",
     ".webp",
 )
+EXPECTED = "folders of images, one per class: <class>/..., or train/<class>/... and val/<class>/..."
 HELD_OUT = ("val", "validation")  # what the folder of the held-out split may be called
 
 
@@ -61,9 +62,16 @@ def list_folder(root: Path) -> Listing:
         ValueError: the folder is missing, holds no class folders or a class without images,
             `train` and `val` hold different classes, or other folders lie beside `train`.
     """
+    try:
+        return _list(Path(os.path.abspath(root)))  # noqa: PTH100 (links stay what they are called)
+    except ValueError as error:
+        raise ValueError(f"data.path: {error}") from None
+
+
+def _list(root: Path) -> Listing:
     if not root.is_dir():
         reason = "is not a folder" if root.exists() else "does not exist"
-        raise ValueError(f"the image folder {root} {reason}")
+        raise ValueError(f"{root} {reason}, expected {EXPECTED}")
     train, val = _find_splits(root)
     ignored: list[str] = []
     if train is None:
@@ -132,7 +140,7 @@ def _class_names(root: Path, prefix: str, ignored: list[str]) -> list[str]:
     folder = root / prefix
     visible = _visible(folder)
     if not visible:
-        raise ValueError(f"the image folder {folder} is empty")
+        raise ValueError(f"{folder} is empty, expected {EXPECTED}")
     names = sorted(entry.name for entry in visible if entry.is_dir())
     if not names:
         example = min(entry.name for entry in visible)

@@ -24,7 +24,7 @@ def main(stage: Stage) -> None:
         )
     if collection.ignored:
         sys.stderr.write(
-            f"ignored {len(collection.ignored)} files that are no images by their names, as "
+            f"ignored {len(collection.ignored)} file(s) that are no images by their names, as "
             f"{collection.ignored[0]}; images end in {', '.join(EXTENSIONS)}\n"
         )
     write_manifest(stage.out / "manifest.parquet", collection.info, collection.rows)

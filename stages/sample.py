@@ -37,9 +37,11 @@ def main(stage: Stage) -> None:
     folder = stage.work / "samples"
     started, generated = time.monotonic(), 0
 
-    with tqdm(total=config.num_images, desc=stage.name, unit="image") as progress:
-        for number, shard in enumerate(torch.arange(config.num_images).split(config.shard_images)):
-            path = shard_path(folder, number)
+    shards = torch.arange(config.num_images).split(config.shard_images)
+    paths = [shard_path(folder, number) for number in range(len(shards))]
+    done = sum(len(shard) for path, shard in zip(paths, shards, strict=True) if path.is_file())
+    with tqdm(total=config.num_images, initial=done, desc=stage.name, unit="image") as progress:
+        for path, shard in zip(paths, shards, strict=True):
             if not path.is_file():
                 batches = []
                 for indices in shard.split(batch_size):
@@ -62,8 +64,6 @@ def main(stage: Stage) -> None:
                     first_index=int(shard[0]),
                     num_classes=model.num_classes,
                 )
-            else:
-                progress.update(len(shard))
     # Of this start alone: an earlier one, that was killed, may have made some or all.
     speed = generated / (time.monotonic() - started) if generated else None
     atomic.publish_folder(folder, stage.out / "samples")

@@ -114,6 +114,11 @@ def run(main: Callable[[Stage], None]) -> None:
         _end_with_parent()
     try:
         execute(name, main)
+    except KeyboardInterrupt:
+        if os.environ.get("MAR_TRACEBACK"):
+            raise
+        sys.stderr.write(f"{name}: interrupted; the same command goes on from what is saved\n")
+        raise SystemExit(128 + signal.SIGINT) from None
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if os.environ.get("MAR_TRACEBACK"):
             raise
@@ -195,7 +200,7 @@ def _run_tracked(name: str, main: Callable[[Stage], None]) -> None:
     work.remove_recorded()
     read, inputs = work.sections(name), work.input_digests(name)
     folder = work.open_folder(name, inputs)
-    run_id = folder / "run_id"
+    run_id = folder / work.RUN_ID
     tags = {"mar.fingerprint": folder.name, "mar.device": str(device)}
     tags |= {f"dvc.dep.{path}": digest for path, digest in inputs.items()}
     if Path("dvc.lock").is_file():
@@ -203,7 +208,7 @@ def _run_tracked(name: str, main: Callable[[Stage], None]) -> None:
     resume = run_id.read_text() if run_id.is_file() else None
     record = tracking.root() / "work" / "tracking" / f"{name}.jsonl"
     started = time.monotonic()
-    with tracking.track(name, record, tags, resume) as tracked:
+    with work.kept_if_begun(folder), tracking.track(name, record, tags, resume) as tracked:
         if tracked.id:
             atomic.write_text(run_id, tracked.id)
         main(Stage(name, OUT / name, folder, device, tracked))
@@ -245,4 +250,5 @@ def _end_with_parent() -> None:
 
 
 def _exit(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one would cut the tidying short
     raise SystemExit(128 + signum)

@@ -26,6 +26,7 @@ from stages import params
 
 ROOT = Path("work")
 FINISHED = "finished"  # in a folder: how dvc.lock recorded the stage before it finished
+RUN_ID = "run_id"  # in a folder: of its MLflow run
 PATIENCE = 30.0  # seconds: a killed process leaves others for a while, which hold its lock
 
 
@@ -122,6 +123,17 @@ def open_folder(stage: str, inputs: dict[str, str]) -> Path:
     folder = ROOT / stage / fingerprint(stage, inputs)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def kept_if_begun(folder: Path) -> Iterator[None]:
+    """Remove the folder of a stage that fails before it has made anything."""
+    try:
+        yield
+    except BaseException:
+        if {path.name for path in folder.iterdir()} <= {RUN_ID}:
+            shutil.rmtree(folder)
+        raise
 
 
 def finish(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mar.folder import EXTENSIONS, File, list_folder, verify
+from mar.folder import EXPECTED, EXTENSIONS, File, list_folder, verify
 from mar.images import FORMATS
 
 
@@ -19,7 +19,9 @@ def touch(root: Path, *paths: str) -> None:
 def refused(root: Path) -> str:
     with pytest.raises(ValueError, match=re.escape(str(root))) as caught:
         list_folder(root)
-    return str(caught.value).replace(str(root), "ROOT")
+    message = str(caught.value).replace(str(root), "ROOT")
+    assert message.startswith("data.path: ")
+    return message.removeprefix("data.path: ")
 
 
 def test_classes_are_numbered_by_name_and_files_found_at_any_depth(tmp_path: Path) -> None:
@@ -97,17 +99,17 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    assert refused(tmp_path / "photos") == "the image folder ROOT does not exist"
+    assert refused(tmp_path / "photos") == f"ROOT does not exist, expected {EXPECTED}"
 
 
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     touch(tmp_path, "photos")
-    assert refused(tmp_path / "photos") == "the image folder ROOT is not a folder"
+    assert refused(tmp_path / "photos") == f"ROOT is not a folder, expected {EXPECTED}"
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, ".keep")
-    assert refused(tmp_path) == "the image folder ROOT is empty"
+    assert refused(tmp_path) == f"ROOT is empty, expected {EXPECTED}"
 
 
 def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:

@@ -169,6 +169,7 @@ def test_a_scale_that_cannot_be_trained_on_stops_encode(photos: Path) -> None:
         Image.new("RGB", (8, 8), (128, 128, 128)).save(file, compress_level=index % 10)
     prepare.main(stage("prepare"))
     shutil.rmtree("out/encode")
+    shutil.rmtree("work")  # of other images, which have a folder of their own in a project
     with pytest.raises(
         ValueError, match=r"the latents' standard deviation is .*, expected 0.01 to"
     ):

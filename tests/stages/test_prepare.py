@@ -94,7 +94,7 @@ def test_ignored_files_are_counted_once(stage: Stage, capsys: pytest.CaptureFixt
         Path(name).touch()
     prepare.main(stage)
     said = capsys.readouterr().err
-    assert said.count("ignored 3 files that are no images by their names, as a/1.heic; ") == 1
+    assert said.count("ignored 3 file(s) that are no images by their names, as a/1.heic; ") == 1
 
 
 def test_too_many_broken_files_stop_before_anything_is_written(stage: Stage) -> None:

@@ -56,6 +56,7 @@ def test_what_changes_while_a_stage_runs_is_not_recorded(project: Path) -> None:
     def edit(running: stage.Stage) -> None:
         params = tiny.tiny_params()
         params["data"]["seed"] = 7
+        (running.work / "checkpoint.pt").write_text("some steps")
         (project / "params.yaml").write_text(json.dumps(params))
 
     with pytest.raises(ValueError, match=r"^section data of params\.yaml changed while the stage"):
@@ -64,6 +65,40 @@ def test_what_changes_while_a_stage_runs_is_not_recorded(project: Path) -> None:
     (project / "params.yaml").write_text(json.dumps(tiny.tiny_params()))
     stage.execute("prepare", lambda running: None)
     assert not unfinished.exists()  # it went on from there
+
+
+def test_a_stage_that_fails_at_once_leaves_no_work(project: Path) -> None:
+    def refuse(running: stage.Stage) -> None:
+        raise ValueError("data.path: photographs does not exist")
+
+    with pytest.raises(ValueError, match="does not exist"):
+        stage.execute("prepare", refuse)
+    assert list((project / "work/prepare").glob("*/")) == []
+
+    def begin(running: stage.Stage) -> None:
+        (running.work / "checkpoint.pt").write_text("some steps")
+        raise ValueError("training diverged")
+
+    with pytest.raises(ValueError, match="diverged"):
+        stage.execute("prepare", begin)
+    assert len(list((project / "work/prepare").glob("*/checkpoint.pt"))) == 1
+
+
+def test_an_interrupt_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(name: str, main: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "execute", interrupt)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            stage.run(lambda running: None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 130
+    assert "interrupted; the same command goes on" in capfd.readouterr().err
 
 
 def test_memory_that_does_not_suffice_is_said(
