@@ -4,14 +4,13 @@ Shapes: B batch, H W an image.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mar.codebook import CodebookUse
 from mar.images import to_float, to_uint8
-from mar.latent_scale import LatentStatistics
 from mar.posterior import Posterior
 from mar.tokenizer_interface import Tokenizer
 
@@ -20,25 +19,20 @@ from mar.tokenizer_interface import Tokenizer
 def reconstruct(
     tokenizer: Tokenizer,
     images: UInt8[Tensor, "B 3 H W"],
-    use: CodebookUse | None = None,
-    statistics: LatentStatistics | None = None,
+    watch: Callable[[Posterior], None] | None = None,
 ) -> UInt8[Tensor, "B 3 H W"]:
     """Encode and decode images by way of the posterior's mean, on the tokenizer's device.
 
     Args:
         tokenizer: What encodes and decodes.
         images: The originals.
-        use: Counts their codes, where there is a codebook.
-        statistics: Sums up their latents.
+        watch: Is shown their latents.
     """
     moments = tokenizer.encode(to_float(images.to(tokenizer.device)))
     posterior = Posterior.of(moments, tokenizer.latent_channels)
-    if statistics is not None:
-        statistics.update(posterior)
-    latents = posterior.mean
-    if use is not None:
-        use.update(tokenizer.quantise(latents))
-    return to_uint8(tokenizer.decode(latents)).cpu()
+    if watch is not None:
+        watch(posterior)
+    return to_uint8(tokenizer.decode(posterior.mean)).cpu()
 
 
 def psnr(images: UInt8[Tensor, "*B 3 H W"], originals: UInt8[Tensor, "*B 3 H W"]) -> float:

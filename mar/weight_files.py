@@ -45,8 +45,22 @@ def locate(
     return found
 
 
-def kept(published: Published) -> Path:
-    """Return where torch.hub keeps a published file, which may not be there."""
+def kept(published: Published) -> Path | None:
+    """Return an earlier download of a published file, if there is one.
+
+    Raises:
+        ValueError: what is there is another file.
+    """
+    path = _place(published)
+    if not path.is_file():
+        return None
+    if not (found := atomic.digest(path)).startswith(published.hash_prefix):
+        raise ValueError(f"{path} has {found}, expected {published.hash_prefix}...")
+    return path
+
+
+def _place(published: Published) -> Path:
+    """Return where torch.hub keeps a file."""
     return Path(torch.hub.get_dir(), "checkpoints", Path(published.url).name)
 
 
@@ -65,7 +79,7 @@ def check_file(path: Path, sha256: str | None, *, key: str) -> None:
 def _download(published: Published, key: str, otherwise: str) -> Path:
     """Return the file that torch.hub keeps."""
     url = published.url
-    path = kept(published)
+    path = _place(published)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -15,6 +15,7 @@ from mar.lpips import LPIPSConfig, LPIPSScore
 from mar.pair_scores import difference, score
 from mar.parallel import map_chunks, ranges
 from mar.pictures import comparison_grid, save_png
+from mar.posterior import Posterior
 from mar.reconstruction import reconstruct
 from mar.reference import Reference, ReferenceInfo
 from mar.rfid import ReconstructionDistance
@@ -50,7 +51,12 @@ def main(stage: Stage) -> None:
     latents = LatentStatistics(model.latent_channels)
     distance = ReconstructionDistance(extractor, train, stage.device)
     measures = [distance, *_lpips(stage, data.image_size)]
-    pairs = ((batch, reconstruct(model, batch, use, latents)) for batch in batches)
+
+    def watch(posterior: Posterior) -> None:
+        latents.update(posterior)
+        use.update(model.quantise(posterior.mean))
+
+    pairs = ((batch, reconstruct(model, batch, watch)) for batch in batches)
     scores = score(pairs, measures)
     if warning := distance.find_bias():
         sys.stderr.write(f"{stage.name}: {warning}\n")
@@ -73,15 +79,16 @@ def _lpips(stage: Stage, image_size: int) -> list[LPIPSScore]:
     download.
     """
     config = stage.params("tokenizer_training", TokenizerTrainingConfig).perceptual
-    path, sha256 = str(kept(lpips.FILE)), None
-    if isinstance(config, LPIPSConfig):
-        path, sha256 = config.weights, config.weights_sha256
-    elif not Path(path).is_file():
-        return []
     if image_size < lpips.SMALLEST:
         return []
     key = "tokenizer_training.perceptual.weights"
     try:
+        if isinstance(config, LPIPSConfig):
+            path, sha256 = config.weights, config.weights_sha256
+        elif (found := kept(lpips.FILE)) is not None:
+            path, sha256 = str(found), None
+        else:
+            return []
         network = lpips.load(path, sha256, key=key, base=stage.root)
     except ValueError as error:  # a tokenizer that was trained elsewhere can do without
         sys.stderr.write(f"{stage.name}: no LPIPS: {error}\n")

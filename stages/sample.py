@@ -26,7 +26,7 @@ SHOWN = 100  # images in the grid
 def main(stage: Stage) -> None:
     """Write the shards that are not there yet, then the grid."""
     config = stage.params("sample", SampleConfig)
-    torch.set_float32_matmul_precision("high")  # on GPUs TensorFloat32: the denoiser's products
+    torch.set_float32_matmul_precision("high")  # the denoiser's products, on GPUs: TensorFloat32
     info = LatentsInfo.read(INFO)
     digest = atomic.digest(TOKENIZER)
     info.check({"tokenizer": digest})

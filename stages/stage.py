@@ -78,8 +78,9 @@ class Stage:
         ends no training. By name, not by an import statement, for the reason given in
         `_check_params`.
         """
-        (self.out / "previews").mkdir(parents=True, exist_ok=True)  # an output, if all of them fail
         try:
+            # An output, if all of them fail.
+            (self.out / "previews").mkdir(parents=True, exist_ok=True)
             getattr(import_module("stages.previews"), kind)(self, **values)
         except Exception as error:  # its code may be edited meanwhile, so anything can happen
             sys.stderr.write(f"{self.name}: no picture: {type(error).__name__}: {error}\n")
@@ -125,8 +126,9 @@ def run(main: Callable[[Stage], None]) -> None:
         sys.stderr.write(f"{name}: {error}\n")
         if isinstance(error, torch.OutOfMemoryError):
             sys.stderr.write(
-                f"{name}: less memory is taken with smaller MAR_MICRO_BATCH (training) and "
-                "MAR_SAMPLE_BATCH (generation), and with MAR_CHECKPOINTING=1\n"
+                f"{name}: less memory is taken with a smaller MAR_MICRO_BATCH (trainings), "
+                "MAR_SAMPLE_BATCH (sample) or latents.batch_size (encode), and with "
+                "MAR_CHECKPOINTING=1 (train_generator)\n"
             )
         raise SystemExit(1) from None
 
@@ -236,7 +238,7 @@ def _end_with_parent() -> None:
     """On Linux, ask for SIGTERM when the parent process, DVC, dies; end now if it has already.
 
     A killed DVC would otherwise leave its stage running, and a second trainer would start beside
-    it. Who adopts an orphan is no Python program, which DVC is, as a command or as a library.
+    it. Who adopts an orphan is seldom a Python program, which DVC is, as a command or as a library.
     """
     if sys.platform == "linux":
         import ctypes

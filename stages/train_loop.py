@@ -43,16 +43,18 @@ def run(
         for step in steps():
             progress.update()
             last = step.index == config.steps
-            seen: dict[str, float] = {}
-            if step.index % config.preview_steps == 0 or last:
-                with speed.paused():
-                    seen = look(step.index)
-            if step.index % config.curve_steps == 0 or last or seen:
-                speeds = {"images_per_second": speed.measure(step.index)}
-                values = step.values() | speeds | seen
-                history.append({"step": step.index, **values})
-                stage.run.metrics(values, step.index)
-                progress.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
+            looks = step.index % config.preview_steps == 0 or last
+            if step.index % config.curve_steps == 0 or looks:
+                values = step.values()  # waits for the device, and refuses a diverged training
+                seen: dict[str, float] = {}
+                if looks:
+                    with speed.paused():
+                        seen = look(step.index)
+                if step.index % config.curve_steps == 0 or last or seen:
+                    values |= {"images_per_second": speed.measure(step.index)} | seen
+                    history.append({"step": step.index, **values})
+                    stage.run.metrics(values, step.index)
+                    progress.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
             if interval.due() and not last:
                 step.values()  # never keep a diverged training
                 with speed.paused(), interval.saving():

@@ -13,11 +13,12 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from mar import atomic
@@ -25,7 +26,7 @@ from stages import params
 
 
 ROOT = Path("work")
-FINISHED = "finished"  # in a folder: how dvc.lock recorded the stage before it finished
+FINISHED = "finished"  # in a folder: its settings, and how dvc.lock recorded the stage before
 RUN_ID = "run_id"  # in a folder: of its MLflow run
 PATIENCE = 30.0  # seconds: a killed process leaves others for a while, which hold its lock
 
@@ -77,22 +78,18 @@ def check_unchanged(stage: str, read: dict[str, Any], inputs: dict[str, str]) ->
     Raises:
         ValueError: a section or an input has changed.
     """
-    pairs = [
-        (
-            {f"section {name} of {params.FILE}": value for name, value in read.items()},
-            sections(stage),
-        ),
-        (inputs, input_digests(stage)),
-    ]
-    changed: list[str] = []
-    for before, now in pairs:
-        found = zip(before.items(), now.values(), strict=True)
-        changed += [name for (name, old), new in found if old != new]
+    now, found = sections(stage), input_digests(stage)
+    changed = [f"section {name} of {params.FILE}" for name in _differing(read, now)]
+    changed += _differing(inputs, found)
     if changed:
         raise ValueError(
-            f"{', '.join(changed)} changed while the stage ran, which is finished; nothing is "
-            "recorded: undo the change, and the same command takes what is there"
+            f"{', '.join(changed)} changed while the stage ran, so nothing of it is recorded; undo "
+            "the change, and the same command goes on from what is kept"
         )
+
+
+def _differing(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
 
 
 @contextmanager
@@ -122,6 +119,7 @@ def open_folder(stage: str, inputs: dict[str, str]) -> Path:
     """Return the work folder of the stage's present fingerprint, made if need be."""
     folder = ROOT / stage / fingerprint(stage, inputs)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / FINISHED).unlink(missing_ok=True)
     return folder
 
 
@@ -142,21 +140,27 @@ def finish(folder: Path) -> list[Path]:
     Below DVC, which has yet to record the outputs, the folder is kept; else it is removed.
     """
     if os.environ.get("DVC_STAGE"):
-        atomic.write_text(folder / FINISHED, _record(folder.parent.name))
+        stage = folder.parent.name
+        state = {"sections": sections(stage), "recorded": _recorded().get(stage)}
+        atomic.write_text(folder / FINISHED, json.dumps(state, default=str))
     else:
         shutil.rmtree(folder)
-    return [
-        other
-        for other in sorted(folder.parent.glob("*/"))
-        if other != folder and not (other / FINISHED).is_file()
-    ]
+    return [other for other in sorted(folder.parent.glob("*/")) if other != folder]
 
 
 def remove_recorded() -> None:
-    """Remove the folders of all stages that DVC has recorded since they finished."""
-    for marker in sorted(ROOT.glob(f"*/*/{FINISHED}")):
-        if marker.read_text(encoding="utf-8") != _record(marker.parent.parent.name):
-            shutil.rmtree(marker.parent)
+    """Remove the folders of all stages that DVC has recorded, of their settings, since they
+    finished.
+    """
+    with FileLock(ROOT / "recorded.lock"):  # stages may start side by side
+        recorded = _recorded()
+        for marker in sorted(ROOT.glob(f"*/*/{FINISHED}")):
+            before = json.loads(marker.read_text(encoding="utf-8"))
+            now = json.loads(json.dumps(recorded.get(marker.parent.parent.name), default=str))
+            if now is None or now == before["recorded"]:
+                continue
+            if now.get("params", {}).get(str(params.FILE)) == before["sections"]:
+                shutil.rmtree(marker.parent)
 
 
 def _lock(file: IO[str]) -> bool:
@@ -174,10 +178,6 @@ def _recorded() -> dict[str, Any]:
     if not lock.is_file():
         return {}
     return YAML(typ="safe").load(lock.read_text(encoding="utf-8")).get("stages", {})
-
-
-def _record(stage: str) -> str:
-    return json.dumps(_recorded().get(stage), sort_keys=True, default=str)
 
 
 def _recorded_folders() -> dict[str, str]:

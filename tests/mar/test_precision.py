@@ -69,7 +69,7 @@ def test_narrow_numbers_give_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(in_narrow_numbers(codes, monkeypatch), wide)
 
 
-def test_narrow_numbers_give_another_ratio_of_the_same_range(
+def test_narrow_numbers_give_a_ratio_of_the_same_range(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert 0.7 < in_narrow_numbers(ratio, monkeypatch) < 1

@@ -159,11 +159,12 @@ def test_what_dvc_has_not_recorded_is_taken_from_the_work_folder(
     tiny.run_stage(stage)
     assert digests(project / "out" / stage) == made
 
-    lock = {"schema": "2.0", "stages": {stage: {"cmd": "recorded"}}}
-    (project / "dvc.lock").write_text(json.dumps(lock))
-    assert folder.exists()
-    tiny.run_stage("evaluate")
-    assert not folder.exists()
+    for settings, kept in [({}, True), (work.sections(stage), False)]:
+        entry = {"cmd": "recorded", "params": {"params.yaml": settings}}
+        lock = {"schema": "2.0", "stages": {stage: entry}}
+        (project / "dvc.lock").write_text(json.dumps(lock))
+        tiny.run_stage("evaluate")
+        assert folder.exists() == kept
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -140,7 +140,9 @@ def test_lpips_is_looked_for_among_downloads(
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"no weights")
     tiny.run_stage("reconstruct")
-    assert "vgg16-397923af.pth does not hold torchvision's VGG16" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "reconstruct: no LPIPS: " in said
+    assert "vgg16-397923af.pth has" in said
 
 
 def test_pixels_pass_untrained_and_unchanged(project: Path) -> None:
