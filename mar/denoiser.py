@@ -1,7 +1,7 @@
 """The denoiser eps(x_t | t, z): a small MLP with adaptive layer norm (MAR, section 4.1).
 
 Shapes: R rows (tokens), C channels of a token, O outputs, D width of z, W width of
-the MLP.
+the MLP, G rows, or twice as many with guidance.
 """
 
 import math
@@ -115,6 +115,12 @@ class Denoiser(Checkpointed):
     def embed_z(self, z: Float[Tensor, "*R D"]) -> Float[Tensor, "*R W"]:
         """Embed the transformer's condition."""
         return self.z_proj(z)
+
+    def embed_guided(
+        self, z: Float[Tensor, "R D"], z_null: Float[Tensor, "R D"] | None
+    ) -> Float[Tensor, "G W"]:
+        """Embed each condition and then, for guidance, those without class; as float32."""
+        return self.embed_z((z if z_null is None else torch.cat([z, z_null])).float())
 
     def denoise(self, x_t: Float[Tensor, "R C"], y: Float[Tensor, "R W"]) -> Float[Tensor, "R O"]:
         """Return the outputs, given the sum y of the two embeddings."""

@@ -112,35 +112,24 @@ class DiffusionLoss(Head):
         """
         assert isinstance(sampler, DiffusionSampler)
         with torch.autocast(z.device.type, enabled=False):
-            return self._sample(z.float(), noise, sampler, z_null, guidance_scale)
+            y = self.denoiser.embed_guided(z, z_null)  # (R or 2 R, W)
 
-    def _sample(
-        self,
-        z: Float[Tensor, "R D"],
-        noise: Noise,
-        sampler: DiffusionSampler,
-        z_null: Float[Tensor, "R D"] | None,
-        guidance_scale: float,
-    ) -> Float[Tensor, "R C"]:
-        rows = z if z_null is None else torch.cat([z, z_null.float()])
-        y = self.denoiser.embed_z(rows)  # (R or 2 R, W)
+            def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+                time = self.denoiser.embed_time(t)  # (1, W)
+                if z_null is None:
+                    return self.denoiser.denoise(x_t, y + time)
+                output = self.denoiser.denoise(torch.cat([x_t, x_t]), y + time)  # (2 R, 2 C)
+                (eps, v), (eps_null, _) = (half.chunk(2, dim=1) for half in output.chunk(2))
+                return torch.cat([guide(eps_null, eps, guidance_scale), v], dim=1)
 
-        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            time = self.denoiser.embed_time(t)  # (1, W)
-            if z_null is None:
-                return self.denoiser.denoise(x_t, y + time)
-            output = self.denoiser.denoise(torch.cat([x_t, x_t]), y + time)  # (2 R, 2 C)
-            (eps, v), (eps_null, _) = (half.chunk(2, dim=1) for half in output.chunk(2))
-            return torch.cat([guide(eps_null, eps, guidance_scale), v], dim=1)
-
-        return diffusion.sample(
-            denoise,
-            _sampling_schedule(sampler.num_steps, z.device),
-            noise.initial,
-            noise.steps,
-            temperature=sampler.temperature,
-            x_0_bound=sampler.x_0_bound,
-        )
+            return diffusion.sample(
+                denoise,
+                _sampling_schedule(sampler.num_steps, z.device),
+                noise.initial,
+                noise.steps,
+                temperature=sampler.temperature,
+                x_0_bound=sampler.x_0_bound,
+            )
 
 
 @lru_cache(maxsize=4)

@@ -103,32 +103,21 @@ class RectifiedFlow(Head):
         """
         assert isinstance(sampler, FlowSampler)
         with torch.autocast(z.device.type, enabled=False):
-            return self._sample(z.float(), noise, sampler, z_null, guidance_scale)
+            y = self.denoiser.embed_guided(z, z_null)  # (R or 2 R, W)
 
-    def _sample(
-        self,
-        z: Float[Tensor, "R D"],
-        noise: Noise,
-        sampler: FlowSampler,
-        z_null: Float[Tensor, "R D"] | None,
-        guidance_scale: float,
-    ) -> Float[Tensor, "R C"]:
-        rows = z if z_null is None else torch.cat([z, z_null.float()])
-        y = self.denoiser.embed_z(rows)  # (R or 2 R, W)
+            def velocity(x_t: Tensor, t: float) -> Tensor:
+                time = self.denoiser.embed_time(x_t.new_full((1,), TIME_SCALE * t))  # (1, W)
+                if z_null is None:
+                    return self.denoiser.denoise(x_t, y + time)
+                given, null = self.denoiser.denoise(torch.cat([x_t, x_t]), y + time).chunk(2)
+                return guide(null, given, guidance_scale)
 
-        def velocity(x_t: Tensor, t: float) -> Tensor:
-            time = self.denoiser.embed_time(x_t.new_full((1,), TIME_SCALE * t))  # (1, W)
-            if z_null is None:
-                return self.denoiser.denoise(x_t, y + time)
-            given, null = self.denoiser.denoise(torch.cat([x_t, x_t]), y + time).chunk(2)
-            return guide(null, given, guidance_scale)
-
-        x = sampler.temperature * noise.initial
-        step = 1 / sampler.num_steps
-        for index in range(sampler.num_steps):
-            t = 1 - index * step
-            slope = velocity(x, t)
-            if sampler.solver == "heun":
-                slope = (slope + velocity(x - step * slope, t - step)) / 2
-            x = x - step * slope
-        return x
+            x = sampler.temperature * noise.initial
+            step = 1 / sampler.num_steps
+            for index in range(sampler.num_steps):
+                t = 1 - index * step
+                slope = velocity(x, t)
+                if sampler.solver == "heun":
+                    slope = (slope + velocity(x - step * slope, t - step)) / 2
+                x = x - step * slope
+            return x
