@@ -42,11 +42,6 @@ def main(stage: Stage) -> None:
         cache=cache, manifest=MANIFEST, weights=TOKENIZER, image_size=data.image_size
     )
     trainer = training.new_trainer(model.to(stage.device), config, given)
-
-    def look(step: int) -> dict[str, float]:
-        stage.preview("samples", generator=trainer.ema, info=info, step=step)
-        return {}
-
     history = train_loop.run(
         stage,
         trainer,
@@ -54,7 +49,7 @@ def main(stage: Stage) -> None:
         lambda: training.train(
             trainer, cache, config, micro_batch=stage.micro_batch, autocast=stage.autocast
         ),
-        look,
+        lambda step: stage.preview("samples", generator=trainer.ema, info=info, step=step),
     )
     generator.save(stage.out / "generator.safetensors", model, info.tokenizer)
     generator.save(stage.out / "ema.safetensors", trainer.ema, info.tokenizer)

@@ -1,7 +1,7 @@
 """Drive a training: continue a killed one, show progress, keep curves and checkpoints."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pandas as pd
@@ -17,8 +17,8 @@ def run(
     trainer: Trainer,
     config: OptimisationConfig,
     steps: Callable[[], Iterator[Step]],
-    look: Callable[[int], dict[str, float]],
-    told: Sequence[str] = (),
+    preview: Callable[[int], None],
+    measures: Mapping[str, Callable[[], float | None]] | None = None,
 ) -> History:
     """Take the steps that are left and return the curves; `curves.csv` holds them as well.
 
@@ -27,13 +27,13 @@ def run(
         trainer: What is trained.
         config: Its section of `params.yaml`.
         steps: Begins the steps that are left, once an earlier checkpoint is loaded.
-        look: Draws a picture of the work after a number of steps, and returns what else there is to
-            tell of it.
-        told: The names of what it tells; each has a curve of its own, `<name>.csv`: they have few
-            points, and plots take an empty cell for zero.
+        preview: Draws a picture of the work after a number of steps.
+        measures: What is measured beside each picture, where it can be; each has a curve of its
+            own, `<name>.csv`: they have few points, and plots take an empty cell for zero.
     """
     checkpoint = stage.work / "checkpoint.pt"
     history = trainer.load(checkpoint) if checkpoint.is_file() else []
+    measures = measures or {}
     begun = trainer.step
     interval = _Interval(read_count("MAR_CHECKPOINT_SECONDS", 30, least=1))
     speed = _Speed(config.batch_size, trainer.step)
@@ -43,14 +43,17 @@ def run(
         for step in steps():
             progress.update()
             last = step.index == config.steps
-            looks = step.index % config.preview_steps == 0 or last
-            if step.index % config.curve_steps == 0 or looks:
+            point = step.index % config.curve_steps == 0 or last
+            pictured = step.index % config.preview_steps == 0 or last
+            if point or pictured:
                 values = step.values()  # waits for the device, and refuses a diverged training
                 seen: dict[str, float] = {}
-                if looks:
+                if pictured:
                     with speed.paused():
-                        seen = look(step.index)
-                if step.index % config.curve_steps == 0 or last or seen:
+                        preview(step.index)
+                        found = {name: measure() for name, measure in measures.items()}
+                        seen = {name: it for name, it in found.items() if it is not None}
+                if point or seen:
                     values |= {"images_per_second": speed.measure(step.index)} | seen
                     history.append({"step": step.index, **values})
                     stage.run.metrics(values, step.index)
@@ -60,10 +63,10 @@ def run(
                 with speed.paused(), interval.saving():
                     trainer.save(checkpoint, history)
     if trainer.step == begun:  # there was nothing to train, but what there is can be seen
-        look(trainer.step)
+        preview(trainer.step)
     else:  # DVC has yet to record what is made of it
         trainer.save(checkpoint, history)
-    _write_curves(stage, history, told)
+    _write_curves(stage, history, list(measures))
     return history
 
 
@@ -77,14 +80,16 @@ def mean_speed(history: History, config: OptimisationConfig) -> float | None:
     return steps[-1] * config.batch_size / sum(spent) if spent else None
 
 
-def _write_curves(stage: Stage, history: History, told: Sequence[str]) -> None:
+def _write_curves(stage: Stage, history: History, measured: Sequence[str]) -> None:
     """Write the curves, a column for each number.
 
     Without points there is the header alone, with what every training has.
     """
     columns = None if history else ["step", "loss"]
-    tables = {"curves": pd.DataFrame(history, columns=columns).drop(columns=told, errors="ignore")}
-    for name in told:
+    tables = {
+        "curves": pd.DataFrame(history, columns=columns).drop(columns=measured, errors="ignore")
+    }
+    for name in measured:
         points = [{"step": point["step"], name: point[name]} for point in history if name in point]
         tables[name] = pd.DataFrame(points, columns=["step", name])
     for name, table in tables.items():

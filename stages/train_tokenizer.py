@@ -16,8 +16,7 @@ from stages.stage import Stage, run
 
 
 MANIFEST = Path("out/prepare/manifest.parquet")
-HELD_OUT = "held_out_psnr"  # in dB, of the averaged weights
-SHOWN = 64  # images that it is measured on
+SHOWN = 64  # held-out images, of which the curves tell the PSNR
 
 
 def main(stage: Stage) -> None:
@@ -52,16 +51,19 @@ def main(stage: Stage) -> None:
         )
 
     held_out = ImageSet(MANIFEST, "held_out", data.image_size, base=stage.root)
-    shown = held_out.spread(SHOWN)
 
-    def look(step: int) -> dict[str, float]:
+    def preview(step: int) -> None:
         stage.preview("reconstructions", tokenizer=trainer.ema, images=held_out, step=step)
-        if not len(shown):
-            return {}
-        restored = torch.cat([reconstruct(trainer.ema, part) for part in shown.split(8)])
-        return {HELD_OUT: psnr(restored, shown)}
 
-    history = train_loop.run(stage, trainer, config, steps, look, told=[HELD_OUT])
+    def held_out_psnr() -> float | None:
+        shown = held_out.spread(SHOWN)
+        if not len(shown):
+            return None
+        restored = torch.cat([reconstruct(trainer.ema, part) for part in shown.split(8)])
+        return psnr(restored, shown)
+
+    measures = {"held_out_psnr": held_out_psnr}  # in dB, of the averaged weights
+    history = train_loop.run(stage, trainer, config, steps, preview, measures)
     tokenizer.save(stage.out / "tokenizer.safetensors", trainer.ema)
     metrics: dict[str, float] = {
         "steps": trainer.step,
