@@ -14,9 +14,9 @@ import time
 import torch
 from torch import Tensor
 
-from mar.causal import CausalTransformer
-from mar.masking import sample_orders, take
-from mar.transformer import Widths
+from mar.model.causal import CausalTransformer
+from mar.model.masking import gather_tokens, sample_orders
+from mar.model.transformer import Widths
 
 
 CHANNELS = 16
@@ -36,7 +36,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build(sizes: argparse.Namespace, generator: torch.Generator) -> CausalTransformer:
+def build(sizes: argparse.Namespace, rng: torch.Generator) -> CausalTransformer:
     """Return a transformer for random orders, with fresh weights."""
     half = sizes.blocks // 2
     widths = Widths(
@@ -56,7 +56,7 @@ def build(sizes: argparse.Namespace, generator: torch.Generator) -> CausalTransf
         dropout=0.1,
         next_position=True,
     )
-    transformer.initialize(generator)
+    transformer.initialize(rng)
     return transformer.eval()
 
 
@@ -81,10 +81,10 @@ def run(
 def main() -> None:
     """Time both, and fail where they differ or the cache gains too little."""
     sizes = parse()
-    generator = torch.Generator().manual_seed(0)
-    transformer = build(sizes, generator)
-    tokens = torch.randn(sizes.batch, sizes.tokens, CHANNELS, generator=generator)
-    sequence = sample_orders(sizes.batch, sizes.tokens, generator)
+    rng = torch.Generator().manual_seed(0)
+    transformer = build(sizes, rng)
+    tokens = torch.randn(sizes.batch, sizes.tokens, CHANNELS, generator=rng)
+    sequence = sample_orders(sizes.batch, sizes.tokens, rng)
     labels = torch.arange(sizes.batch) % 10
     condition = transformer.condition(labels, labels < 0).detach()
 
@@ -94,7 +94,7 @@ def main() -> None:
     for cached in (True, False):
         run(*inputs, cached=cached, calls=min(WARM_UP, sizes.tokens))
         found[cached], seconds[cached] = run(*inputs, cached=cached, calls=sizes.tokens)
-    z = take(transformer(tokens, sequence, condition).detach(), sequence)
+    z = gather_tokens(transformer(tokens, sequence, condition).detach(), sequence)
 
     ratio = seconds[False] / seconds[True]
     print(f"{vars(sizes)}, {torch.get_num_threads()} threads")

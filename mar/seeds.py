@@ -10,11 +10,11 @@ import json
 import torch
 
 
-def generator(*keys: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+def make_rng(*keys: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a new generator for the keys.
 
     They are hashed with SHA-256 into a seed of 63 bits, so the streams of neighbouring keys are
-    unrelated. A word among them, as in `generator("noise", seed, step)`, keeps two uses of one
+    unrelated. A word among them, as in `make_rng("noise", seed, step)`, keeps two uses of one
     seed apart. On the CPU torch uses only the low 32 bits of a seed (on a GPU, all of them): of
     50,000 streams, some two are the same with probability 1/4.
     """

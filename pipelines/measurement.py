@@ -11,7 +11,7 @@ from pipelines.clone import Clone
 
 
 # The distance of the generated images from the real ones, by the extractor that it is measured
-# with; `mar.fidelity` names them.
+# with; `mar.evaluation.metrics` names them.
 DISTANCES = ("classifier_fid", "fid", "fd_dinov2")
 PUBLISHED = re.compile(r"FID ([\d.]+) without guidance, ([\d.]+) with\b")
 
@@ -28,8 +28,8 @@ class Measurement:
         distance: What its FID is called.
         fid: Of the generated images.
         real_fid: Of real images that were held out.
-        recognised: The share of generated images that the classifier recognises.
-        real_recognised: The share of real ones that were held out.
+        classifier_accuracy: The share of generated images that the classifier recognises.
+        real_classifier_accuracy: The share of real ones that were held out.
         psnr: Of the tokenizer's reconstructions, in dB; none where they lose nothing.
         parameters: Of the generator.
         training_seconds: Of its training.
@@ -43,8 +43,8 @@ class Measurement:
     distance: str
     fid: float
     real_fid: float
-    recognised: float | None
-    real_recognised: float | None
+    classifier_accuracy: float | None
+    real_classifier_accuracy: float | None
     psnr: float | None
     parameters: int
     training_seconds: float | None
@@ -68,8 +68,8 @@ def read(
         distance=distance,
         fid=scored["samples"][distance],
         real_fid=scored["held_out"][distance],
-        recognised=scored["samples"].get("recognised"),
-        real_recognised=scored["held_out"].get("recognised"),
+        classifier_accuracy=scored["samples"].get("classifier_accuracy"),
+        real_classifier_accuracy=scored["held_out"].get("classifier_accuracy"),
         psnr=restored.get("psnr"),
         parameters=trained["parameters"],
         training_seconds=images / training if training else None,

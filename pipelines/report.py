@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from mar import atomic
+from mar.files import atomic
 from pipelines.claims import GUIDED, NAMES, Comparison, Verdict, check, rank_correlation
 from pipelines.measurement import Measurement, Over, Row
 
@@ -78,7 +78,7 @@ def markdown(
 def _line(row: Row) -> str:
     cells = [row.name]
     cells += [_number(row.over("fid", guided=guided), "{:.2f}") for guided in GUIDED]
-    cells += [_percent(row.over("recognised", guided=guided)) for guided in GUIDED]
+    cells += [_percent(row.over("classifier_accuracy", guided=guided)) for guided in GUIDED]
     cells.append("" if row.published is None else "{:.2f} / {:.2f}".format(*row.published))
     cells.append(_number(row.over("psnr"), "{:.1f}", spread=False))
     cells.append(f"{row.over('parameters').mean:,.0f}")
@@ -116,7 +116,7 @@ def _of_seeds(seeds: Sequence[int]) -> str:
 
 
 def _of_real(real: Measurement) -> str:
-    share = real.real_recognised
+    share = real.real_classifier_accuracy
     return "" if share is None else f", of which {100 * share:.1f} % are recognised"
 
 
@@ -150,7 +150,7 @@ def _summary(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, obje
     """Return the means and spreads of the rows, and the claims."""
     quantities = {
         f"{quantity}_{'guided' if guided else 'unguided'}": (quantity, guided)
-        for quantity in ("fid", "recognised")
+        for quantity in ("fid", "classifier_accuracy")
         for guided in GUIDED
     }
     return {

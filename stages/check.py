@@ -8,25 +8,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mar import tokenizer
-from mar.data_config import DataConfig, NoData
-from mar.detok import DeTokConfig
-from mar.diffusers_autoencoder import DiffusersFolder
-from mar.extractors import ClassifierReference, InceptionReference, ReferenceConfig
-from mar.fidelity import EvaluateConfig, check_sizes
-from mar.generator import GeneratorConfig, check_size, narrow_denoiser
-from mar.generator_source import GeneratorSource, ReleasedGenerator
-from mar.latents import LatentsConfig
-from mar.official_shapes import check_layout
-from mar.optimisation import OptimisationConfig
-from mar.perceptual import ClassifierDistanceConfig
-from mar.pixels import PixelsConfig
-from mar.sampling import SampleConfig, balanced_labels, check_fit
-from mar.tokenizer_source import ReleasedAutoencoder, TokenizerSource
-from mar.tokenizer_training import TokenizerTrainingConfig
-from mar.tokenizer_training import check_size as check_losses
-from mar.training import TrainingConfig
-from mar.vq import VQConfig
+from mar.data.config import DataConfig, NoData
+from mar.evaluation.extractors import ClassifierReference, InceptionReference, ReferenceConfig
+from mar.evaluation.metrics import EvaluateConfig, check_sizes
+from mar.latents.info import LatentsConfig
+from mar.model.mar import GeneratorConfig, check_size, narrow_denoiser_warning
+from mar.released.generator import GeneratorSource, ReleasedGenerator
+from mar.released.shapes import check_layout
+from mar.released.tokenizer import ReleasedAutoencoder, TokenizerSource
+from mar.sampling.generate import SampleConfig, balanced_labels, check_fit
+from mar.tokenizer_training.perceptual import ClassifierDistanceConfig
+from mar.tokenizer_training.trainer import TokenizerTrainingConfig
+from mar.tokenizer_training.trainer import check_size as check_losses
+from mar.tokenizers.detok import DeTokConfig
+from mar.tokenizers.diffusers import DiffusersFolder
+from mar.tokenizers.pixels import PixelsConfig
+from mar.tokenizers.registry import latent_shape
+from mar.tokenizers.vq import VQConfig
+from mar.training.generator import TrainingConfig
+from mar.training.trainer import OptimisationConfig
 from stages import params
 
 
@@ -68,10 +68,10 @@ def check_all(path: Path = params.FILE) -> dict[str, Any]:
     return configs
 
 
-def doubts(configs: dict[str, Any]) -> list[str]:
+def config_warnings(configs: dict[str, Any]) -> list[str]:
     """Return what is allowed but likely a mistake, one sentence each."""
-    latent = tokenizer.latent_shape(configs["tokenizer"], configs["data"].image_size)
-    doubt = narrow_denoiser(configs["generator"], latent)
+    latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
+    doubt = narrow_denoiser_warning(configs["generator"], latent)
     return [] if doubt is None else [doubt]
 
 
@@ -89,7 +89,7 @@ def _check_fit(configs: dict[str, Any]) -> None:
     """Refuse sections that are fine by themselves but do not fit together."""
     generator: GeneratorConfig = configs["generator"]
     sample: SampleConfig = configs["sample"]
-    latent = tokenizer.latent_shape(configs["tokenizer"], configs["data"].image_size)
+    latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
     codebook = (
         configs["tokenizer"].codebook_size if isinstance(configs["tokenizer"], VQConfig) else None
     )
@@ -169,7 +169,7 @@ def _check_sources(configs: dict[str, Any]) -> None:
         check_layout(configs["generator"])
         if configs["latents"].scale is None:
             raise ValueError(
-                "latents.scale: must be what the released generator was trained with (official "
+                "latents.scale: must be what the released generator was trained with (released "
                 "ones: 0.2325), got None"
             )
 
@@ -194,7 +194,7 @@ def _check_without_images(configs: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     try:
-        found = doubts(check_all())
+        found = config_warnings(check_all())
     except ValueError as problem:
         sys.stderr.write(f"{problem}\n")
         raise SystemExit(1) from None

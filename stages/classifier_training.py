@@ -3,8 +3,8 @@
 import pandas as pd
 from tqdm import tqdm
 
-from mar.classifier import Classifier, ClassifierConfig, new_classifier, train_classifier
-from mar.data import ImageSet, image_batches
+from mar.data.dataset import ImageSet, image_batches
+from mar.evaluation.classifier import Classifier, ClassifierConfig, new_classifier, train_classifier
 from stages.stage import Stage
 
 

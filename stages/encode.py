@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mar import atomic, latents, tokenizer
-from mar.data import ImageSet
-from mar.data_config import DataConfig
-from mar.encoding import Encoded, encode, join
-from mar.latent_scale import UNMEASURED, check_divisor, check_scale, find_weak_channels
-from mar.latents import TRANSFORM, LatentsConfig, LatentsInfo
-from mar.parallel import map_chunks
+from mar.data.config import DataConfig
+from mar.data.dataset import ImageSet
+from mar.data.workers import map_chunks
+from mar.files import atomic
+from mar.latents.cache import measure_latents, write_latents
+from mar.latents.info import TRANSFORM, LatentsConfig, LatentsInfo
+from mar.latents.scale import UNMEASURED, check_latent_std, check_scale, weak_channels_warning
+from mar.tokenizers.codec import EncodedImages, concatenate, encode_images
+from mar.tokenizers.registry import latent_shape, load_tokenizer
 from stages.stage import Stage, run
 
 
@@ -28,28 +30,28 @@ def main(stage: Stage) -> None:
     """Write the shards that are not there yet, then measure and judge the scale of all latents."""
     data = stage.params("data", DataConfig)
     config = stage.params("latents", LatentsConfig)
-    model = tokenizer.load(TOKENIZER).to(stage.device)
+    model = load_tokenizer(TOKENIZER).to(stage.device)
     images = ImageSet(MANIFEST, "train", data.image_size, base=stage.root)
     images.verify_listing()
-    shape = tokenizer.latent_shape(model.config, data.image_size)
+    shape = latent_shape(model.config, data.image_size)
     folder = stage.work / "latents"
     names = images.names
     folder.mkdir(parents=True, exist_ok=True)
     for path, indices, batches in _missing_shards(stage, images, config, folder):
-        plain: list[Encoded] = []
-        mirrored: list[Encoded] = []
+        plain: list[EncodedImages] = []
+        mirrored: list[EncodedImages] = []
         for pixels in batches:  # encoded at once: the pixels of a shard can be gigabytes
-            plain.append(encode(model, pixels))
-            mirrored += [encode(model, pixels.flip(3))] if config.flips else []
+            plain.append(encode_images(model, pixels).cpu())
+            mirrored += [encode_images(model, pixels.flip(3)).cpu()] if config.flips else []
         _write(path, plain, mirrored, images, indices, names, config, model.codebook_size)
-    measured = latents.measure(folder, shape)
+    measured = measure_latents(folder, shape)
     check_scale(measured)
-    if warning := find_weak_channels(measured):
+    if warning := weak_channels_warning(measured):
         sys.stderr.write(f"{stage.name}: {warning}\n")
     scale: dict[str, Any] = {**(measured.scale() if measured.count else UNMEASURED)}
-    divisor = config.divisor(scale["std"])
+    latent_std = config.latent_std(scale["std"])
     if measured.count:
-        check_divisor(scale["std"], divisor, "latents.scale")
+        check_latent_std(scale["std"], latent_std, "latents.scale")
     info = LatentsInfo(
         tokenizer=atomic.digest(TOKENIZER),
         transform=TRANSFORM.format(size=data.image_size),
@@ -58,12 +60,12 @@ def main(stage: Stage) -> None:
         num_classes=images.num_classes,
         codebook_size=model.codebook_size,
         shape=[shape.channels, shape.height, shape.width],
-        divisor=divisor,
+        latent_std=latent_std,
         **scale,
     )
     atomic.publish_folder(folder, stage.out / "latents")
     atomic.write_json(stage.out / "latents.json", info.model_dump())
-    stage.write_metrics({"count": info.count, "divisor": divisor, **measured.summary()})
+    stage.write_metrics({"count": info.count, "latent_std": latent_std, **measured.summary()})
 
 
 def _missing_shards(
@@ -88,8 +90,8 @@ def _missing_shards(
 
 def _write(
     path: Path,
-    plain: list[Encoded],
-    mirrored: list[Encoded],
+    plain: list[EncodedImages],
+    mirrored: list[EncodedImages],
     images: ImageSet,
     indices: list[int],
     names: list[str],
@@ -97,9 +99,9 @@ def _write(
     codebook_size: int | None,
 ) -> None:
     """Write a shard of images and, where they are cached, their mirror images."""
-    joined = join(plain)
-    flipped = join(mirrored) if mirrored else None
-    latents.write_shard(
+    joined = concatenate(plain)
+    flipped = concatenate(mirrored) if mirrored else None
+    write_latents(
         path,
         joined.moments,
         flipped and flipped.moments,
@@ -107,8 +109,8 @@ def _write(
         names=[names[index] for index in indices],
         dtype=config.dtype,
         codebook_size=codebook_size,
-        indices=joined.codes,
-        mirrored_indices=flipped and flipped.codes,
+        code_indices=joined.code_indices,
+        mirrored_code_indices=flipped and flipped.code_indices,
     )
 
 

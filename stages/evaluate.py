@@ -6,13 +6,14 @@ from pathlib import Path
 import pandas as pd
 from PIL.Image import Image
 
-from mar import atomic, extractors
-from mar.confusion import confusion_matrix, confusion_picture
-from mar.extractors import Features, ReferenceConfig
-from mar.fidelity import EvaluateConfig, check_sizes, distance_to_reference, score
-from mar.pictures import label_grid, save_png
-from mar.reference import Reference, ReferenceInfo
-from mar.samples import SampleSet
+from mar.evaluation import extractors
+from mar.evaluation.confusion import confusion_matrix, confusion_picture
+from mar.evaluation.extractors import Features, ReferenceConfig
+from mar.evaluation.image_grid import label_grid, save_png
+from mar.evaluation.metrics import EvaluateConfig, check_sizes, distance_to_reference, score
+from mar.evaluation.reference import Reference, ReferenceInfo
+from mar.files import atomic
+from mar.sampling.store import SampleSet
 from stages.stage import Stage, run
 
 

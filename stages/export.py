@@ -1,4 +1,4 @@
-"""Write tokenizer and generator as files of the official layout: `python -m stages.export FOLDER`.
+"""Write tokenizer and generator as files of the released layout: `python -m stages.export FOLDER`.
 
 FOLDER then holds `kl16.ckpt` and `checkpoint-last.pth`, which the original code (LTH14/mar) takes
 as `--vae_path FOLDER/kl16.ckpt --resume FOLDER`. Weights that were imported come out bit for bit.
@@ -11,13 +11,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from mar import atomic, generator, tokenizer
-from mar.autoencoder import AutoencoderKL
-from mar.generator import MAR
-from mar.latents import LatentsInfo
-from mar.official_files import write_generator, write_tokenizer
-from mar.official_shapes import check_layout
-from mar.released import to_official
+from mar.files import atomic
+from mar.latents.info import LatentsInfo
+from mar.model.mar import MAR, load_mar
+from mar.released.names import to_released
+from mar.released.pickles import write_generator, write_tokenizer
+from mar.released.shapes import check_layout
+from mar.tokenizers.kl import AutoencoderKL
+from mar.tokenizers.registry import load_tokenizer
 
 
 INFO = Path("out/encode/latents.json")
@@ -31,24 +32,24 @@ def export(folder: Path) -> str:
     """Write both files and return what there is to know about them.
 
     Raises:
-        ValueError: there is no official layout for them, or the stages that make them have not run;
+        ValueError: there is no released layout for them, or the stages that make them have not run;
             nothing was written.
     """
-    codec = tokenizer.load(TOKENIZER)
+    codec = load_tokenizer(TOKENIZER)
     if not isinstance(codec, AutoencoderKL):
         kind = codec.config.model_dump()["kind"]
-        raise ValueError(f"tokenizer.kind: must be 'kl' in the official layout, got {kind!r}")
+        raise ValueError(f"tokenizer.kind: must be 'kl' in the released layout, got {kind!r}")
     digest = atomic.digest(TOKENIZER)
     info = LatentsInfo.read(INFO)
     info.check({"tokenizer": digest})
     models: list[MAR] = []
     for path in (GENERATOR, AVERAGE):
-        models.append(generator.load(path, digest))
+        models.append(load_mar(path, digest))
         check_layout(models[-1].config)
     write_tokenizer(folder / "kl16.ckpt", codec.state_dict())
     path = folder / "checkpoint-last.pth"
-    write_generator(path, *(to_official(model.state_dict()) for model in models))
-    return f"{folder} holds kl16.ckpt and {path.name}{_warn(1 / info.divisor)}"
+    write_generator(path, *(to_released(model.state_dict()) for model in models))
+    return f"{folder} holds kl16.ckpt and {path.name}{_warn(1 / info.latent_std)}"
 
 
 def _warn(scale: float) -> str:

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mar import preflight, tokenizer
-from mar.data import ImageSet
-from mar.latents import LatentCache
-from mar.pair_scores import difference
-from mar.pictures import comparison_grid, save_png
-from mar.tokenizer_interface import Tokenizer
+from mar.data.dataset import ImageSet
+from mar.evaluation.image_grid import comparison_grid, save_png
+from mar.evaluation.reconstruction_metrics import difference
+from mar.latents.cache import LatentCache
+from mar.tokenizers import comparison as preflight
+from mar.tokenizers.interface import Tokenizer
+from mar.tokenizers.registry import load_tokenizer
 from stages.stage import Stage
 
 
@@ -37,7 +38,7 @@ def check(
         _draw(stage, {"no images to look at": nothing})
         return {}
     with torch.random.fork_rng(devices=[]):  # layers draw weights before theirs are loaded
-        model = tokenizer.load(weights).to(stage.device)
+        model = load_tokenizer(weights).to(stage.device)
     chosen = preflight.choose(len(cache))
     rows: dict[int, int] = {}
     images = None
@@ -53,7 +54,7 @@ def check(
         )
     if images is None or not rows:
         latents = preflight.read(cache, chosen, mirrored=False, content="latents")
-        decoded = preflight.decode_stored(model, latents.to(stage.device), cache.info.divisor)
+        decoded = preflight.decode_stored(model, latents.to(stage.device), cache.info.latent_std)
         _draw(stage, {"decoded from the cache": decoded})
         preflight.check_scale(cache, chosen)
         return {}
@@ -85,7 +86,7 @@ def _compare(
         found.check(what)
     preflight.check_scale(cache, chosen)
     plain = compared["images", "latents"]
-    if warning := plain.find_poor_tokenizer():
+    if warning := plain.poor_tokenizer_warning():
         sys.stderr.write(f"{stage.name}: {warning}\n")
     return {name: value for name, value in plain.psnr().items() if math.isfinite(value)}
 

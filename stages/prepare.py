@@ -4,11 +4,11 @@ import sys
 
 import pandas as pd
 
-from mar.atomic import write_json, write_text
-from mar.data_config import DataConfig
-from mar.folder import EXTENSIONS
-from mar.manifest import write_manifest
-from mar.sources import collect, describe
+from mar.data.config import DataConfig
+from mar.data.image_folder import EXTENSIONS
+from mar.data.manifest import write_manifest
+from mar.data.sources import collect, describe
+from mar.files.atomic import write_json, write_text
 from stages.stage import Stage, run
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from mar import atomic
+from mar.files import atomic
 from stages import params
 
 

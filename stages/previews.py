@@ -6,15 +6,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from mar import atomic, tokenizer
-from mar.data import ImageSet
-from mar.generation import generate_images
-from mar.generator import MAR
-from mar.latents import LatentsInfo
-from mar.pictures import comparison_grid, label_grid, save_png
-from mar.reconstruction import reconstruct
-from mar.sampling import SampleConfig, balanced_labels
-from mar.tokenizer_interface import Tokenizer
+from mar.data.dataset import ImageSet
+from mar.evaluation.image_grid import comparison_grid, label_grid, save_png
+from mar.files import atomic
+from mar.latents.info import LatentsInfo
+from mar.model.mar import MAR
+from mar.sampling.generate import SampleConfig, balanced_labels
+from mar.sampling.images import generate_images
+from mar.tokenizers.codec import reconstruct
+from mar.tokenizers.interface import Tokenizer
+from mar.tokenizers.registry import load_tokenizer
 from stages import params
 from stages.stage import Stage
 
@@ -34,7 +35,7 @@ def reconstructions(stage: Stage, *, tokenizer: Tokenizer, images: ImageSet, ste
 def samples(stage: Stage, *, generator: MAR, info: LatentsInfo, step: int) -> None:
     """Draw samples of the averaged weights, as section `sample` says; the same noise every time."""
     config = params.load("sample", SampleConfig)
-    decoder = tokenizer.load(TOKENIZER).to(stage.device)
+    decoder = load_tokenizer(TOKENIZER).to(stage.device)
     assert atomic.digest(TOKENIZER) == info.tokenizer
     shown = 2 * SHOWN
     labels = balanced_labels(shown, config.labels, generator.num_classes)
@@ -44,7 +45,7 @@ def samples(stage: Stage, *, generator: MAR, info: LatentsInfo, step: int) -> No
         labels,
         range(shown),
         config,
-        latent_std=info.divisor,
+        latent_std=info.latent_std,
         autocast=stage.autocast,
     )
     names = json.loads(CLASSES.read_text(encoding="utf-8"))

@@ -5,23 +5,23 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mar import extractors, lpips, tokenizer
-from mar.codebook import CodebookUse
-from mar.data import ImageSet
-from mar.data_config import DataConfig
-from mar.extractors import ReferenceConfig
-from mar.latent_scale import LatentStatistics
-from mar.lpips import LPIPSConfig, LPIPSScore
-from mar.pair_scores import difference, score
-from mar.parallel import map_chunks, ranges
-from mar.pictures import comparison_grid, save_png
-from mar.posterior import Posterior
-from mar.reconstruction import reconstruct
-from mar.reference import Reference, ReferenceInfo
-from mar.rfid import ReconstructionDistance
-from mar.tokenizer_interface import Tokenizer
-from mar.tokenizer_training import TokenizerTrainingConfig
-from mar.weight_files import kept
+from mar.data.config import DataConfig
+from mar.data.dataset import ImageSet
+from mar.data.workers import map_chunks, ranges
+from mar.evaluation import extractors, lpips
+from mar.evaluation.extractors import ReferenceConfig
+from mar.evaluation.image_grid import comparison_grid, save_png
+from mar.evaluation.lpips import LPIPSConfig, LPIPSScore
+from mar.evaluation.reconstruction_metrics import ReconstructionDistance, difference, score
+from mar.evaluation.reference import Reference, ReferenceInfo
+from mar.files.downloads import find_download
+from mar.latents.posterior import Posterior
+from mar.latents.scale import LatentStatistics
+from mar.tokenizer_training.trainer import TokenizerTrainingConfig
+from mar.tokenizers.codebook import CodebookUse
+from mar.tokenizers.codec import reconstruct
+from mar.tokenizers.interface import Tokenizer
+from mar.tokenizers.registry import load_tokenizer
 from stages.stage import Stage, run
 
 
@@ -34,7 +34,7 @@ SHOWN = 10  # images in the picture
 def main(stage: Stage) -> None:
     """Score reconstructions of the held-out split and draw some beside their originals."""
     data = stage.params("data", DataConfig)
-    model = tokenizer.load(TOKENIZER).to(stage.device)
+    model = load_tokenizer(TOKENIZER).to(stage.device)
     images = ImageSet(MANIFEST, "held_out", data.image_size, base=stage.root)
     images.verify_listing()
     info = ReferenceInfo.read(REFERENCE / "reference.json")
@@ -58,7 +58,7 @@ def main(stage: Stage) -> None:
 
     pairs = ((batch, reconstruct(model, batch, watch)) for batch in batches)
     scores = score(pairs, measures)
-    if warning := distance.find_bias():
+    if warning := distance.sample_count_warning():
         sys.stderr.write(f"{stage.name}: {warning}\n")
     _draw(stage, model, images)
     stage.write_metrics(
@@ -85,7 +85,7 @@ def _lpips(stage: Stage, image_size: int) -> list[LPIPSScore]:
     try:
         if isinstance(config, LPIPSConfig):
             path, sha256 = config.weights, config.weights_sha256
-        elif (found := kept(lpips.FILE)) is not None:
+        elif (found := find_download(lpips.FILE)) is not None:
             path, sha256 = str(found), None
         else:
             return []

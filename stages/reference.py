@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from mar import atomic, extractors
-from mar.classifier import save_classifier
-from mar.data import ImageSet
-from mar.data_config import DataConfig
-from mar.extractors import ClassifierReference, ReferenceConfig
-from mar.fidelity import EvaluateConfig, check_sizes, score
-from mar.reference import ReferenceInfo, measure
+from mar.data.config import DataConfig
+from mar.data.dataset import ImageSet
+from mar.evaluation import extractors
+from mar.evaluation.classifier import save_classifier
+from mar.evaluation.extractors import ClassifierReference, ReferenceConfig
+from mar.evaluation.metrics import EvaluateConfig, check_sizes, score
+from mar.evaluation.reference import ReferenceInfo, measure
+from mar.files import atomic
 from stages import classifier_training
 from stages.stage import Stage, run
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from mar import atomic, generator, tokenizer
-from mar.generation import generate_images
-from mar.latents import LatentsInfo
-from mar.pictures import label_grid, save_png
-from mar.samples import SampleSet, shard_path, write_shard
-from mar.sampling import SampleConfig, balanced_labels
+from mar.evaluation.image_grid import label_grid, save_png
+from mar.files import atomic
+from mar.latents.info import LatentsInfo
+from mar.model.mar import load_mar
+from mar.sampling.generate import SampleConfig, balanced_labels
+from mar.sampling.images import generate_images
+from mar.sampling.store import SampleSet, shard_path, write_shard
+from mar.tokenizers.registry import load_tokenizer
 from stages.stage import Stage, read_count, run
 
 
@@ -30,8 +32,8 @@ def main(stage: Stage) -> None:
     info = LatentsInfo.read(INFO)
     digest = atomic.digest(TOKENIZER)
     info.check({"tokenizer": digest})
-    model = generator.load(GENERATOR, digest).to(stage.device)
-    decoder = tokenizer.load(TOKENIZER).to(stage.device)
+    model = load_mar(GENERATOR, digest).to(stage.device)
+    decoder = load_tokenizer(TOKENIZER).to(stage.device)
     labels = balanced_labels(config.num_images, config.labels, model.num_classes)
     batch_size = read_count("MAR_SAMPLE_BATCH", 256, least=1)
     folder = stage.work / "samples"
@@ -51,7 +53,7 @@ def main(stage: Stage) -> None:
                         labels[indices],
                         indices.tolist(),
                         config,
-                        latent_std=info.divisor,
+                        latent_std=info.latent_std,
                         autocast=stage.autocast,
                     )
                     batches.append(batch)

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import torch
 from filelock import FileLock
 
-from mar import atomic
 from mar.config import Config
+from mar.files import atomic
 from stages import params, tracking, work
 
 
@@ -178,7 +178,7 @@ def _check_params(name: str) -> None:
     By name, not by an import statement: a check cannot change a result, so editing what only the
     check imports must not make DVC run a stage again. It imports everything, which takes seconds.
     """
-    files = [params.FILE, *sorted(Path("mar").glob("*.py")), *sorted(Path("stages").glob("*.py"))]
+    files = [params.FILE, *sorted(Path("mar").rglob("*.py")), *sorted(Path("stages").rglob("*.py"))]
     if name != "prepare":  # which makes the classes anew
         files.append(CLASSES)
     passed = work.ROOT / "checked"
@@ -192,7 +192,7 @@ def _check_params(name: str) -> None:
             if CLASSES in files and CLASSES.is_file():
                 check.check_classes(configs, CLASSES)
             if state[0] not in before:  # once for each params.yaml
-                lines = [f"{params.FILE}: {doubt}\n" for doubt in check.doubts(configs)]
+                lines = [f"{params.FILE}: {doubt}\n" for doubt in check.config_warnings(configs)]
                 sys.stderr.writelines(lines)
             atomic.write_text(passed, "\n".join(state))
 

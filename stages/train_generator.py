@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
-from mar import atomic, generator, generator_source, training
-from mar.checkpointing import set_checkpointing
-from mar.data_config import DataConfig
-from mar.generator import MAR
-from mar.generator_source import GeneratorSource
-from mar.latents import TRANSFORM, LatentCache, LatentsConfig, LatentsInfo
-from mar.training import TrainingConfig
+from mar.activation_checkpointing import set_checkpointing
+from mar.data.config import DataConfig
+from mar.files import atomic
+from mar.latents.cache import LatentCache
+from mar.latents.info import TRANSFORM, LatentsConfig, LatentsInfo
+from mar.model.mar import MAR, save_mar
+from mar.released import generator as generator_source
+from mar.released.generator import GeneratorSource
+from mar.training.generator import TrainingConfig, new_trainer, train
 from stages import train_loop
 from stages.stage import Stage, run
 
@@ -30,29 +32,29 @@ def main(stage: Stage) -> None:
             "transform": TRANSFORM.format(size=data.image_size),
             "dtype": latents.dtype,
             "flips": latents.flips,
-            "divisor": latents.divisor(info.std),
+            "latent_std": latents.latent_std(info.std),
         }
     )
     section = stage.params("generator", GeneratorSource)
     model = MAR(section, info.latent, info.num_classes, info.codebook_size)
     set_checkpointing(model, stage.checkpointing)
-    given = generator_source.given_weights(section, model, base=stage.root)
+    given = generator_source.released_weights(section, model, base=stage.root)
     cache = LatentCache(LATENTS, info)
     compared = stage.preflight(
         cache=cache, manifest=MANIFEST, weights=TOKENIZER, image_size=data.image_size
     )
-    trainer = training.new_trainer(model.to(stage.device), config, given)
+    trainer = new_trainer(model.to(stage.device), config, given)
     history = train_loop.run(
         stage,
         trainer,
         config,
-        lambda: training.train(
+        lambda: train(
             trainer, cache, config, micro_batch=stage.micro_batch, autocast=stage.autocast
         ),
         lambda step: stage.preview("samples", generator=trainer.ema, info=info, step=step),
     )
-    generator.save(stage.out / "generator.safetensors", model, info.tokenizer)
-    generator.save(stage.out / "ema.safetensors", trainer.ema, info.tokenizer)
+    save_mar(stage.out / "generator.safetensors", model, info.tokenizer)
+    save_mar(stage.out / "ema.safetensors", trainer.ema, info.tokenizer)
     metrics: dict[str, object] = {
         "steps": config.steps,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

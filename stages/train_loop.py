@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import pandas as pd
 from tqdm import tqdm
 
-from mar import atomic
-from mar.optimisation import History, OptimisationConfig, Step, Trainer
+from mar.files import atomic
+from mar.training.trainer import History, OptimisationConfig, Step, Trainer
 from stages.stage import Stage, read_count
 
 

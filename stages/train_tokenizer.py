@@ -4,13 +4,17 @@ from pathlib import Path
 
 import torch
 
-from mar import perceptual, tokenizer, tokenizer_source, tokenizer_training
-from mar.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
-from mar.data import ImageSet, image_batches
-from mar.data_config import DataConfig
-from mar.reconstruction import psnr, reconstruct
-from mar.tokenizer_source import TokenizerSource
-from mar.tokenizer_training import TokenizerTrainingConfig
+from mar.data.config import DataConfig
+from mar.data.dataset import ImageSet, image_batches
+from mar.evaluation.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
+from mar.evaluation.psnr import psnr
+from mar.released import tokenizer as tokenizer_source
+from mar.released.tokenizer import TokenizerSource
+from mar.tokenizer_training import perceptual
+from mar.tokenizer_training import trainer as tokenizer_training
+from mar.tokenizer_training.trainer import TokenizerTrainingConfig
+from mar.tokenizers.codec import reconstruct
+from mar.tokenizers.registry import build_tokenizer, save_tokenizer
 from stages import classifier_training, train_loop
 from stages.stage import Stage, run
 
@@ -24,8 +28,8 @@ def main(stage: Stage) -> None:
     data = stage.params("data", DataConfig)
     config = stage.params("tokenizer_training", TokenizerTrainingConfig)
     section = stage.params("tokenizer", TokenizerSource)
-    model = tokenizer.build(section)
-    given = tokenizer_source.given_weights(section, model, base=stage.root)
+    model = build_tokenizer(section)
+    given = tokenizer_source.released_weights(section, model, base=stage.root)
     images = ImageSet(MANIFEST, "train", data.image_size, base=stage.root)
     images.verify_listing()
     distance = None
@@ -64,7 +68,7 @@ def main(stage: Stage) -> None:
 
     measures = {"held_out_psnr": held_out_psnr}  # in dB, of the averaged weights
     history = train_loop.run(stage, trainer, config, steps, preview, measures)
-    tokenizer.save(stage.out / "tokenizer.safetensors", trainer.ema)
+    save_tokenizer(stage.out / "tokenizer.safetensors", trainer.ema)
     metrics: dict[str, float] = {
         "steps": trainer.step,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

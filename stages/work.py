@@ -21,7 +21,7 @@ from typing import IO, Any
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-from mar import atomic
+from mar.files import atomic
 from stages import params
 
 

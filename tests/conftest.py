@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-from mar.denoiser import DenoiserSize
-from mar.diffusion_loss import DiffusionConfig
-from mar.generator import MAR, GeneratorConfig, MaskRatio
-from mar.posterior import LatentShape
-from mar.transformer import Widths
+from mar.heads.denoiser import DenoiserSize
+from mar.heads.diffusion_loss import DiffusionConfig
+from mar.latents.posterior import LatentShape
+from mar.model.mar import MAR, GeneratorConfig, MaskRatio
+from mar.model.transformer import Widths
 
 
 # Tensors here are too small to share out: on a busy machine, threads that wait for each other made
@@ -23,7 +23,7 @@ settings.load_profile("project")
 
 
 @pytest.fixture
-def generator() -> torch.Generator:
+def rng() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
@@ -50,18 +50,20 @@ def tiny_model() -> MAR:
         dropout=0.1,
         label_drop=0.1,
         mask_ratio=MaskRatio(min=0.7, std=0.25),
-        head=DiffusionConfig(kind="diffusion", size=DenoiserSize(blocks=2, width=20), num_draws=2),
+        head=DiffusionConfig(
+            kind="diffusion", size=DenoiserSize(blocks=2, width=20), noise_samples_per_token=2
+        ),
     )
     return moved(MAR(config, LatentShape(channels=2, height=8, width=6), num_classes=5))
 
 
 def moved(model: MAR) -> MAR:
     """Set all weights to others than zero, and return the model in evaluation mode."""
-    generator = torch.Generator().manual_seed(1)
-    model.initialize(generator)
+    rng = torch.Generator().manual_seed(1)
+    model.initialize(rng)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+            parameter.add_(torch.randn(parameter.shape, generator=rng), alpha=0.1)
     return model.eval()
 
 

@@ -41,10 +41,24 @@ def test_lock_satisfies_the_declared_range(text: str) -> None:
         assert wanted.specifier.contains(version.version)
 
 
-@pytest.mark.parametrize("package", ["mar", "stages", "pipelines"])
-def test_package_init_only_documents(package: str) -> None:
-    body = ast.parse((ROOT / package / "__init__.py").read_text()).body
+PACKAGES = [
+    folder
+    for name in ("mar", "stages", "pipelines")
+    for folder in (ROOT / name, *sorted((ROOT / name).rglob("*/")))
+    if folder.name != "__pycache__"
+]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_package_init_only_documents(package: Path) -> None:
+    body = ast.parse((package / "__init__.py").read_text()).body
     assert [type(node) for node in body] == [ast.Expr]
+
+
+def test_every_room_has_tests_in_a_folder_of_its_name() -> None:
+    rooms = {folder.name for folder in PACKAGES if folder.parent == ROOT / "mar"}
+    tested = {path.parent.name for path in ROOT.glob("tests/mar/*/test_*.py")}
+    assert rooms == tested
 
 
 def test_environment_file_sets_what_nobody_has_set(monkeypatch: pytest.MonkeyPatch) -> None:

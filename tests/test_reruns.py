@@ -83,7 +83,7 @@ def test_the_guidance_concerns_sampling_and_scores(finished: Path) -> None:
 
 
 def test_code_of_the_scores_trains_nothing(finished: Path) -> None:
-    path = finished / "mar" / "fidelity.py"
+    path = finished / "mar" / "evaluation" / "metrics.py"
     path.write_text(path.read_text() + "# A comment.\n")
     assert repro(finished) == ["reference", "reconstruct", "evaluate"]
 

@@ -5,24 +5,24 @@ import re
 import pytest
 from pydantic import Field, ValidationError
 
-from mar.adversary import AdversarialConfig, LeCamConfig, R1Config
-from mar.autoencoder import AutoencoderConfig
 from mar.config import Config, cut_down
-from mar.data_config import NoData
-from mar.denoiser import DenoiserSize
-from mar.generator import GeneratorConfig
-from mar.generator_source import ReleasedGenerator, TrainedGenerator
-from mar.heads import HEADS
-from mar.latents import LatentsConfig, LatentsInfo
-from mar.lpips import LPIPSConfig
-from mar.perceptual import ClassifierDistanceConfig
-from mar.pixels import PixelsConfig
-from mar.sampling import SampleConfig
-from mar.tokenizer_source import ReleasedAutoencoder, TrainedAutoencoder
-from mar.tokenizer_training import TokenizerTrainingConfig
-from mar.training import TrainingConfig
-from mar.transformer import Widths
-from mar.vq import VQConfig
+from mar.data.config import NoData
+from mar.evaluation.lpips import LPIPSConfig
+from mar.heads.denoiser import DenoiserSize
+from mar.heads.registry import HEADS
+from mar.latents.info import LatentsConfig, LatentsInfo
+from mar.model.mar import GeneratorConfig
+from mar.model.transformer import Widths
+from mar.released.generator import ReleasedGenerator, TrainedGenerator
+from mar.released.tokenizer import ReleasedAutoencoder, TrainedAutoencoder
+from mar.sampling.generate import SampleConfig
+from mar.tokenizer_training.adversary import AdversarialConfig, LeCamConfig, R1Config
+from mar.tokenizer_training.perceptual import ClassifierDistanceConfig
+from mar.tokenizer_training.trainer import TokenizerTrainingConfig
+from mar.tokenizers.kl import AutoencoderConfig
+from mar.tokenizers.pixels import PixelsConfig
+from mar.tokenizers.vq import VQConfig
+from mar.training.generator import TrainingConfig
 
 
 CONFIGS: list[type[Config]] = [

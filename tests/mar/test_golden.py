@@ -19,18 +19,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mar import diffusion
-from mar.autoencoder import AutoencoderConfig, AutoencoderKL
-from mar.denoiser import DenoiserSize
-from mar.diffusion_loss import DiffusionConfig, DiffusionLoss, DiffusionSampler
-from mar.generator import MAR, GeneratorConfig, MaskRatio, TrainingDraws
-from mar.head import Noise
-from mar.masking import num_hidden_after, split_orders, take
-from mar.official_files import read_generator, read_tokenizer
-from mar.posterior import LatentShape, Posterior
-from mar.released import from_official, load_official
-from mar.sampling import SampleConfig, SamplingNoise, generate, guidance_at
-from mar.transformer import Transformer, Widths
+from mar.heads import diffusion
+from mar.heads.base import Noise
+from mar.heads.denoiser import DenoiserSize
+from mar.heads.diffusion_loss import DiffusionConfig, DiffusionLoss, DiffusionSampler
+from mar.latents.posterior import LatentShape, Posterior
+from mar.model.mar import MAR, GeneratorConfig, MaskRatio, TrainingDraws
+from mar.model.masking import gather_tokens, num_hidden_after, split_orders
+from mar.model.transformer import Transformer, Widths
+from mar.released.names import from_released, load_released
+from mar.released.pickles import read_generator, read_tokenizer
+from mar.sampling.generate import SampleConfig, SamplingNoise, generate, guidance_at
+from mar.tokenizers.kl import AutoencoderConfig, AutoencoderKL
 
 
 GOLDEN = Path(os.environ.get("MAR_GOLDEN") or Path(__file__).parents[1] / "golden")
@@ -75,13 +75,13 @@ def denoiser_head() -> DiffusionLoss:
     prefix = "" if any(name.startswith("diffloss.") for name in weights) else "diffloss."
     if prefix and not any(name.startswith("net.") for name in weights):
         prefix = "diffloss.net."
-    ours = from_official({prefix + name: value for name, value in weights.items()})
+    ours = from_released({prefix + name: value for name, value in weights.items()})
     tensors = {name.removeprefix("head."): value.float() for name, value in ours.items()}
     width, channels = tensors["denoiser.input_proj.weight"].shape
     num_blocks = len({name.split(".")[2] for name in tensors if ".blocks." in name})
     size = DenoiserSize(blocks=num_blocks, width=width)
     head = DiffusionLoss(
-        DiffusionConfig(kind="diffusion", size=size, num_draws=1),
+        DiffusionConfig(kind="diffusion", size=size, noise_samples_per_token=1),
         channels=channels,
         z_width=tensors["denoiser.z_proj.weight"].shape[1],
     )
@@ -131,7 +131,7 @@ def sampler(num_steps: int, temperature: float) -> DiffusionSampler:
     )
 
 
-def generator(case: dict[str, Any]) -> MAR:
+def rng(case: dict[str, Any]) -> MAR:
     official = case["config"]
     size = Widths(
         encoder_width=official["encoder_embed_dim"],
@@ -152,13 +152,13 @@ def generator(case: dict[str, Any]) -> MAR:
         label_drop=0.1,
         mask_ratio=MaskRatio(min=0.7, std=0.25),
         head=DiffusionConfig(
-            kind="diffusion", size=denoiser, num_draws=official["diffusion_batch_mul"]
+            kind="diffusion", size=denoiser, noise_samples_per_token=official["diffusion_batch_mul"]
         ),
     )
     side = official["img_size"] // official["vae_stride"]
     model = MAR(config, LatentShape(official["vae_embed_dim"], side, side), official["class_num"])
     tensors = load_file(GOLDEN / f"{case['weights']}.safetensors")
-    load_official(
+    load_released(
         model, released({"model_ema": tensors}, partial(read_generator, which="model_ema"))
     )
     return model.eval()
@@ -176,7 +176,7 @@ def released(
 
 @pytest.mark.parametrize("name", GENERATORS)
 def test_transformer(name: str) -> None:
-    golden, model = arrays(name), generator(CASES[name])
+    golden, model = arrays(name), rng(CASES[name])
     transformer = model.transformer
     assert isinstance(transformer, Transformer)
     assert torch.equal(model.patchify(golden["latents"]), golden["tokens"])
@@ -196,7 +196,7 @@ def test_transformer(name: str) -> None:
 @pytest.mark.parametrize("name", GENERATORS)
 def test_masked_loss(name: str) -> None:
     """The reference averages the hidden rows of all; we compute the hidden ones alone."""
-    golden, model = arrays(name), generator(CASES[name])
+    golden, model = arrays(name), rng(CASES[name])
     batch, num_tokens = golden["mask"].shape
     hidden_count = int(golden["mask"][0].sum())
     assert hidden_count == math.ceil(CASES[name]["mask_ratio"] * num_tokens)
@@ -212,7 +212,9 @@ def test_masked_loss(name: str) -> None:
     never = torch.zeros(batch, dtype=torch.bool)
     with torch.no_grad():
         rows = model.head(
-            take(golden["decoder_out"], hidden), take(golden["tokens"], hidden), draws
+            gather_tokens(golden["decoder_out"], hidden),
+            gather_tokens(golden["tokens"], hidden),
+            draws,
         )
         assert_close(rows, rows_of_hidden(golden["loss_rows"]))
         whole = TrainingDraws(golden["orders"], hidden_count, never, draws)
@@ -222,7 +224,7 @@ def test_masked_loss(name: str) -> None:
 @pytest.mark.parametrize("name", GENERATORS)
 def test_whole_generation(name: str) -> None:
     golden, case = arrays(name), CASES[name]
-    model = generator(case)
+    model = rng(case)
     config = SampleConfig(
         seed=0,
         num_images=len(golden["labels"]),
@@ -285,7 +287,7 @@ def test_autoencoder(name: str) -> None:
     )
     model = AutoencoderKL(config)
     tensors = {n: by_rule(n, t.shape) for n, t in model.state_dict().items()}
-    load_official(model, released({"model": tensors}, read_tokenizer))
+    load_released(model, released({"model": tensors}, read_tokenizer))
     with torch.no_grad():
         moments = model.encode(golden["image"])
         posterior = Posterior.of(golden["moments"], config.latent_channels)

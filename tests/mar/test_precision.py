@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mar import precision
-from mar.cross_entropy import CrossEntropy, CrossEntropyConfig, CrossEntropySampler
-from mar.head import Noise
-from mar.masking import sample_mask_ratio
+from mar.heads.base import Noise
+from mar.heads.cross_entropy import CrossEntropy, CrossEntropyConfig, CrossEntropySampler
+from mar.model.masking import sample_mask_ratio
 from mar.precision import widest_float
 
 
@@ -35,17 +35,17 @@ def test_only_apples_gpus_have_no_float64(device: str, dtype: torch.dtype) -> No
     assert widest_float(torch.device(device)) == dtype
 
 
-def codes(generator: torch.Generator) -> Tensor:
+def codes(rng: torch.Generator) -> Tensor:
     head = CrossEntropy(CrossEntropyConfig(kind="cross_entropy"), channels=7, z_width=4)
-    head.initialize(generator)
-    z, z_null = torch.randn(2, 50, 4, generator=generator)
-    noise = Noise(torch.randn(50, 1, generator=generator), torch.zeros(0, 50, 1))
+    head.initialize(rng)
+    z, z_null = torch.randn(2, 50, 4, generator=rng)
+    noise = Noise(torch.randn(50, 1, generator=rng), torch.zeros(0, 50, 1))
     sampler = CrossEntropySampler(kind="cross_entropy", temperature=0.9)
     return head.sample(z, noise, sampler, z_null=z_null, guidance_scale=2.0)
 
 
-def ratio(generator: torch.Generator) -> Tensor:
-    return torch.tensor(sample_mask_ratio(generator, minimum=0.7, std=0.25))
+def ratio(rng: torch.Generator) -> Tensor:
+    return torch.tensor(sample_mask_ratio(rng, minimum=0.7, std=0.25))
 
 
 def in_narrow_numbers(

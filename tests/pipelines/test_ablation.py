@@ -100,8 +100,8 @@ def measured(row: str, fid: float, *, seed: int = 0, guided: bool = False) -> Me
         distance="classifier_fid",
         fid=fid,
         real_fid=0.09,
-        recognised=0.9,
-        real_recognised=0.99,
+        classifier_accuracy=0.9,
+        real_classifier_accuracy=0.99,
         parameters=700_000,
         training_seconds=60.0,
         sampling_ms=20.0,
@@ -197,9 +197,9 @@ with open(os.environ["MAR_ROOT"] + "/ran.log", "a") as file:
     if stage != "reconstruct":
         file.write(f"{stage} {os.environ['DVC_EXP_NAME']} {os.environ['MAR_PIPELINE']}\\n")
 fid = params["generator"]["fid"] + params["training"]["seed"]
-scores = {"classifier_fid": fid / params["sample"]["guidance_scale"], "recognised": 0.5}
+scores = {"classifier_fid": fid / params["sample"]["guidance_scale"], "classifier_accuracy": 0.5}
 metrics = {"steps": 10, "psnr": 30.0, "parameters": 7, "images_per_second": 4.0, "samples": scores,
-           "held_out": {"classifier_fid": 0.1, "recognised": 1.0}}
+           "held_out": {"classifier_fid": 0.1, "classifier_accuracy": 1.0}}
 out = Path("out", stage)
 out.mkdir(parents=True, exist_ok=True)
 (out / "result").write_text(stage + str(fid))
@@ -323,7 +323,10 @@ def test_an_experiment_of_other_code_is_not_taken(project: Path) -> None:
         subprocess.run(command, cwd=place.folder, env=environment, check=True)
         assert place.find("one") is not None
         assert place.find("other") is None
-        assert place.metrics(place.find("one") or "", "evaluate")["samples"]["recognised"] == 0.5
+        assert (
+            place.metrics(place.find("one") or "", "evaluate")["samples"]["classifier_accuracy"]
+            == 0.5
+        )
         place.write_params(text.replace("batch_size: 8", "batch_size: 9"))
         assert place.find("one") is None
     (project / "stage.py").write_text(STAGE + "# edited\n")

@@ -1,4 +1,4 @@
-"""Tiny projects that begin with files of the official layout."""
+"""Tiny projects that begin with files of the released layout."""
 
 import json
 import math
@@ -10,11 +10,11 @@ import tiny_project as tiny
 import torch
 from torch import Tensor
 
-from mar import tokenizer
-from mar.autoencoder import AutoencoderConfig
-from mar.generator import MAR, GeneratorConfig
-from mar.posterior import LatentShape
-from mar.released import to_official
+from mar.latents.posterior import LatentShape
+from mar.model.mar import MAR, GeneratorConfig
+from mar.released.names import to_released
+from mar.tokenizers.kl import AutoencoderConfig
+from mar.tokenizers.registry import build_tokenizer
 
 
 KL16, MAR_FILE = Path("files/kl16.ckpt"), Path("files/checkpoint-last.pth")
@@ -38,21 +38,21 @@ def write_params(params: dict[str, Any]) -> None:
 
 def random_weights(model: torch.nn.Module, seed: int) -> dict[str, Tensor]:
     """Return weights of a model that no training would begin with."""
-    generator = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randn(value.shape, generator=generator) / math.sqrt(value[..., 0].numel() + 1)
+        name: torch.randn(value.shape, generator=rng) / math.sqrt(value[..., 0].numel() + 1)
         for name, value in model.state_dict().items()
     }
 
 
 def write_files(params: dict[str, Any]) -> None:
-    """Write files in the official layout, in the present folder."""
+    """Write files in the released layout, in the present folder."""
     sections = {
         name: {key: value for key, value in params[name].items() if key in kind.model_fields}
         for name, kind in {"tokenizer": AutoencoderConfig, "generator": GeneratorConfig}.items()
     }
     config = AutoencoderConfig.model_validate(sections["tokenizer"])
-    codec = tokenizer.build(config)
+    codec = build_tokenizer(config)
     model = MAR(GeneratorConfig.model_validate(sections["generator"]), LatentShape(2, 4, 4), 10)
     KL16.parent.mkdir(exist_ok=True)
     weights = random_weights(codec, 1)
@@ -60,8 +60,8 @@ def write_files(params: dict[str, Any]) -> None:
         weights[name][:2] *= 30  # the means of latents, whose std is so near 1 / 0.2325
     torch.save({"model": weights}, KL16)
     content = {
-        "model": to_official(random_weights(model, 2)),
-        "model_ema": to_official(random_weights(model, 3)),
+        "model": to_released(random_weights(model, 2)),
+        "model_ema": to_released(random_weights(model, 3)),
         "optimizer": {"state": {}},
         "epoch": 799,
         "args": Namespace(model="mar_tiny"),

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mar import tokenizer
-from mar.data import ImageSet
-from mar.pixels import PixelsConfig
-from mar.reference import ReferenceInfo
-from mar.samples import shard_path, write_shard
+from mar.data.dataset import ImageSet
+from mar.evaluation.reference import ReferenceInfo
+from mar.sampling.store import shard_path, write_shard
+from mar.tokenizers.pixels import PixelsConfig
+from mar.tokenizers.registry import build_tokenizer, save_tokenizer
 from stages import evaluate, prepare, reconstruct, reference
 from stages.stage import Stage
 from stages.tracking import Run
@@ -43,7 +43,7 @@ SCORES = {
     "classifier_kid",
     "classifier_precision",
     "classifier_recall",
-    "recognised",
+    "classifier_accuracy",
 }
 MANIFEST = Path("out/prepare/manifest.parquet")
 
@@ -104,10 +104,10 @@ def test_real_images_score_well_and_blurred_ones_badly() -> None:
 
     assert set(good["samples"]) == set(good["held_out"]) == SCORES
     assert good["held_out"] == bad["held_out"] == metrics("reference")["held_out"]
-    assert good["held_out"]["recognised"] > 0.75  # eighty steps are few
+    assert good["held_out"]["classifier_accuracy"] > 0.75  # eighty steps are few
     assert good["samples"]["classifier_precision"] > 0.95  # they are the real images
     assert bad["samples"]["classifier_fid"] > 3 * good["samples"]["classifier_fid"]
-    assert bad["samples"]["recognised"] < good["samples"]["recognised"]
+    assert bad["samples"]["classifier_accuracy"] < good["samples"]["classifier_accuracy"]
     assert good["reference"] == bad["reference"] == metrics("reference")["reference"]
     assert (good["num_samples"], good["num_reference"], good["num_held_out"]) == (250, 1438, 359)
 
@@ -180,8 +180,8 @@ def test_missing_inception_weights_are_named_by_every_stage(
     text = f"{start}reference: {json.dumps(settings)}\nevaluate:{end.partition('evaluate:')[2]}"
     Path("params.yaml").write_text(text)
     write_samples(*real_images(100))
-    pixels = tokenizer.build(PixelsConfig(kind="pixels"))
-    tokenizer.save(Path("out/train_tokenizer/tokenizer.safetensors"), pixels)
+    pixels = build_tokenizer(PixelsConfig(kind="pixels"))
+    save_tokenizer(Path("out/train_tokenizer/tokenizer.safetensors"), pixels)
     message = rf"reference\.weights: {root or Path.cwd()}/inception\.pth is missing"
     for main in (reference.main, reconstruct.main, evaluate.main):
         with pytest.raises(ValueError, match=message):

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from mar.generator import GeneratorConfig
-from mar.training import TrainingConfig
+from mar.model.mar import GeneratorConfig
+from mar.training.generator import TrainingConfig
 from stages import check, params, presets
 
 
@@ -198,7 +198,7 @@ def test_a_released_generator_needs_its_scale(content: dict[str, Any], tmp_path:
     content["latents"]["scale"] = None
     assert refuse(tmp_path, content) == (
         "params.yaml: latents.scale: must be what the released generator was trained with "
-        "(official ones: 0.2325), got None"
+        "(released ones: 0.2325), got None"
     )
 
 

@@ -13,11 +13,13 @@ import torch
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from mar import generator, tokenizer
-from mar.atomic import digest
-from mar.autoencoder import AutoencoderKL
-from mar.latents import LatentCache, LatentsInfo
-from mar.samples import SampleSet
+from mar.files.atomic import digest
+from mar.latents.cache import LatentCache
+from mar.latents.info import LatentsInfo
+from mar.model.mar import load_mar
+from mar.sampling.store import SampleSet
+from mar.tokenizers.kl import AutoencoderKL
+from mar.tokenizers.registry import load_tokenizer, save_tokenizer
 from stages import summary
 
 
@@ -113,11 +115,11 @@ def test_finished_stages_leave_no_work_behind(finished: Path) -> None:
 def test_the_generator_refuses_latents_of_another_tokenizer(finished: Path, project: Path) -> None:
     shutil.copytree(finished / "out", project / "out")
     path = project / "out/train_tokenizer/tokenizer.safetensors"
-    other = tokenizer.load(path)
+    other = load_tokenizer(path)
     assert isinstance(other, AutoencoderKL)
     with torch.no_grad():
         other.decoder.conv_in.weight.add_(1)
-    tokenizer.save(path, other)
+    save_tokenizer(path, other)
     with pytest.raises(ValueError, match="the latent cache does not fit: tokenizer is "):
         tiny.run_stage("train_generator")
     with pytest.raises(ValueError, match="the latent cache does not fit: tokenizer is "):
@@ -146,7 +148,7 @@ def test_the_generator_refuses_another_cache(
 def test_a_generator_says_whose_latents_it_knows(finished: Path) -> None:
     path = finished / "out/train_generator/ema.safetensors"
     with pytest.raises(ValueError, match="was trained on latents of tokenizer"):
-        generator.load(path, "0" * 64)
+        load_mar(path, "0" * 64)
 
 
 def test_a_typo_in_a_later_section_stops_the_first_stage(project: Path) -> None:

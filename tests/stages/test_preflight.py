@@ -11,11 +11,12 @@ import tiny_project as tiny
 import torch
 from PIL import Image
 
-from mar import latents, tokenizer
-from mar.atomic import digest
-from mar.autoencoder import AutoencoderKL
-from mar.latents import LatentCache, LatentsInfo
-from mar.pixels import Pixels, PixelsConfig
+from mar.files.atomic import digest
+from mar.latents.cache import LatentCache, write_latents
+from mar.latents.info import LatentsInfo
+from mar.tokenizers.kl import AutoencoderKL
+from mar.tokenizers.pixels import Pixels, PixelsConfig
+from mar.tokenizers.registry import load_tokenizer, save_tokenizer
 from stages import encode, preflight, prepare
 from stages.stage import Stage
 from stages.tracking import Run
@@ -43,10 +44,10 @@ def swap_names(project: Path) -> None:
 def forge_tokenizer(project: Path) -> None:
     """Put another tokenizer in place, with a cache that claims to be of it."""
     path = project / TOKENIZER
-    other = tokenizer.load(path)
+    other = load_tokenizer(path)
     assert isinstance(other, AutoencoderKL)
     other.initialize(torch.Generator().manual_seed(5))
-    tokenizer.save(path, other)
+    save_tokenizer(path, other)
     info = project / "out/encode/latents.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | {"tokenizer": digest(path)}))
 
@@ -66,7 +67,7 @@ def rewrite(project: Path, change: Callable[[list[str]], list[str]]) -> None:
         names = change([cache.names[index] for index in part])
         places = {name: index for index, name in enumerate(cache.names)}
         flags = torch.zeros(len(part), dtype=torch.bool)
-        latents.write_shard(
+        write_latents(
             project / LATENTS / f"{number:05d}.arrow",
             cache.moments(part, flags),
             cache.moments(part, ~flags),
@@ -113,7 +114,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     Path("params.yaml").write_text(json.dumps(sections))
     prepare.main(stage("prepare"))
-    tokenizer.save(TOKENIZER, Pixels(PixelsConfig(kind="pixels")))
+    save_tokenizer(TOKENIZER, Pixels(PixelsConfig(kind="pixels")))
     encode.main(stage("encode"))
     return Path("photos")
 

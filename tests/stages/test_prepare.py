@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mar.data import ImageSet
+from mar.data.dataset import ImageSet
 from stages import prepare
 from stages.stage import Stage
 from stages.tracking import Run

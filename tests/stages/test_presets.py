@@ -7,9 +7,9 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from mar.generator import MAR, narrow_denoiser
-from mar.posterior import LatentShape
-from mar.tokenizer import build, latent_shape
+from mar.latents.posterior import LatentShape
+from mar.model.mar import MAR, narrow_denoiser_warning
+from mar.tokenizers.registry import build_tokenizer, latent_shape
 from stages import check, presets
 
 
@@ -31,7 +31,7 @@ def test_a_preset_is_valid_and_its_models_can_be_built(name: str, tmp_path: Path
     configs = check.check_all(path)
     latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
     with torch.device("meta"):
-        codebook_size = build(configs["tokenizer"]).codebook_size
+        codebook_size = build_tokenizer(configs["tokenizer"]).codebook_size
         MAR(configs["generator"], latent, 1000, codebook_size)
 
 
@@ -96,7 +96,7 @@ def test_imagenet_presets_are_table_4(
     latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
     with torch.device("meta"):
         model = MAR(configs["generator"], latent, num_classes=1000)
-        tokenizer = build(configs["tokenizer"])
+        tokenizer = build_tokenizer(configs["tokenizer"])
     # The class embedding, positions and everything else are counted.
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert sum(p.numel() for p in tokenizer.parameters()) == 66_456_019
@@ -227,8 +227,8 @@ def test_tokens_follow_the_tokenizer(
     configs = check.check_all(path)
     latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
     with torch.device("meta"):
-        tokenizer = build(configs["tokenizer"])
+        tokenizer = build_tokenizer(configs["tokenizer"])
         model = MAR(configs["generator"], latent, 10, tokenizer.codebook_size)
     assert (model.num_tokens, model.channels) == (num_tokens, channels)
     assert sum(p.numel() for p in tokenizer.parameters()) == parameters
-    assert narrow_denoiser(model.config, model.latent) is None or name.startswith("digits")
+    assert narrow_denoiser_warning(model.config, model.latent) is None or name.startswith("digits")

@@ -17,8 +17,8 @@ import pytest
 import tiny_project as tiny
 import torch
 
-from mar import tokenizer
-from mar.atomic import digest
+from mar.files.atomic import digest
+from mar.tokenizers.registry import load_tokenizer
 
 
 OUT = "out/train_tokenizer"
@@ -128,7 +128,7 @@ def test_the_whole_recipe_passes_and_shows_in_the_curves(project: Path) -> None:
         known = {name for name, value in row.items() if value}
         begun = int(row["step"]) > START
         assert known == everywhere | {"step"} | (adversarial if begun else set())
-    names = tokenizer.load(project / OUT / "tokenizer.safetensors").state_dict()
+    names = load_tokenizer(project / OUT / "tokenizer.safetensors").state_dict()
     assert {name.partition(".")[0] for name in names} == {
         "encoder", "decoder", "quant_conv", "post_quant_conv",
     }  # fmt: skip

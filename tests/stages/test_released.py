@@ -1,4 +1,4 @@
-"""Files of the official layout pass through the stages as if what they hold were trained here."""
+"""Files of the released layout pass through the stages as if what they hold were trained here."""
 
 import csv
 import json
@@ -21,14 +21,14 @@ from ruamel.yaml import YAML
 from torch import Tensor
 from torch_fidelity import FeatureExtractorInceptionV3
 
-from mar import weights
-from mar.data_config import NoData
-from mar.latents import LatentsInfo
-from mar.official_files import read_generator, read_tokenizer
-from mar.optimisation import Trainer
-from mar.released import from_official
-from mar.samples import SampleSet
-from mar.sources import collect
+from mar.data.config import NoData
+from mar.data.sources import collect
+from mar.files import weights
+from mar.latents.info import LatentsInfo
+from mar.released.names import from_released
+from mar.released.pickles import read_generator, read_tokenizer
+from mar.sampling.store import SampleSet
+from mar.training.trainer import Trainer
 from stages import export, previews, train_loop
 
 
@@ -36,8 +36,8 @@ def written(name: str) -> dict[str, Tensor]:
     return weights.load(Path("out") / name)[0]
 
 
-def official(which: Any) -> dict[str, Tensor]:
-    return from_official(read_generator(MAR_FILE, None, which=which))
+def released(which: Any) -> dict[str, Tensor]:
+    return from_released(read_generator(MAR_FILE, None, which=which))
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
@@ -61,8 +61,8 @@ def curves(stage: str) -> list[list[str]]:
 @pytest.mark.usefixtures("copied")
 def test_without_a_step_both_sets_are_those_of_the_file() -> None:
     assert same(written("train_tokenizer/tokenizer.safetensors"), read_tokenizer(KL16, None))
-    assert same(written("train_generator/generator.safetensors"), official("model"))
-    assert same(written("train_generator/ema.safetensors"), official("model_ema"))
+    assert same(written("train_generator/generator.safetensors"), released("model"))
+    assert same(written("train_generator/ema.safetensors"), released("model_ema"))
     for stage in ("train_tokenizer", "train_generator"):
         assert metrics(stage)["steps"] == 0
         assert curves(stage) == [["step", "loss"]]
@@ -77,10 +77,10 @@ def test_without_a_step_both_sets_are_those_of_the_file() -> None:
 @pytest.mark.usefixtures("copied")
 def test_latents_are_multiplied_by_the_scale_that_is_given() -> None:
     info = LatentsInfo.read(Path("out/encode/latents.json"))
-    assert info.divisor == 1 / 0.2325
+    assert info.latent_std == 1 / 0.2325
     assert info.std is not None
-    assert info.std != pytest.approx(info.divisor, rel=0.1)  # it is still measured
-    assert metrics("encode")["divisor"] == info.divisor
+    assert info.std != pytest.approx(info.latent_std, rel=0.1)  # it is still measured
+    assert metrics("encode")["latent_std"] == info.latent_std
 
 
 @pytest.mark.parametrize("scale", [0.05, 1.0])
@@ -111,8 +111,8 @@ def test_the_weights_trained_can_be_chosen_instead_of_their_average() -> None:
     params["generator"]["weights"] = "model"
     write_params(params)
     tiny.run_stage("train_generator")
-    assert same(written("train_generator/generator.safetensors"), official("model"))
-    assert same(written("train_generator/ema.safetensors"), official("model"))
+    assert same(written("train_generator/generator.safetensors"), released("model"))
+    assert same(written("train_generator/ema.safetensors"), released("model"))
 
 
 @pytest.mark.usefixtures("copied")
@@ -143,7 +143,7 @@ def test_a_training_begins_with_the_chosen_weights_and_can_be_continued(
 ) -> None:
     write_params(released_params(steps=3, preview_steps=2, lr=1e-6, warmup_steps=0))
     trained, average = fine_tune()
-    begun = official("model_ema")
+    begun = released("model_ema")
     for found in (trained, average):
         assert not any(torch.equal(found[name], begun[name]) for name in begun if "bias" in name)
         assert all(torch.allclose(found[name], begun[name], atol=1e-5) for name in begun)
@@ -227,9 +227,9 @@ def test_all_stages_pass_without_an_image(tmp_path: Path, inception: dict[str, A
     for stage in YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"]:
         tiny.run_stage(stage)
     info = LatentsInfo.read(Path("out/encode/latents.json"))
-    assert (info.count, info.std, info.divisor) == (0, None, 1 / 0.2325)
+    assert (info.count, info.std, info.latent_std) == (0, None, 1 / 0.2325)
     assert json.loads(Path("out/prepare/classes.json").read_text()) == names
-    assert same(written("train_generator/ema.safetensors"), official("model_ema"))
+    assert same(written("train_generator/ema.safetensors"), released("model_ema"))
     samples = SampleSet(Path("out/sample/samples"))
     assert samples.labels.bincount().tolist() == [3] * 10
     assert metrics("reconstruct")["num_images"] == 0

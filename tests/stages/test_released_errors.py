@@ -14,10 +14,10 @@ import torch
 from pydantic import TypeAdapter
 from released_project import KL16, MAR_FILE, released_params, write_params
 
-from mar import atomic, generator, tokenizer
-from mar.generator import MAR, GeneratorConfig
-from mar.posterior import LatentShape
-from mar.tokenizer import TokenizerConfig
+from mar.files import atomic
+from mar.latents.posterior import LatentShape
+from mar.model.mar import MAR, GeneratorConfig, save_mar
+from mar.tokenizers.registry import TokenizerConfig, build_tokenizer, save_tokenizer
 from stages import check, export
 
 
@@ -28,7 +28,7 @@ Change = Callable[[dict[str, Any]], object]
 
 
 class Foreign:
-    """What no official file has."""
+    """What no released file has."""
 
 
 def rewrite(path: Path, change: Change) -> None:
@@ -171,9 +171,9 @@ def test_a_generator_of_another_size_or_for_other_classes_is_refused() -> None:
                 "commitment_weight": 0.25,
                 "revive_dead": True,
             },
-            "tokenizer.kind: must be 'kl' in the official layout, got 'vq'",
+            "tokenizer.kind: must be 'kl' in the released layout, got 'vq'",
         ),
-        ("tokenizer", {"kind": "pixels"}, "must be 'kl' in the official layout, got 'pixels'"),
+        ("tokenizer", {"kind": "pixels"}, "must be 'kl' in the released layout, got 'pixels'"),
     ],
 )
 @pytest.mark.usefixtures("copied")
@@ -184,7 +184,7 @@ def test_tokenizers_without_an_official_layout_are_not_exported(
     left = ("source", "path", "sha256", "kl_weight")
     config = {**{k: v for k, v in sizes.items() if k not in left}, **changes}
     adapter: TypeAdapter[Any] = TypeAdapter(TokenizerConfig)
-    tokenizer.save(export.TOKENIZER, tokenizer.build(adapter.validate_python(config)))
+    save_tokenizer(export.TOKENIZER, build_tokenizer(adapter.validate_python(config)))
     with pytest.raises(ValueError, match=re.escape(words)):
         export.export(tmp_path / "a")
     assert not (tmp_path / "a").exists()
@@ -195,11 +195,11 @@ def test_tokenizers_without_an_official_layout_are_not_exported(
     [
         (
             {"attention": "causal", "mask_ratio": None},
-            "generator.attention: must be 'bidirectional' in the official layout, got 'causal'",
+            "generator.attention: must be 'bidirectional' in the released layout, got 'causal'",
         ),
         (
             {"head": {"kind": "l2"}},
-            "generator.head.kind: must be 'diffusion' in the official layout, got 'l2'",
+            "generator.head.kind: must be 'diffusion' in the released layout, got 'l2'",
         ),
     ],
 )
@@ -212,7 +212,7 @@ def test_generators_without_an_official_layout_are_neither_exported_nor_imported
         {key: section[key] for key in GeneratorConfig.model_fields}
     )
     digest = atomic.digest(export.TOKENIZER)
-    generator.save(export.GENERATOR, MAR(config, LatentShape(2, 4, 4), 10), digest)
+    save_mar(export.GENERATOR, MAR(config, LatentShape(2, 4, 4), 10), digest)
     with pytest.raises(ValueError, match=re.escape(words)):
         export.export(tmp_path / "a")
     assert not (tmp_path / "a").exists()

@@ -11,9 +11,9 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from mar.latents import LatentsInfo
-from mar.official_files import read_generator, read_tokenizer, write_generator, write_tokenizer
-from mar.samples import SampleSet
+from mar.latents.info import LatentsInfo
+from mar.released.pickles import read_generator, read_tokenizer, write_generator, write_tokenizer
+from mar.sampling.store import SampleSet
 from stages import export, presets, previews
 
 
@@ -23,9 +23,9 @@ OFFICIAL: dict[str, dict[str, list[int]]] = json.loads(
 
 
 def random_tensors(name: str, seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     return {
-        key: torch.empty(shape).normal_(0, 0.02, generator=generator)
+        key: torch.empty(shape).normal_(0, 0.02, generator=rng)
         for key, shape in OFFICIAL[name].items()
     }
 
@@ -52,7 +52,7 @@ def test_mar_b_is_imported_sampled_and_exported(
     metrics = json.loads((project / "out/train_generator/metrics.json").read_text())
     assert (metrics["steps"], metrics["parameters"]) == (0, 207_924_768)
     info = LatentsInfo.read(Path("out/encode/latents.json"))
-    assert (info.divisor, info.shape, info.num_classes) == (1 / 0.2325, [16, 16, 16], 1000)
+    assert (info.latent_std, info.shape, info.num_classes) == (1 / 0.2325, [16, 16, 16], 1000)
     samples = SampleSet(Path("out/sample/samples"))
     assert (len(samples), samples.height, samples.width) == (2, 256, 256)
     assert not torch.equal(samples[0], samples[1])

@@ -14,9 +14,9 @@ import pytest
 import tiny_project as tiny
 import torch
 
-from mar import checkpointing
-from mar.atomic import digest
-from mar.generator import MAR
+from mar import activation_checkpointing as checkpointing
+from mar.files.atomic import digest
+from mar.model.mar import MAR
 from stages import work
 
 
@@ -184,7 +184,7 @@ def test_work_of_other_settings_is_not_continued(long_training: Path) -> None:
     (long_training / "params.yaml").write_text(json.dumps(params))
     assert work.fingerprint("train_generator", inputs) != before
 
-    other = {**inputs, "mar/training.py": "edited"}
+    other = {**inputs, "mar/training/generator.py": "edited"}
     assert work.fingerprint("train_generator", other) != work.fingerprint("train_generator", inputs)
 
 

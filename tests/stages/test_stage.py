@@ -15,7 +15,7 @@ import tiny_project as tiny
 import torch
 from ruamel.yaml import YAML
 
-from mar.atomic import digest
+from mar.files.atomic import digest
 from stages import stage, work
 
 

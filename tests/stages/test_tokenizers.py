@@ -14,14 +14,16 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
-from mar import latent_scale, tokenizer
-from mar.diffusers_folder import COMPARED, WEIGHTS
-from mar.images import to_float
-from mar.latents import LatentCache, LatentsInfo
-from mar.posterior import Posterior
-from mar.tokenizer_interface import Tokenizer
-from mar.tokenizer_source import TokenizerSource
-from mar.vq import VQ
+from mar.data.images import to_float
+from mar.latents import scale as latent_scale
+from mar.latents.cache import LatentCache
+from mar.latents.info import LatentsInfo
+from mar.latents.posterior import Posterior
+from mar.released.diffusers_folder import COMPARED, WEIGHTS
+from mar.released.tokenizer import TokenizerSource
+from mar.tokenizers.interface import Tokenizer
+from mar.tokenizers.registry import build_tokenizer, load_tokenizer
+from mar.tokenizers.vq import VQ
 
 
 STAGES = ("prepare", "reference", "train_tokenizer", "reconstruct", "encode")
@@ -116,12 +118,14 @@ def test_a_codebook_is_trained_tried_and_cached(project: Path) -> None:
     everything, plain = torch.arange(len(cache)), torch.zeros(len(cache), dtype=torch.bool)
     latents = cache.moments(everything, plain)
     assert latents.shape[1:] == (2, 4, 4)
-    model = tokenizer.load(project / "out/train_tokenizer/tokenizer.safetensors")
+    model = load_tokenizer(project / "out/train_tokenizer/tokenizer.safetensors")
     assert isinstance(model, VQ)
     # But for latents that the cache's precision moves across a border.
-    same = model.quantise(latents) == cache.codes(everything, plain)
+    same = model.quantise(latents) == cache.code_indices(everything, plain)
     assert float(same.float().mean()) > 0.99
-    assert not torch.equal(cache.codes(everything, ~plain), cache.codes(everything, plain))
+    assert not torch.equal(
+        cache.code_indices(everything, ~plain), cache.code_indices(everything, plain)
+    )
 
 
 def test_lpips_is_looked_for_among_downloads(
@@ -191,7 +195,7 @@ def test_a_folder_is_imported_and_needed_no_more(
     """Its relative path begins at the repository, also from a temporary copy that DVC made."""
     repository = tmp_path / "repository"
     config = TypeAdapter(TokenizerSource).validate_python(SECTIONS["diffusers"])
-    made = tokenizer.build(config)
+    made = build_tokenizer(config)
     made.initialize(torch.Generator().manual_seed(7))
     folder = write_diffusers_folder(repository / "models/vae", made)
     monkeypatch.setenv("DVC_ROOT", str(repository))
@@ -204,7 +208,7 @@ def test_a_folder_is_imported_and_needed_no_more(
     assert metrics["train_tokenizer"]["steps"] == 0
     assert metrics["train_tokenizer"]["parameters"] > 0
     assert previews(project) == ["step-0000000.png"]
-    model = tokenizer.load(project / "out/train_tokenizer/tokenizer.safetensors")
+    model = load_tokenizer(project / "out/train_tokenizer/tokenizer.safetensors")
     assert model.config == made.config
     for name, value in made.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
@@ -216,7 +220,7 @@ def test_a_folder_is_imported_and_needed_no_more(
 def test_the_file_does_not_say_where_its_folder_was(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = tokenizer.build(TypeAdapter(TokenizerSource).validate_python(SECTIONS["diffusers"]))
+    made = build_tokenizer(TypeAdapter(TokenizerSource).validate_python(SECTIONS["diffusers"]))
     made.initialize(torch.Generator().manual_seed(7))
     write_diffusers_folder(tmp_path / "models/vae", made)
     shutil.copytree(tmp_path / "models/vae", tmp_path / "elsewhere")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from mar.optimisation import OptimisationConfig
+from mar.training.trainer import OptimisationConfig
 from stages import tracking, train_loop
 
 

@@ -31,7 +31,11 @@ TINY = {
             "decoder_blocks": 1,
             "decoder_heads": 2,
         },
-        "head": {"kind": "diffusion", "size": {"blocks": 1, "width": 16}, "num_draws": 2},
+        "head": {
+            "kind": "diffusion",
+            "size": {"blocks": 1, "width": 16},
+            "noise_samples_per_token": 2,
+        },
         "dropout": 0.1,
     },
     "training": {

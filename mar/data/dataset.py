@@ -1,0 +1,169 @@
+"""Labelled images as tensors, from a manifest that `prepare` made.
+
+Shapes: B batch, S side of an image in pixels.
+"""
+
+from collections.abc import Iterator
+from itertools import count, tee
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from mar.data import image_folder as folder
+from mar.data.batches import batch_indices
+from mar.data.images import center_crop, decode
+from mar.data.manifest import Manifest, Split
+from mar.data.spread import spread
+from mar.data.workers import map_chunks, ranges
+
+
+IN_MEMORY_BYTES = 512 * 1024**2
+CHUNK = 16  # images that a worker decodes at a time: few, so that all workers share one batch
+
+
+class ImageSet(Dataset[tuple[Tensor, int]]):
+    """One split of the images of a manifest.
+
+    Attributes:
+        labels: The label of each image, int64 (B,).
+        class_names: The name of each label.
+        num_classes: The number of classes, whether this split has images of each or not.
+        image_size: The side of the images in pixels.
+    """
+
+    def __init__(
+        self, manifest: Path, split: Split, image_size: int, *, base: Path = Path()
+    ) -> None:
+        """Open a manifest; `base` is where the path of its data folder begins, if it is relative.
+
+        Raises:
+            ValueError: the file is not a manifest, or lists no images of the split and its data are
+                not `none`.
+        """
+        self._file = manifest
+        self._manifest = Manifest(manifest, split)
+        self._root = base / Path(self._manifest.info.root).expanduser()
+        if not len(self) and self._manifest.info.source != "none":
+            raise ValueError(f"{manifest} lists no images of the split {split}")
+        self.labels: Int64[Tensor, " B"] = self._manifest.labels()
+        self.class_names = self._manifest.info.class_names
+        self.num_classes = len(self.class_names)
+        self.image_size = image_size
+
+    def __len__(self) -> int:
+        return len(self._manifest)
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 S S"], int]:
+        """Return an image and its label.
+
+        Raises:
+            ValueError: the file is gone, cannot be decoded, or its size is not the one that
+                `prepare` saw.
+        """
+        path = self._manifest.path(index)
+        content = self._manifest.image(index)
+        name = path if content is not None else str(self._root / path)
+        if content is None:
+            content = _read(self._root / path, self._manifest.size(index))
+        image = center_crop(decode(content, name), self.image_size)
+        return image, int(self.labels[index])
+
+    @property
+    def names(self) -> list[str]:
+        """The path of each image, relative to the data folder."""
+        return self._manifest.paths()
+
+    def is_present(self, index: int) -> bool:
+        """Tell whether an image can be read here: a manifest can travel without its images."""
+        held = self._manifest.image(index) is not None
+        return held or (self._root / self._manifest.path(index)).is_file()
+
+    def stack(self, indices: list[int]) -> UInt8[Tensor, "B 3 S S"]:
+        """Return some of the images as one tensor."""
+        images = _empty(self, len(indices))
+        for place, index in enumerate(indices):
+            images[place] = self[index][0]
+        return images
+
+    def spread(self, num: int) -> UInt8[Tensor, "B 3 S S"]:
+        """Return `num` images, evenly spread over the set, or all of them if fewer."""
+        return self.stack([int(index) for index in spread(len(self), num)])
+
+    def verify_listing(self) -> None:
+        """Check by their names that the folder still holds the images that `prepare` saw.
+
+        Raises:
+            ValueError: images were added or removed.
+        """
+        info = self._manifest.info
+        if info.source == "folder":
+            folder.verify(self._root, {*Manifest(self._file).paths(), *info.unreadable})
+
+
+def load_images(images: ImageSet, workers: int) -> UInt8[Tensor, "B 3 S S"]:
+    """Decode a whole set that fits in memory."""
+    decoded = _empty(images, len(images))
+    chunks = ranges(len(images), CHUNK)
+    with tqdm(total=len(images), desc="decode", unit="image") as progress:
+        for chunk, part in zip(chunks, map_chunks(images.stack, chunks, workers), strict=True):
+            decoded[chunk] = part
+            progress.update(len(chunk))
+    return decoded
+
+
+def image_batches(
+    images: ImageSet, batch_size: int, *, seed: int, first_step: int, workers: int
+) -> Iterator[tuple[UInt8[Tensor, "B 3 S S"], Int64[Tensor, " B"]]]:
+    """Yield the images and labels of `batch_indices`, from a step on, without end.
+
+    A set of at most 512 MiB is decoded once and kept in memory. Of a larger one each batch is
+    decoded ahead of its step, by worker processes that end when the iterator is closed or
+    forgotten.
+    """
+    steps = (
+        batch_indices(len(images), batch_size, seed=seed, step=step) for step in count(first_step)
+    )
+    if len(images) * 3 * images.image_size**2 <= IN_MEMORY_BYTES:
+        decoded = load_images(images, workers)
+        for chosen in steps:
+            yield decoded[chosen], images.labels[chosen]
+    else:
+        yield from _decoded_ahead(images, steps, workers)
+
+
+def _decoded_ahead(
+    images: ImageSet, steps: Iterator[Int64[Tensor, " B"]], workers: int
+) -> Iterator[tuple[UInt8[Tensor, "B 3 S S"], Int64[Tensor, " B"]]]:
+    steps, steps_of_workers = tee(steps)
+    parts = map_chunks(images.stack, _cut(steps_of_workers), workers)
+    for chosen in steps:
+        batch = _empty(images, len(chosen))
+        for chunk in torch.split(batch, CHUNK):
+            chunk.copy_(next(parts))  # a copy, so that the worker's shared memory is free again
+        yield batch, images.labels[chosen]
+
+
+def _cut(steps: Iterator[Int64[Tensor, " B"]]) -> Iterator[list[int]]:
+    for chosen in steps:
+        for chunk in torch.split(chosen, CHUNK):
+            yield [int(index) for index in chunk]
+
+
+def _empty(images: ImageSet, num: int) -> UInt8[Tensor, "B 3 S S"]:
+    return torch.empty(num, 3, images.image_size, images.image_size, dtype=torch.uint8)
+
+
+def _read(file: Path, expected_bytes: int) -> bytes:
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{file} is gone since prepare ran") from None
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from None
+    if len(content) != expected_bytes:
+        raise ValueError(f"{file} has {len(content)} bytes, {expected_bytes} when prepare ran")
+    return content

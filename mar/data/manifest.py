@@ -1,0 +1,123 @@
+"""The manifest: a Parquet file that lists the images of a data set with their labels and splits.
+
+Columns: `path` (relative to the data folder), `image` (the file's content, null where it stays in
+the folder), `label`, `bytes` (the file's size), `split`. What holds for all images is in the
+schema's metadata.
+"""
+
+# pyarrow has no type stubs, so everything that it returns is unknown to pyright.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from mar.files.atomic import replacing
+
+
+Split = Literal["train", "held_out"]
+
+COLUMNS = pa.schema(
+    [
+        ("path", pa.string()),
+        ("image", pa.binary()),
+        ("label", pa.int32()),
+        ("bytes", pa.int64()),
+        ("split", pa.string()),
+    ]
+)
+
+
+class Row(NamedTuple):
+    """One image of a manifest; the fields are the columns, `size` that of the file in bytes."""
+
+    path: str
+    image: bytes | None
+    label: int
+    size: int
+    split: Split
+
+
+@dataclass(frozen=True)
+class Info:
+    """What holds for all images of a manifest.
+
+    Attributes:
+        source: The kind of data: `digits`, `folder`, or `none` for no images.
+        root: The data folder as the user gave it; where relative paths begin is for
+            the reader to say.
+        class_names: The name of each label.
+        unreadable: Paths of the files that were left out because they cannot be decoded.
+    """
+
+    source: str
+    root: str
+    class_names: list[str]
+    unreadable: list[str]
+
+
+class Manifest:
+    """The rows of one split, or of all, kept as Arrow columns.
+
+    Millions of Python strings would be copied by every worker process that only looks at them.
+    """
+
+    def __init__(self, path: Path, split: Split | None = None) -> None:
+        filters = None if split is None else [("split", "=", split)]
+        self._rows = pq.read_table(path, filters=filters).combine_chunks()
+        metadata = pq.read_schema(path).metadata
+        self.info = Info(
+            source=metadata[b"source"].decode(),
+            root=metadata[b"root"].decode(),
+            class_names=json.loads(metadata[b"class_names"]),
+            unreadable=json.loads(metadata[b"unreadable"]),
+        )
+
+    def __len__(self) -> int:
+        return self._rows.num_rows
+
+    def labels(self) -> Int64[Tensor, " N"]:
+        """Return the labels of all rows."""
+        return torch.tensor(self._rows["label"].to_numpy(), dtype=torch.int64)
+
+    def paths(self) -> list[str]:
+        """Return the paths of all rows."""
+        return self._rows["path"].to_pylist()
+
+    def path(self, index: int) -> str:
+        """Return the path of a row."""
+        return self._rows["path"][index].as_py()
+
+    def image(self, index: int) -> bytes | None:
+        """Return the file content that the manifest holds for a row, if it does."""
+        return self._rows["image"][index].as_py()
+
+    def size(self, index: int) -> int:
+        """Return the size of a row's file in bytes."""
+        return self._rows["bytes"][index].as_py()
+
+
+def write_manifest(path: Path, info: Info, rows: Sequence[Row]) -> None:
+    """Write a manifest in one piece; the same rows make the same bytes, with one pyarrow."""
+    metadata = {
+        "source": info.source,
+        "root": info.root,
+        "class_names": json.dumps(info.class_names),
+        "unreadable": json.dumps(info.unreadable),
+    }
+    columns = list(zip(*rows, strict=True)) or [()] * len(COLUMNS)
+    table = pa.table(
+        [pa.array(values, kind) for values, kind in zip(columns, COLUMNS.types, strict=True)],
+        schema=COLUMNS.with_metadata(metadata),
+    )
+    with replacing(path) as partial:
+        pq.write_table(table, partial)

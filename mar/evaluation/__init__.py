@@ -1,0 +1,1 @@
+"""Scores: feature extractors, reference statistics, FID and its kin, reconstruction metrics."""

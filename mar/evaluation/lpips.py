@@ -1,0 +1,161 @@
+"""LPIPS (Zhang et al., arXiv 1801.03924), version 0.1 with VGG16: how different two images look.
+
+Features of a network that was trained to recognise objects, compared where they are. The network is
+torchvision's; how much each feature counts comes with torchmetrics, as published.
+
+Shapes: B batch, H W an image, C channels of features, h w their resolution.
+"""
+# torchvision has no types:
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
+import pickle
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float, UInt8
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torchvision.models import VGG16_Weights, vgg16
+
+from mar.config import Config, PathText, Sha256
+from mar.data.images import to_float
+from mar.files import downloads
+
+
+# After which layers of VGG16 features are compared: relu1_2, 2_2, 3_3, 4_3 and 5_3.
+DEPTHS = (3, 8, 15, 22, 29)
+SMALLEST = 16  # pixels: the last features are then one
+SHIFT = (-0.030, -0.088, -0.188)  # mean and deviation of ImageNet's colours, as LPIPS has them
+SCALE = (0.458, 0.448, 0.450)
+FILE = downloads.PublishedFile(
+    VGG16_Weights.IMAGENET1K_V1.url, hash_prefix="397923af"
+)  # in its name
+
+
+class LPIPSConfig(Config):
+    """LPIPS as a loss."""
+
+    kind: Literal["lpips"]
+    weight: float = Field(
+        gt=0, description="of the distance, which counts for each value of an image (LDM: 1)"
+    )
+    weights: PathText | None = Field(
+        description="torchvision's VGG16 (vgg16-397923af.pth), absolute or from the repository; "
+        "null downloads it, or uses an earlier download"
+    )
+    weights_sha256: Sha256 | None = Field(description="the file's SHA-256; null checks nothing")
+
+
+def feature_difference(
+    first: Float[Tensor, "B C h w"], second: Float[Tensor, "B C h w"]
+) -> Float[Tensor, "B C h w"]:
+    """Return the squared difference of features, of unit length at each place; in float32."""
+    first, second = (normalize(features.float(), dim=1, eps=1e-10) for features in (first, second))
+    return (first - second).square()
+
+
+class LPIPS(nn.Module):
+    """The distance of images; differentiable, so that it can be minimised."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, layers: nn.Sequential, channel_weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.layers = layers
+        self.channel_weights = nn.ParameterList(channel_weights)
+        self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None])
+        self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
+
+    def depths(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
+        """Return the features of images in [-1, 1] at five depths."""
+        x = (images - self.shift) / self.scale
+        found: list[Tensor] = []
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            if index in DEPTHS:
+                found.append(x)
+        return found
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H W"]
+    ) -> Float[Tensor, " B"]:
+        """Return the distance of each pair of images in [-1, 1]; only the second has a gradient."""
+        with torch.no_grad():
+            expected = self.depths(images)
+        total = images.new_zeros(len(images))
+        depths = zip(expected, self.depths(reconstructions), self.channel_weights, strict=True)
+        for first, second, weight in depths:
+            difference = feature_difference(first, second)  # (B, C, h, w)
+            total = total + (weight[:, None, None] * difference).sum(dim=1).mean(dim=(1, 2))
+        return total
+
+
+class LPIPSScore:
+    """Mean LPIPS of pairs of 8-bit images, on the device of the network."""
+
+    def __init__(self, distance: LPIPS) -> None:
+        self._distance = distance
+        self._total = 0.0
+        self._count = 0
+
+    @torch.no_grad()
+    def update(
+        self, originals: UInt8[Tensor, "B 3 H W"], reconstructions: UInt8[Tensor, "B 3 H W"]
+    ) -> None:
+        """Add some pairs."""
+        device = next(self._distance.buffers()).device
+        pair = (to_float(images.to(device)) for images in (originals, reconstructions))
+        self._total += float(self._distance(*pair).double().sum())
+        self._count += len(originals)
+
+    def compute(self) -> dict[str, float]:
+        """Return `lpips`, or nothing of no pairs."""
+        return {"lpips": self._total / self._count} if self._count else {}
+
+
+def load(
+    path: str | None,
+    sha256: str | None,
+    *,
+    key: str,
+    otherwise: str = "",
+    base: Path = Path(),
+) -> LPIPS:
+    """Return LPIPS with the published weights, fixed, in evaluation mode.
+
+    Args:
+        path: torchvision's file of VGG16; nothing downloads it, or uses an earlier download.
+        sha256: Its SHA-256; nothing checks nothing.
+        key: The key of `params.yaml` that gives the path; the digest's is `<key>_sha256`.
+        otherwise: What a user can choose besides, for the message.
+        base: Where the path begins, if it is relative.
+
+    Raises:
+        ValueError: there is no such file, or it is another one.
+    """
+    file = downloads.locate(path, sha256, FILE, key=key, otherwise=otherwise, base=base)
+    with torch.device("meta"):  # its weights are read, so none are drawn
+        vgg = cast(nn.Sequential, vgg16(weights=None).features)
+    layers = vgg[: DEPTHS[-1] + 1]
+    names = {f"features.{name}": name for name in layers.state_dict()}
+    try:
+        tensors: dict[str, Tensor] = torch.load(file, weights_only=True, map_location="cpu")
+        known = {names[name]: value.float() for name, value in tensors.items() if name in names}
+        layers.load_state_dict(known, assign=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{key}: {file} does not hold torchvision's VGG16: {reason}") from None
+    return LPIPS(layers, _channel_weights()).requires_grad_(False).eval()
+
+
+def _channel_weights() -> list[Tensor]:
+    """Read how much each feature counts: LPIPS' linear layers, a file of 7 kB in torchmetrics."""
+    file = files("torchmetrics") / "functional" / "image" / "lpips_models" / "vgg.pth"
+    with as_file(file) as path:
+        tensors: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")
+    return [tensors[f"lin{index}.model.1.weight"].flatten() for index in range(len(DEPTHS))]

@@ -1,0 +1,166 @@
+"""Scores of images against real ones: Frechet distance, Inception score, KID, precision and recall.
+
+torch-fidelity computes them from features, of whatever extractor; only Inception's give the scores
+their well-known names.
+
+Shapes: B images, K classes, F features.
+"""
+# torch-fidelity has no types:
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false
+
+import torch
+from jaxtyping import Float32, Int
+from pydantic import Field
+from torch import Tensor
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+from torch_fidelity.metric_isc import (
+    KEY_METRIC_ISC_MEAN,
+    KEY_METRIC_ISC_STD,
+    isc_features_to_metric,
+)
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_prc import (
+    KEY_METRIC_PRECISION,
+    KEY_METRIC_RECALL,
+    prc_features_to_metric,
+)
+
+from mar.config import Config
+from mar.evaluation.extractors import Features, Kind
+from mar.evaluation.reference import Moments, Reference, Statistics
+
+
+# What each score is called. The plain names belong to Inception; no other number is called FID.
+NAMES: dict[Kind, dict[str, str]] = {
+    "classifier": {
+        KEY_METRIC_FID: "classifier_fid",
+        KEY_METRIC_ISC_MEAN: "classifier_is",
+        KEY_METRIC_ISC_STD: "classifier_is_std",
+        KEY_METRIC_KID_MEAN: "classifier_kid",
+        KEY_METRIC_PRECISION: "classifier_precision",
+        KEY_METRIC_RECALL: "classifier_recall",
+    },
+    "inception": {
+        KEY_METRIC_FID: "fid",
+        KEY_METRIC_ISC_MEAN: "inception_score",
+        KEY_METRIC_ISC_STD: "inception_score_std",
+        KEY_METRIC_KID_MEAN: "kid",
+        KEY_METRIC_PRECISION: "precision",
+        KEY_METRIC_RECALL: "recall",
+    },
+    "dinov2": {
+        KEY_METRIC_FID: "fd_dinov2",
+        KEY_METRIC_KID_MEAN: "kd_dinov2",
+        KEY_METRIC_PRECISION: "precision_dinov2",
+        KEY_METRIC_RECALL: "recall_dinov2",
+    },
+}
+ROWS = 2000  # of distances held at a time
+
+
+class EvaluateConfig(Config):
+    """How features are compared."""
+
+    is_splits: int = Field(
+        ge=1, description="parts whose Inception scores are averaged; published ones use 10"
+    )
+    kid_subsets: int = Field(ge=1, description="random subsets whose kernel distances are averaged")
+    kid_subset_size: int = Field(ge=2, description="images in each subset")
+    neighbours: int = Field(
+        ge=1,
+        description="k of precision and recall: reach of a manifold around an image; 3 is usual",
+    )
+    seed: int = Field(ge=0, lt=2**32, description="chooses the splits and subsets")
+
+
+def check_sizes(config: EvaluateConfig, name: str, num_images: int, *, num_features: int) -> None:
+    """Refuse settings that need more images than there are, before any work.
+
+    Args:
+        config: The settings.
+        name: What the images are called.
+        num_images: How many are to be scored.
+        num_features: How many real images they are compared with in KID, precision and recall.
+
+    Raises:
+        ValueError: a setting is larger than a set of images.
+    """
+    limits = [("is_splits", config.is_splits, num_images, name)]
+    if num_features:
+        fewest = min((num_images, name), (num_features, "real images kept (num_features)"))
+        limits += [
+            ("kid_subset_size", config.kid_subset_size, *fewest),
+            ("neighbours", config.neighbours, fewest[0] - 1, f"{fewest[1]} less one"),
+        ]
+    for key, value, most, what in limits:
+        if value > most:
+            raise ValueError(f"evaluate.{key}: must be at most {most}, the {what}, got {value}")
+
+
+def score(
+    found: Features,
+    labels: Int[Tensor, " B"],
+    reference: Reference,
+    *,
+    kind: Kind,
+    config: EvaluateConfig,
+) -> dict[str, float]:
+    """Return the scores of images by their names.
+
+    Without kept features of real images there is no KID, precision and recall; without logits no
+    Inception score. `classifier_accuracy` is the share of images whose label the classifier says.
+    """
+    scores = {KEY_METRIC_FID: frechet_distance(_measure(found.features), reference.statistics)}
+    if found.logits is not None:
+        scores |= isc_features_to_metric(found.logits, config.is_splits, rng_seed=config.seed)
+        if config.is_splits == 1:
+            del scores[KEY_METRIC_ISC_STD]  # one part has no spread
+    if len(reference.features):
+        scores |= kid_features_to_metric(
+            found.features.double(),
+            reference.features.double(),
+            kid_subsets=config.kid_subsets,
+            kid_subset_size=config.kid_subset_size,
+            rng_seed=config.seed,
+            verbose=False,
+        )
+        scores |= prc_features_to_metric(
+            found.features,
+            reference.features,
+            prc_neighborhood=config.neighbours,
+            prc_batch_size=ROWS,
+            save_cpu_ram=True,
+            verbose=False,
+        )
+    named = {name: float(scores[key]) for key, name in NAMES[kind].items() if key in scores}
+    if kind == "classifier" and found.logits is not None:  # Inception's classes are not the data's
+        named["classifier_accuracy"] = classifier_accuracy(found.logits, labels)
+    return named
+
+
+def classifier_accuracy(logits: Float32[Tensor, "B K"], labels: Int[Tensor, " B"]) -> float:
+    """Return the share of images whose most probable class is their label."""
+    return float((logits.argmax(dim=1) == labels).double().mean())
+
+
+def frechet_distance(first: Statistics, second: Statistics) -> float:
+    """Return |m - n|^2 + tr(A + B - 2 (A B)^(1/2)) of means m, n and covariances A, B (FID)."""
+    pair = [{"mu": s.mean.numpy(), "sigma": s.covariance.numpy()} for s in (first, second)]
+    return float(fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID])
+
+
+def distance_to_reference(found: Features, reference: Reference) -> Float32[Tensor, " B"]:
+    """Return how far each image is from the nearest kept reference image, in feature space."""
+    nearest = [
+        torch.cdist(part, reference.features).min(dim=1).values
+        for part in torch.split(found.features, ROWS)
+    ]
+    return torch.cat(nearest)
+
+
+def _measure(features: Float32[Tensor, "B F"]) -> Statistics:
+    moments = Moments(features.shape[1])
+    for batch in torch.split(features, ROWS):
+        moments.update(batch)
+    return moments.statistics()

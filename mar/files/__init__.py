@@ -1,0 +1,1 @@
+"""Files on the disk: written whole or not at all, tensors with a description, published weights."""

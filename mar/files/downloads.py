@@ -1,0 +1,92 @@
+"""Weight files that others published: given by their path, or downloaded once and kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mar.files import atomic
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """Where a file can be had, and the first digits of its SHA-256."""
+
+    url: str
+    hash_prefix: str
+
+
+def locate(
+    path: str | None,
+    sha256: str | None,
+    published: PublishedFile,
+    *,
+    key: str,
+    otherwise: str = "",
+    base: Path = Path(),
+) -> Path:
+    """Return a weight file: the one that is given, else the published one, downloaded if need be.
+
+    Args:
+        path: The file, or nothing.
+        sha256: Its SHA-256; nothing checks nothing.
+        published: What to take where no file is given.
+        key: The key of `params.yaml` that gives the path; the digest's is `<key>_sha256`.
+        otherwise: What a user can choose besides, for the message.
+        base: Where the path begins, if it is relative.
+
+    Raises:
+        ValueError: the file is missing, another one, or cannot be downloaded.
+    """
+    found = (
+        base / Path(path).expanduser() if path is not None else _download(published, key, otherwise)
+    )
+    check_file(found, sha256, key=key)
+    return found
+
+
+def find_download(published: PublishedFile) -> Path | None:
+    """Return an earlier download of a published file, if there is one.
+
+    Raises:
+        ValueError: what is there is another file.
+    """
+    path = _place(published)
+    if not path.is_file():
+        return None
+    if not (found := atomic.digest(path)).startswith(published.hash_prefix):
+        raise ValueError(f"{path} has {found}, expected {published.hash_prefix}...")
+    return path
+
+
+def _place(published: PublishedFile) -> Path:
+    """Return where torch.hub keeps a file."""
+    return Path(torch.hub.get_dir(), "checkpoints", Path(published.url).name)
+
+
+def check_file(path: Path, sha256: str | None, *, key: str) -> None:
+    """Check that a file is there and has the digest of the key `<key>_sha256`, if that is given.
+
+    Raises:
+        ValueError: it is missing or another one.
+    """
+    if not path.is_file():
+        raise ValueError(f"{key}: {path} is missing")
+    if found := atomic.other_digest(path, sha256):
+        raise ValueError(f"{key}_sha256: {path} has {found}, expected {sha256}")
+
+
+def _download(published: PublishedFile, key: str, otherwise: str) -> Path:
+    """Return the file that torch.hub keeps."""
+    url = published.url
+    path = _place(published)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=published.hash_prefix)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"{key} is null and {url} cannot be downloaded ({error}); "
+                f"expected in that case: the file as {path}, or its path as {key}{otherwise}"
+            ) from None
+    return path

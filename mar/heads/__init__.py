@@ -1,0 +1,1 @@
+"""Models of one token's distribution given z: diffusion, flow, cross-entropy, L2."""

@@ -1,0 +1,139 @@
+"""The cross-entropy head: a token is an index into the codebook of a VQ tokenizer (MAR, 3.1).
+
+Shapes: B batch, M tokens with a loss, R rows (tokens, of any images), D width of z, K codes.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mar import precision
+from mar.config import Config
+from mar.heads.base import Drawn, Draws, Head, Noise, SamplerSection, guide
+
+
+ROWS = 1024  # whose distributions are held at a time: 128 MiB for the 16,384 codes of VQ-16
+
+
+class CrossEntropyConfig(Config):
+    """Section `generator.head` for `kind: cross_entropy`."""
+
+    kind: Literal["cross_entropy"]
+
+    @property
+    def denoiser_width(self) -> None:
+        """Return nothing: there is no denoiser."""
+
+
+class CrossEntropySampler(Config):
+    """Section `sample.head` for `kind: cross_entropy`."""
+
+    kind: Literal["cross_entropy"]
+    temperature: float = Field(gt=0, description="the logits are divided by it")
+
+    @property
+    def num_noises(self) -> int:
+        """Return how many normal draws a token takes after the first: none."""
+        return 0
+
+
+class CrossEntropy(Head):
+    """Model p(x | z) = softmax(W z) over the codes; a token has one channel, its index."""
+
+    is_discrete = True
+    has_probabilities = True
+
+    def __init__(self, config: CrossEntropyConfig, *, channels: int, z_width: int) -> None:
+        """Make the classifier; `channels` is the number of codes."""
+        super().__init__()
+        self.linear = nn.Linear(z_width, channels)
+
+    def initialize(self, rng: torch.Generator) -> None:
+        """Set every weight: Xavier uniform, bias 0, as the transformer's."""
+        nn.init.xavier_uniform_(self.linear.weight, generator=rng)
+        nn.init.zeros_(self.linear.bias)
+
+    def draw(self, batch: int, num_tokens: int, rng: torch.Generator) -> Draws:
+        """Draw nothing."""
+        return ()
+
+    def forward(
+        self, z: Float[Tensor, "B M D"], x_0: Int[Tensor, "B M 1"], draws: Draws
+    ) -> Float[Tensor, "B M 1"]:
+        """Return the cross-entropy in nats."""
+        logits = self.linear(z).float().movedim(2, 1)  # (B, K, M)
+        return functional.cross_entropy(logits, x_0.squeeze(2), reduction="none")[:, :, None]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        z: Float[Tensor, "R D"],
+        noise: Noise,
+        sampler: SamplerSection,
+        *,
+        z_null: Float[Tensor, "R D"] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Int[Tensor, "R 1"]:
+        """Draw a code for each row."""
+        return self.sample_with_probability(
+            z, noise, sampler, z_null=z_null, guidance_scale=guidance_scale
+        ).tokens
+
+    @torch.no_grad()
+    def sample_with_probability(
+        self,
+        z: Float[Tensor, "R D"],
+        noise: Noise,
+        sampler: SamplerSection,
+        *,
+        z_null: Float[Tensor, "R D"] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Drawn:
+        """Draw a code for each row: the one at which the distribution function passes a uniform.
+
+        The uniform is the normal draw's own distribution function. Guidance combines the logits.
+        Some rows are drawn at a time, as all distributions together would fill a GPU.
+        """
+        parts: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, len(z), ROWS):
+            rows = slice(start, start + ROWS)
+            null = None if z_null is None else z_null[rows]
+            probabilities = self.probabilities(
+                z[rows], sampler, z_null=null, guidance_scale=guidance_scale
+            )  # (R, K)
+            codes = _invert(probabilities, noise.initial[rows])
+            parts.append((codes, probabilities.gather(1, codes)))
+        codes, chances = zip(*parts, strict=True)
+        return Drawn(torch.cat(codes), torch.cat(chances))
+
+    def probabilities(
+        self,
+        z: Float[Tensor, "R D"],
+        sampler: SamplerSection,
+        *,
+        z_null: Float[Tensor, "R D"] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Float[Tensor, "R K"]:
+        """Return the distribution that `sample` draws from, in the widest numbers of the device."""
+        assert isinstance(sampler, CrossEntropySampler)
+        wide = precision.widest_float(z.device)
+        logits = self.linear(z).to(wide)
+        if z_null is not None:
+            logits = guide(self.linear(z_null).to(wide), logits, guidance_scale)
+        return (logits / sampler.temperature).softmax(dim=1)
+
+
+def _invert(
+    probabilities: Float[Tensor, "R K"], normal: Float[Tensor, "R 1"]
+) -> Int[Tensor, "R 1"]:
+    """Return the code at which the distribution function passes that of a normal draw."""
+    uniform = 0.5 * (1 + torch.erf(normal.to(probabilities.dtype) / math.sqrt(2)))  # (R, 1)
+    passed = probabilities.cumsum(dim=1) > uniform  # (R, K)
+    # Rounding may leave the last sum below 1: then it is the last code.
+    passed[:, -1] = True
+    return passed.int().argmax(dim=1, keepdim=True)

@@ -1,0 +1,140 @@
+"""The Diffusion Loss: a head that models one continuous token by diffusion (MAR, section 3.2).
+
+Shapes: B batch, M tokens with a loss, R rows (tokens, of any images), C channels of a token, D
+width of z, A independent draws of (t, eps) for each token, S sampling steps, T training steps, W
+width of the denoiser.
+"""
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from mar.config import Config
+from mar.heads import diffusion
+from mar.heads.base import Draws, Head, Noise, SamplerSection, guide
+from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size
+
+
+class DiffusionConfig(Config):
+    """Section `generator.head` for `kind: diffusion`."""
+
+    kind: Literal["diffusion"]
+    size: NamedOrCustom = Field(
+        description="the denoiser: a size of the paper by name, or blocks and width"
+    )
+    noise_samples_per_token: int = Field(
+        gt=0, description="independent (t, eps) for each token (paper: 4)"
+    )
+
+    @property
+    def denoiser_width(self) -> int:
+        """Return the width of the denoiser."""
+        return denoiser_size(self.size).width
+
+
+class DiffusionSampler(Config):
+    """Section `sample.head` for `kind: diffusion`."""
+
+    kind: Literal["diffusion"]
+    num_steps: int = Field(
+        ge=2, le=diffusion.TRAINING_STEPS, description="denoising steps of a token"
+    )
+    temperature: float = Field(gt=0, description="scale of the noise added in each denoising step")
+    x_0_bound: float | None = Field(
+        gt=0, description="clip predicted tokens, in units of latent std; null is faithful to MAR"
+    )
+
+    @property
+    def num_noises(self) -> int:
+        """Return how many normal draws a token takes after the first."""
+        return self.num_steps
+
+
+class DiffusionLoss(Head):
+    """Train and sample p(x | z) of a token by diffusion."""
+
+    def __init__(self, config: DiffusionConfig, *, channels: int, z_width: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.noise_samples_per_token = config.noise_samples_per_token
+        self.schedule = diffusion.training_schedule()
+        size = denoiser_size(config.size)
+        self.denoiser = Denoiser(
+            size, channels=channels, out_channels=2 * channels, z_width=z_width
+        )
+
+    def initialize(self, rng: torch.Generator) -> None:
+        """Set every weight."""
+        self.denoiser.initialize(rng)
+
+    def draw(self, batch: int, num_tokens: int, rng: torch.Generator) -> Draws:
+        """Draw (t, eps) for the tokens that have a loss, and for those alone."""
+        shape = (batch, num_tokens, self.noise_samples_per_token)
+        device = rng.device
+        t = torch.randint(self.schedule.num_steps, shape, generator=rng, device=device)
+        eps = torch.randn(*shape, self.channels, generator=rng, device=device)
+        return t, eps
+
+    def forward(
+        self, z: Float[Tensor, "B M D"], x_0: Float[Tensor, "B M C"], draws: Draws
+    ) -> Float[Tensor, "B M A"]:
+        """Return the loss of each token and draw; their mean is what is minimised."""
+        t, eps = draws  # (B, M, A), (B, M, A, C)
+        repeated = x_0[:, :, None].expand_as(eps).flatten(0, 2).float()  # (B * M * A, C)
+        x_t = diffusion.add_noise(self.schedule, repeated, t.flatten(), eps.flatten(0, 2))
+        # A token's draws share its z, and there are more rows than times: embed each only once.
+        time = self.denoiser.embed_time(self.schedule.timesteps)  # (T, W)
+        y = self.denoiser.embed_z(z)[:, :, None] + functional.embedding(t, time)  # (B, M, A, W)
+        output = self.denoiser.denoise(x_t, y.flatten(0, 2))  # (B * M * A, 2 C)
+        terms = diffusion.loss(self.schedule, output, repeated, x_t, t.flatten(), eps.flatten(0, 2))
+        return (terms.noise + terms.variational).reshape(t.shape)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        z: Float[Tensor, "R D"],
+        noise: Noise,
+        sampler: SamplerSection,
+        *,
+        z_null: Float[Tensor, "R D"] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Float[Tensor, "R C"]:
+        """Draw a token for each row by denoising.
+
+        Guidance combines the noise estimates for the same x_t; the variance stays that of the class
+        (MAR, section 3.2). All is float32, also under autocast: the first step from pure noise
+        multiplies an error of the estimate by hundreds, and bfloat16's would widen x_t by a tenth
+        with 100 steps, sixfold with 10. (TensorFloat32, if the program allows it for products, is
+        as fine as float16, which the original used.)
+        """
+        assert isinstance(sampler, DiffusionSampler)
+        with torch.autocast(z.device.type, enabled=False):
+            y = self.denoiser.embed_guided(z, z_null)  # (R or 2 R, W)
+
+            def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+                time = self.denoiser.embed_time(t)  # (1, W)
+                if z_null is None:
+                    return self.denoiser.denoise(x_t, y + time)
+                output = self.denoiser.denoise(torch.cat([x_t, x_t]), y + time)  # (2 R, 2 C)
+                (eps, v), (eps_null, _) = (half.chunk(2, dim=1) for half in output.chunk(2))
+                return torch.cat([guide(eps_null, eps, guidance_scale), v], dim=1)
+
+            return diffusion.sample(
+                denoise,
+                _sampling_schedule(sampler.num_steps, z.device),
+                noise.initial,
+                noise.steps,
+                temperature=sampler.temperature,
+                x_0_bound=sampler.x_0_bound,
+            )
+
+
+@lru_cache(maxsize=4)
+def _sampling_schedule(num_steps: int, device: torch.device) -> diffusion.Schedule:
+    """Return the schedule, made once for all the calls of a generation."""
+    return diffusion.sampling_schedule(num_steps).to(device)

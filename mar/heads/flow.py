@@ -1,0 +1,123 @@
+"""Rectified flow: a head that models one continuous token by a straight path from noise to data.
+
+Not in MAR's paper; arXiv 2209.03003, with the network of the Diffusion Loss. A token is drawn in a
+few steps of an ordinary differential equation.
+
+Shapes: B batch, M tokens with a loss, R rows (tokens, of any images), C channels of a token, D
+width of z, A independent draws of (t, eps) for each token.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from mar.config import Config
+from mar.heads.base import Draws, Head, Noise, SamplerSection, guide
+from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size
+
+
+TIME_SCALE = 1000  # the denoiser's frequencies are made for times of 0 to 1000, a flow's are 0 to 1
+
+
+class FlowConfig(Config):
+    """Section `generator.head` for `kind: flow`."""
+
+    kind: Literal["flow"]
+    size: NamedOrCustom = Field(
+        description="the denoiser: a size of the paper by name, or blocks and width"
+    )
+    noise_samples_per_token: int = Field(gt=0, description="independent (t, eps) for each token")
+
+    @property
+    def denoiser_width(self) -> int:
+        """Return the width of the denoiser."""
+        return denoiser_size(self.size).width
+
+
+class FlowSampler(Config):
+    """Section `sample.head` for `kind: flow`."""
+
+    kind: Literal["flow"]
+    num_steps: int = Field(gt=0, description="steps of the solver for a token")
+    solver: Literal["euler", "heun"] = Field(
+        description="order 1, or order 2 at twice the evaluations"
+    )
+    temperature: float = Field(gt=0, description="scale of the noise that a token starts from")
+
+    @property
+    def num_noises(self) -> int:
+        """Return how many normal draws a token takes after the first: none."""
+        return 0
+
+
+class RectifiedFlow(Head):
+    """Train and sample p(x | z) by the velocity eps - x_0 of x_t = (1 - t) x_0 + t eps."""
+
+    def __init__(self, config: FlowConfig, *, channels: int, z_width: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.noise_samples_per_token = config.noise_samples_per_token
+        size = denoiser_size(config.size)
+        self.denoiser = Denoiser(size, channels=channels, out_channels=channels, z_width=z_width)
+
+    def initialize(self, rng: torch.Generator) -> None:
+        """Set every weight."""
+        self.denoiser.initialize(rng)
+
+    def draw(self, batch: int, num_tokens: int, rng: torch.Generator) -> Draws:
+        """Draw t, uniform in [0, 1), and eps for the tokens that have a loss."""
+        shape = (batch, num_tokens, self.noise_samples_per_token)
+        t = torch.rand(shape, generator=rng, device=rng.device)
+        eps = torch.randn(*shape, self.channels, generator=rng, device=rng.device)
+        return t, eps
+
+    def forward(
+        self, z: Float[Tensor, "B M D"], x_0: Float[Tensor, "B M C"], draws: Draws
+    ) -> Float[Tensor, "B M A"]:
+        """Return the squared error of the velocity, a mean over channels."""
+        t, eps = draws  # (B, M, A), (B, M, A, C)
+        data = x_0[:, :, None].float()  # (B, M, 1, C)
+        x_t = torch.lerp(data.expand_as(eps), eps, t[..., None])  # (B, M, A, C)
+        time = self.denoiser.embed_time(TIME_SCALE * t.flatten())  # (B * M * A, W)
+        y = self.denoiser.embed_z(z)[:, :, None].expand(-1, -1, t.shape[2], -1).flatten(0, 2)
+        velocity = self.denoiser.denoise(x_t.flatten(0, 2), y + time).float()
+        error = velocity - (eps - data).flatten(0, 2)
+        return error.square().mean(dim=1).reshape(t.shape)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        z: Float[Tensor, "R D"],
+        noise: Noise,
+        sampler: SamplerSection,
+        *,
+        z_null: Float[Tensor, "R D"] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Float[Tensor, "R C"]:
+        """Draw a token for each row by following the velocity from t = 1 to t = 0.
+
+        All is float32, also under autocast.
+        """
+        assert isinstance(sampler, FlowSampler)
+        with torch.autocast(z.device.type, enabled=False):
+            y = self.denoiser.embed_guided(z, z_null)  # (R or 2 R, W)
+
+            def velocity(x_t: Tensor, t: float) -> Tensor:
+                time = self.denoiser.embed_time(x_t.new_full((1,), TIME_SCALE * t))  # (1, W)
+                if z_null is None:
+                    return self.denoiser.denoise(x_t, y + time)
+                given, null = self.denoiser.denoise(torch.cat([x_t, x_t]), y + time).chunk(2)
+                return guide(null, given, guidance_scale)
+
+            x = sampler.temperature * noise.initial
+            step = 1 / sampler.num_steps
+            for index in range(sampler.num_steps):
+                t = 1 - index * step
+                slope = velocity(x, t)
+                if sampler.solver == "heun":
+                    slope = (slope + velocity(x - step * slope, t - step)) / 2
+                x = x - step * slope
+            return x

@@ -1,0 +1,75 @@
+"""The L2 head: one value for a token, and no distribution. It must fail (MAR, section 5.1).
+
+Shapes: B batch, M tokens with a loss, R rows (tokens, of any images), C channels of a token, D
+width of z.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mar.config import Config
+from mar.heads.base import Draws, Head, Noise, SamplerSection, guide
+
+
+class L2Config(Config):
+    """Section `generator.head` for `kind: l2`."""
+
+    kind: Literal["l2"]
+
+    @property
+    def denoiser_width(self) -> None:
+        """Return nothing: there is no denoiser."""
+
+
+class L2Sampler(Config):
+    """Section `sample.head` for `kind: l2`: there is nothing to draw."""
+
+    kind: Literal["l2"]
+
+    @property
+    def num_noises(self) -> int:
+        """Return how many normal draws a token takes after the first: none."""
+        return 0
+
+
+class L2(Head):
+    """Predict the mean of a token, given z."""
+
+    def __init__(self, config: L2Config, *, channels: int, z_width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(z_width, channels)
+
+    def initialize(self, rng: torch.Generator) -> None:
+        """Set every weight: Xavier uniform, bias 0, as the transformer's."""
+        nn.init.xavier_uniform_(self.linear.weight, generator=rng)
+        nn.init.zeros_(self.linear.bias)
+
+    def draw(self, batch: int, num_tokens: int, rng: torch.Generator) -> Draws:
+        """Draw nothing."""
+        return ()
+
+    def forward(
+        self, z: Float[Tensor, "B M D"], x_0: Float[Tensor, "B M C"], draws: Draws
+    ) -> Float[Tensor, "B M 1"]:
+        """Return the squared error, a mean over channels."""
+        return (self.linear(z).float() - x_0).square().mean(dim=2, keepdim=True)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        z: Float[Tensor, "R D"],
+        noise: Noise,
+        sampler: SamplerSection,
+        *,
+        z_null: Float[Tensor, "R D"] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Float[Tensor, "R C"]:
+        """Return the prediction of each row; the noise is not used."""
+        assert isinstance(sampler, L2Sampler)
+        value = self.linear(z).float()
+        if z_null is None:
+            return value
+        return guide(self.linear(z_null).float(), value, guidance_scale)

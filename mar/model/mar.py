@@ -1,0 +1,316 @@
+"""MAR: masked autoregression over continuous tokens, each token's distribution modelled by a head.
+
+Shapes: B batch, N tokens of an image, M hidden tokens, K condition tokens, C channels of a token,
+c channels of a latent, H W latent grid.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int, Shaped
+from pydantic import Discriminator, Field, Tag
+from torch import Tensor, nn
+
+from mar.config import Config, cut_down, name_or_fields
+from mar.files import weights
+from mar.heads.base import Draws
+from mar.heads.registry import HEADS, HeadConfig
+from mar.latents.posterior import LatentShape
+from mar.model import masking
+from mar.model.causal import CausalTransformer, check_one_stack
+from mar.model.transformer import Predictor, Transformer, Widths
+
+
+class MaskRatio(Config):
+    """From which normal the share of hidden tokens is drawn, one for each batch."""
+
+    min: float = Field(gt=0, le=1, description="least share (MAR: 0.7)")
+    std: float = Field(
+        gt=0,
+        description="standard deviation of the normal, whose mean is 1 and which is cut to "
+        "[min, 1] (MAR: 0.25); 1 and more for nearly all shares alike",
+    )
+
+
+class GeneratorConfig(Config):
+    """Section `generator` of `params.yaml`: what the generator is, wherever weights are from."""
+
+    size: Annotated[
+        Annotated[Literal["base", "large", "huge"], Tag("name")] | Annotated[Widths, Tag("fields")],
+        Discriminator(name_or_fields),
+    ] = Field(description="the transformer: a size of the paper by name, or all six numbers")
+    attention: Literal["bidirectional", "causal"] = Field(
+        description="masked autoencoder, or one decoder-only stack (MAR, Table 1)"
+    )
+    order: Literal["random", "raster"] = Field(
+        description="order of the tokens, which attention and training know"
+    )
+    patch_size: int = Field(gt=0, description="side of the square of latents that makes a token")
+    condition_tokens: int = Field(gt=0, description="slots that hold the class (MAR: buffer size)")
+    dropout: float = Field(ge=0, lt=1, description="dropout on attention and on projections")
+    label_drop: float = Field(ge=0, lt=1, description="share of samples trained without class")
+    mask_ratio: MaskRatio | None = Field(
+        description="shares of hidden tokens in training; null if causal"
+    )
+    head: HeadConfig = Field(description="what models the distribution of a token")
+
+    @property
+    def widths(self) -> Widths:
+        """Return the six numbers of the size."""
+        return SIZES[self.size] if isinstance(self.size, str) else self.size
+
+    @property
+    def is_discrete(self) -> bool:
+        """Return whether a token is an index into a codebook."""
+        return HEADS[self.head.kind].head.is_discrete
+
+
+@dataclass(frozen=True)
+class TrainingDraws:
+    """The randomness of the loss of a batch, drawn for all of it at once.
+
+    A slice of it goes with a slice of the batch, so the loss does not depend on how a batch is
+    split over accumulation steps or processes.
+    """
+
+    orders: Int[Tensor, "B N"]
+    num_hidden: int
+    dropped: Bool[Tensor, " B"]
+    head: Draws
+
+    def __getitem__(self, part: slice) -> "TrainingDraws":
+        """Return the draws of some of the samples."""
+        head = tuple(tensor[part] for tensor in self.head)
+        return TrainingDraws(self.orders[part], self.num_hidden, self.dropped[part], head)
+
+
+class MAR(nn.Module):
+    """The generator: a transformer makes a z for each token, a head draws the token from it."""
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        latent: LatentShape,
+        num_classes: int,
+        codebook_size: int | None = None,
+    ) -> None:
+        """Make the layers.
+
+        Args:
+            config: What to make.
+            latent: The shape of an image's latents.
+            num_classes: Classes of the data.
+            codebook_size: Codes of the tokenizer, if tokens are to be indices.
+
+        Raises:
+            ValueError: sizes do not fit together, or the tokenizer does not fit the head.
+        """
+        super().__init__()
+        check_size(config, latent, codebook_size)
+        self.config = cut_down(config, GeneratorConfig)
+        self.latent = latent
+        self.num_classes = num_classes
+        self.codebook_size = codebook_size
+        self.rows = latent.height // config.patch_size
+        self.columns = latent.width // config.patch_size
+        self.num_tokens = self.rows * self.columns
+        self.channels = 1 if config.is_discrete else latent.channels * config.patch_size**2
+        widths = config.widths
+        num_codes = codebook_size if config.is_discrete else None
+        make = partial(
+            Transformer
+            if config.attention == "bidirectional"
+            else partial(CausalTransformer, next_position=config.order == "random"),
+            widths,
+        )
+        self.transformer = make(
+            channels=self.channels,
+            num_codes=num_codes,
+            num_tokens=self.num_tokens,
+            num_classes=num_classes,
+            condition_tokens=config.condition_tokens,
+            dropout=config.dropout,
+        )
+        self.head = HEADS[config.head.kind].head(
+            config.head, channels=num_codes or self.channels, z_width=widths.decoder_width
+        )
+
+    def initialize(self, rng: torch.Generator) -> None:
+        """Set every weight, from the generator alone."""
+        self.transformer.initialize(rng)
+        self.head.initialize(rng)
+
+    def patchify(self, latents: Shaped[Tensor, "B c H W"]) -> Shaped[Tensor, "B N C"]:
+        """Cut latents into tokens, row by row; a token's channels are ordered (c, p, p)."""
+        p = self.config.patch_size
+        return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+
+    def unpatchify(self, tokens: Shaped[Tensor, "B N C"]) -> Shaped[Tensor, "B c H W"]:
+        """Put tokens together to latents."""
+        p = self.config.patch_size
+        return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=self.rows, p=p, q=p)
+
+    def draw(self, batch: int, rng: torch.Generator) -> TrainingDraws:
+        """Draw one mask ratio for a batch, and each sample's order, dropped class and noise."""
+        config = self.config
+        num_hidden = self.num_tokens
+        if (ratios := config.mask_ratio) is not None:
+            ratio = masking.sample_mask_ratio(rng, minimum=ratios.min, std=ratios.std)
+            num_hidden = math.ceil(ratio * self.num_tokens)
+        orders = self.orders(batch, rng)
+        chance = torch.rand(batch, generator=rng, device=rng.device)
+        head = self.head.draw(batch, num_hidden, rng)
+        return TrainingDraws(orders, num_hidden, chance < config.label_drop, head)
+
+    def orders(self, batch: int, rng: torch.Generator) -> Int[Tensor, "B N"]:
+        """Draw an order for each sample, or repeat the one there is."""
+        if self.config.order == "random":
+            return masking.sample_orders(batch, self.num_tokens, rng)
+        return masking.raster_orders(batch, self.num_tokens, rng.device)
+
+    def forward(
+        self, latents: Shaped[Tensor, "B c H W"], labels: Int[Tensor, " B"], draws: TrainingDraws
+    ) -> Float[Tensor, ""]:
+        """Return the mean loss over the hidden tokens; under causal attention all tokens are.
+
+        They are selected before the head, which then draws timesteps for them alone: the mean is
+        that of the original, which computes all tokens and discards most.
+        """
+        tokens = self.patchify(latents)  # (B, N, C)
+        hidden, visible = masking.split_orders(draws.orders, draws.num_hidden)
+        condition = self.transformer.condition(labels, draws.dropped)
+        if isinstance(self.transformer, CausalTransformer):
+            z = self.transformer(tokens, draws.orders.flip(1), condition)  # (B, N, D)
+        else:
+            z = self.transformer(tokens, visible, condition)  # (B, N, D)
+        return self.head(
+            masking.gather_tokens(z, hidden), masking.gather_tokens(tokens, hidden), draws.head
+        ).mean()
+
+    def predictor(
+        self,
+        labels: Int[Tensor, " B"],
+        dropped: Bool[Tensor, " B"],
+        orders: Int[Tensor, "B N"],
+        *,
+        cached: bool = True,
+    ) -> Predictor:
+        """Return what gives z of the tokens drawn in each step of one generation.
+
+        Args:
+            labels: The class of each sample.
+            dropped: Where the class is not told.
+            orders: Of the tokens, the last being generated first; bidirectional attention does not
+                depend on it.
+            cached: Whether causal attention keeps keys and values.
+        """
+        condition = self.transformer.condition(labels, dropped)
+        if isinstance(self.transformer, CausalTransformer):
+            return self.transformer.predictor(condition, orders.flip(1), cached=cached)
+        return self.transformer.predictor(condition)
+
+
+def save_mar(path: Path, model: MAR, tokenizer: str) -> None:
+    """Write a generator as one safetensors file, with the digest of its tokenizer."""
+    description = {
+        "generator": model.config.model_dump(),
+        "latent": asdict(model.latent),
+        "num_classes": model.num_classes,
+        "codebook_size": model.codebook_size,
+        "tokenizer": tokenizer,
+    }
+    weights.save(path, model, description)
+
+
+def load_mar(path: Path, tokenizer: str) -> MAR:
+    """Read what `save_mar` wrote, ready to generate.
+
+    Raises:
+        ValueError: the file is not one, or its latents are those of another tokenizer.
+    """
+    tensors, description = weights.load(path)
+    if "generator" not in description:
+        raise ValueError(f"{path} does not hold a generator")
+    if description["tokenizer"] != tokenizer:
+        raise ValueError(
+            f"{path} was trained on latents of tokenizer {description['tokenizer'][:12]}, "
+            f"got tokenizer {tokenizer[:12]}"
+        )
+    config = GeneratorConfig.model_validate(description["generator"])
+    latent = LatentShape(**description["latent"])
+    model = MAR(config, latent, description["num_classes"], description["codebook_size"])
+    model.load_state_dict(tensors)
+    return model.requires_grad_(False).eval()
+
+
+def check_size(config: GeneratorConfig, latent: LatentShape, codebook_size: int | None) -> None:
+    """Refuse parts that do not fit together.
+
+    Raises:
+        ValueError: the message names the key, what was found and what was expected.
+    """
+    patch_size, widths = config.patch_size, config.widths
+    if latent.height % patch_size or latent.width % patch_size:
+        raise ValueError(
+            f"generator.patch_size: {latent.height} x {latent.width} latents do not divide into "
+            f"patches of {patch_size} x {patch_size}"
+        )
+    for part in ("encoder", "decoder"):
+        width, heads = getattr(widths, f"{part}_width"), getattr(widths, f"{part}_heads")
+        if width % heads:
+            raise ValueError(
+                f"generator.size.{part}_width: {width} does not divide into {heads} heads"
+            )
+    if config.attention == "causal":
+        check_one_stack(widths)
+    if (config.mask_ratio is None) != (config.attention == "causal"):
+        expected = "null, as nothing is masked" if config.attention == "causal" else "min and std"
+        raise ValueError(
+            f"generator.mask_ratio: must be {expected} under {config.attention} attention, "
+            f"got {config.mask_ratio and config.mask_ratio.model_dump()}"
+        )
+    if config.is_discrete and codebook_size is None:
+        raise ValueError(
+            f"generator.head.kind: {config.head.kind} needs a tokenizer with a codebook (kind vq)"
+        )
+    if config.is_discrete and patch_size != 1:
+        raise ValueError(f"generator.patch_size: must be 1 for indices, got {patch_size}")
+
+
+def narrow_denoiser_warning(config: GeneratorConfig, latent: LatentShape) -> str | None:
+    """Return a warning if the denoiser is small for the width of a token, else nothing.
+
+    The paper models 16 channels with a width of 1024 at best (Table 3); a user who grouped latents
+    to wider tokens and kept the denoiser got FID 30 instead of 3.5. The ratio of 32 is ours.
+    """
+    channels = latent.channels * config.patch_size**2
+    width = config.head.denoiser_width
+    if width is None or channels <= 16 or width >= 32 * channels:
+        return None
+    return (
+        f"generator.head.size: a denoiser {width} wide is small for tokens of {channels} "
+        f"channels, expect poor samples; a width of {32 * channels} or more is in proportion"
+    )
+
+
+def _named(width: int, num_blocks: int, num_heads: int) -> Widths:
+    return Widths(
+        encoder_width=width,
+        encoder_blocks=num_blocks,
+        encoder_heads=num_heads,
+        decoder_width=width,
+        decoder_blocks=num_blocks,
+        decoder_heads=num_heads,
+    )
+
+
+SIZES = {  # MAR, section 4.1 and Table 4
+    "base": _named(768, 12, 12),
+    "large": _named(1024, 16, 16),
+    "huge": _named(1280, 20, 16),
+}

@@ -1,0 +1,76 @@
+"""Which tokens are hidden: mask ratios and orders for training, the schedule for generation.
+
+Shapes: B batch, N tokens of an image, M hidden tokens, V visible tokens (N = M + V), D any width.
+Everywhere, an order lists positions; the hidden tokens are the *first* of it, so tokens appear from
+its end backwards (PAPER: MAR section 3.4, MaskGIT section 3.2).
+"""
+
+import math
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from mar import precision
+
+
+def sample_mask_ratio(rng: torch.Generator, *, minimum: float, std: float) -> float:
+    """Draw a mask ratio: normal of mean 1, truncated to [minimum, 1] (MAR, 4.1: std 0.25)."""
+    mean = 1.0
+    normal = torch.distributions.Normal(0.0, 1.0)
+    lowest = normal.cdf(torch.tensor((minimum - mean) / std, dtype=torch.float64))
+    device, wide = rng.device, precision.widest_float(rng.device)
+    uniform = torch.rand((), generator=rng, device=device, dtype=wide)
+    quantile = lowest + uniform.cpu() * (0.5 - lowest)  # 0.5: the normal is cut at its mean
+    return min(max(mean + std * float(normal.icdf(quantile)), minimum), 1.0)
+
+
+def sample_orders(batch: int, num_tokens: int, rng: torch.Generator) -> Int[Tensor, "B N"]:
+    """Draw an independent random order of the positions for each sample."""
+    keys = torch.rand(batch, num_tokens, generator=rng, device=rng.device)
+    return keys.argsort(dim=1)
+
+
+def raster_orders(batch: int, num_tokens: int, device: torch.device) -> Int[Tensor, "B N"]:
+    """Return the order in which tokens appear row by row: from its end backwards, 0, 1, 2, ..."""
+    return torch.arange(num_tokens, device=device).flip(0).repeat(batch, 1)
+
+
+def split_orders(
+    orders: Int[Tensor, "B N"], num_hidden: int
+) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B V"]]:
+    """Return the positions of the hidden and of the visible tokens, each ascending."""
+    hidden = orders[:, :num_hidden].sort(dim=1).values  # (B, M)
+    visible = orders[:, num_hidden:].sort(dim=1).values  # (B, V)
+    return hidden, visible
+
+
+def expand_index(positions: Int[Tensor, "B M"], width: int) -> Int[Tensor, "B M W"]:
+    """Repeat positions over the last dimension, as gather and scatter want them."""
+    return positions[:, :, None].expand(-1, -1, width)
+
+
+def gather_tokens(
+    x: Shaped[Tensor, "B N D"], positions: Int[Tensor, "B M"]
+) -> Shaped[Tensor, "B M D"]:
+    """Select some positions of each sample."""
+    return x.gather(1, expand_index(positions, x.shape[2]))
+
+
+def num_hidden_after(num_tokens: int, num_steps: int) -> list[int]:
+    """Return how many tokens are still hidden after each generation step; the last entry is 0.
+
+    A cosine schedule, with at least one token in every step (MaskGIT, section 3.3).
+
+    Raises:
+        ValueError: there are more steps than tokens.
+    """
+    if not 1 <= num_steps <= num_tokens:
+        raise ValueError(f"cannot generate {num_tokens} tokens in {num_steps} steps")
+    counts: list[int] = []
+    hidden = num_tokens
+    for step in range(num_steps - 1):
+        wanted = math.floor(num_tokens * math.cos(math.pi / 2 * (step + 1) / num_steps))
+        hidden = max(1, min(hidden - 1, wanted))
+        counts.append(hidden)
+    return [*counts, 0]

@@ -1,0 +1,204 @@
+"""The masked autoencoder: from known tokens to a condition z for each position (MAR, 3.4).
+
+Shapes: B batch, N tokens of an image, V visible tokens, M drawn tokens, K condition tokens, L
+tokens the encoder sees (K + V), C channels of a token, D width of the encoder, E width of the
+decoder.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from pydantic import Field
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from mar.activation_checkpointing import Checkpointed
+from mar.config import Config
+from mar.model.masking import expand_index, gather_tokens
+
+
+class Widths(Config):
+    """The transformer's sizes."""
+
+    encoder_width: int = Field(gt=0, description="width of the encoder")
+    encoder_blocks: int = Field(gt=0, description="transformer blocks of the encoder")
+    encoder_heads: int = Field(gt=0, description="attention heads of the encoder")
+    decoder_width: int = Field(gt=0, description="width of the decoder, and of z")
+    decoder_blocks: int = Field(gt=0, description="transformer blocks of the decoder")
+    decoder_heads: int = Field(gt=0, description="attention heads of the decoder")
+
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class IndexEmbedding(nn.Embedding):
+    """Embed tokens that are indices into a codebook, in place of a projection."""
+
+    def forward(self, input: Int[Tensor, "B V 1"]) -> Float[Tensor, "B V D"]:
+        """Look the indices up."""
+        return super().forward(input.squeeze(2))
+
+
+# z of the drawn positions, given all tokens, which of them are visible, and which are drawn.
+Predictor = Callable[
+    [Shaped[Tensor, "B N C"], Int[Tensor, "B V"], Int[Tensor, "B M"]], Float[Tensor, "B M E"]
+]
+
+
+class TokenTransformer(Checkpointed):
+    """What all transformers over tokens share: how class and tokens enter, and initial weights."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        channels: int,
+        num_codes: int | None,
+        num_classes: int,
+        condition_tokens: int,
+    ) -> None:
+        """Make the layers; with `num_codes`, tokens are indices of so many codes."""
+        super().__init__()
+        self.condition_tokens = condition_tokens  # (MAR: buffer)
+        self.class_embedding = nn.Embedding(num_classes, width)
+        self.null_embedding = nn.Parameter(torch.empty(1, width))
+        self.z_proj = (
+            nn.Linear(channels, width) if num_codes is None else IndexEmbedding(num_codes, width)
+        )
+        self.z_proj_ln = LayerNorm(width)
+
+    def initialize(self, rng: torch.Generator) -> None:
+        """Set every weight.
+
+        | what                                             | weight         | bias |
+        |--------------------------------------------------|----------------|------|
+        | Linear                                           | Xavier uniform | 0    |
+        | embeddings, null vector, mask token, positions   | N(0, 0.02)     |      |
+        | LayerNorm                                        | 1              | 0    |
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, generator=rng)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02, generator=rng)
+        for parameter in self.parameters(recurse=False):
+            nn.init.normal_(parameter, std=0.02, generator=rng)
+
+    def condition(
+        self, labels: Int[Tensor, " B"], dropped: Bool[Tensor, " B"]
+    ) -> Float[Tensor, "B D"]:
+        """Embed the class of each sample, or the null class where it is dropped."""
+        return torch.where(dropped[:, None], self.null_embedding, self.class_embedding(labels))
+
+
+class Transformer(TokenTransformer):
+    """Encoder over the visible tokens, decoder over all positions.
+
+    Sets of positions are given as indices, not as a mask, so that their sizes are known without
+    asking the device.
+    """
+
+    def __init__(
+        self,
+        widths: Widths,
+        *,
+        channels: int,
+        num_codes: int | None = None,
+        num_tokens: int,
+        num_classes: int,
+        condition_tokens: int,
+        dropout: float,
+    ) -> None:
+        encoder, decoder = widths.encoder_width, widths.decoder_width
+        super().__init__(
+            encoder,
+            channels=channels,
+            num_codes=num_codes,
+            num_classes=num_classes,
+            condition_tokens=condition_tokens,
+        )
+        length = condition_tokens + num_tokens
+        self.encoder_position = nn.Parameter(torch.empty(1, length, encoder))
+        self.encoder_blocks = blocks(encoder, widths.encoder_blocks, widths.encoder_heads, dropout)
+        self.encoder_norm = LayerNorm(encoder)
+        self.decoder_embed = nn.Linear(encoder, decoder)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder))
+        self.decoder_position = nn.Parameter(torch.empty(1, length, decoder))
+        self.decoder_blocks = blocks(decoder, widths.decoder_blocks, widths.decoder_heads, dropout)
+        self.decoder_norm = LayerNorm(decoder)
+        self.head_position = nn.Parameter(torch.empty(1, num_tokens, decoder))
+
+    def encode(
+        self,
+        tokens: Shaped[Tensor, "B N C"],
+        visible: Int[Tensor, "B V"],
+        condition: Float[Tensor, "B D"],
+    ) -> Float[Tensor, "B L D"]:
+        """Encode the visible tokens behind K slots that all hold the condition."""
+        count = self.condition_tokens
+        known = gather_tokens(tokens, visible)  # (B, V, C)
+        position = self.encoder_position[:, count:].expand(len(tokens), -1, -1)  # (B, N, D)
+        x = self.z_proj(known) + gather_tokens(position, visible)  # (B, V, D)
+        slots = condition[:, None] + self.encoder_position[:, :count]  # (B, K, D)
+        x = self.z_proj_ln(torch.cat([slots, x], dim=1))  # (B, L, D)
+        return self.encoder_norm(self._run(self.encoder_blocks, x))
+
+    def decode(
+        self, encoded: Float[Tensor, "B L D"], visible: Int[Tensor, "B V"]
+    ) -> Float[Tensor, "B N E"]:
+        """Put visible tokens in place, mask tokens elsewhere, and return z of each position."""
+        count = self.condition_tokens
+        encoded = self.decoder_embed(encoded)  # (B, L, E)
+        batch, _, width = encoded.shape
+        num_tokens = self.head_position.shape[1]
+        x = self.mask_token.to(encoded.dtype).expand(batch, num_tokens, width)
+        x = x.scatter(1, expand_index(visible, width), encoded[:, count:])  # (B, N, E)
+        x = torch.cat([encoded[:, :count], x], dim=1) + self.decoder_position  # (B, K + N, E)
+        x = self.decoder_norm(self._run(self.decoder_blocks, x))
+        return x[:, count:] + self.head_position  # (B, N, E)
+
+    def forward(
+        self,
+        tokens: Shaped[Tensor, "B N C"],
+        visible: Int[Tensor, "B V"],
+        condition: Float[Tensor, "B D"],
+    ) -> Float[Tensor, "B N E"]:
+        """Return the condition z of every position, given the visible tokens and the class."""
+        return self.decode(self.encode(tokens, visible, condition), visible)
+
+    def predictor(self, condition: Float[Tensor, "B D"]) -> Predictor:
+        """Return what gives z of the positions drawn in a generation step, in any order."""
+
+        def predict(
+            tokens: Shaped[Tensor, "B N C"], visible: Int[Tensor, "B V"], drawn: Int[Tensor, "B M"]
+        ) -> Float[Tensor, "B M E"]:
+            return gather_tokens(self(tokens, visible, condition), drawn)
+
+        return predict
+
+    def _run(self, stack: nn.ModuleList, x: Tensor) -> Tensor:
+        for block in stack:
+            x = self.apply_block(block, x)
+        return x
+
+
+def blocks(width: int, num_blocks: int, num_heads: int, dropout: float) -> nn.ModuleList:
+    """Return blocks of a vision transformer, before their weights are set."""
+    return nn.ModuleList(
+        Block(
+            width,
+            num_heads,
+            mlp_ratio=4.0,
+            qkv_bias=True,
+            proj_drop=dropout,
+            attn_drop=dropout,
+            norm_layer=LayerNorm,  # pyright: ignore[reportArgumentType]  # timm only calls it
+        )
+        for _ in range(num_blocks)
+    )

@@ -1,0 +1,1 @@
+"""Weights that others published: read safely, names translated, shapes checked."""

@@ -1,0 +1,1 @@
+"""From classes to images: the generation loop, decoding, editing, and files of samples."""

@@ -1,0 +1,311 @@
+"""Generation: reveal tokens in a random order, a set at a time (MAR, section 3.4).
+
+Shapes: B batch, N tokens of an image, M tokens drawn in a step, C channels of a token, S diffusion
+steps, G generation steps after the first, c channels of a latent, H W latent grid.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from pydantic import Field
+from torch import Tensor
+
+from mar import seeds
+from mar.config import Config
+from mar.heads.base import Noise
+from mar.heads.registry import HEADS, SamplerConfig
+from mar.model import masking
+from mar.model.mar import MAR, GeneratorConfig
+from mar.model.transformer import Predictor
+
+
+class SampleConfig(Config):
+    """Section `sample` of `params.yaml`: how images are generated."""
+
+    seed: int = Field(ge=0, description="seed of orders and noise")
+    num_images: int = Field(gt=0, description="images to generate")
+    labels: list[Annotated[int, Field(ge=0)]] | None = Field(
+        min_length=1,
+        description="classes to cycle through; null for all of them, equally often",
+    )
+    num_steps: int = Field(gt=0, description="generation steps, each a set of tokens")
+    order: Literal["random", "raster", "confidence"] = Field(
+        description="order of the tokens; by confidence: the surest of those drawn are kept "
+        "(cross-entropy alone; MaskGIT)"
+    )
+    guidance_scale: float = Field(ge=1, description="classifier-free guidance; 1 is none")
+    guidance_schedule: Literal["linear", "constant"] = Field(
+        description="guidance over the generation: rising with the known tokens, or constant"
+    )
+    head: SamplerConfig = Field(description="how a token is drawn; of the generator's kind")
+    shard_images: int = Field(gt=0, description="images in a file of generated images")
+
+
+@dataclass(frozen=True)
+class SamplingNoise:
+    """All randomness of a batch of generated images, by sample and position.
+
+    Attributes:
+        orders: In which tokens are generated.
+        initial: What a token begins with, or is drawn by.
+        steps: The noise of the head's own steps.
+        later: By confidence, a position is drawn in every generation step until it is kept: in
+            those after the first, this is in place of `initial`.
+    """
+
+    orders: Int[Tensor, "B N"]
+    initial: Float[Tensor, "B N C"]
+    steps: Float[Tensor, "S B N C"]
+    later: Float[Tensor, "G B N C"] | None = None
+
+    def to(self, device: torch.device) -> "SamplingNoise":
+        """Return the same noise on another device."""
+        return SamplingNoise(
+            self.orders.to(device),
+            self.initial.to(device),
+            self.steps.to(device),
+            None if self.later is None else self.later.to(device),
+        )
+
+    def at(self, positions: Int[Tensor, "B M"], step: int = 0) -> Noise:
+        """Return the head's noise for some positions in a generation step, as rows."""
+        initial = self.initial if self.later is None or step == 0 else self.later[step - 1]
+        index = masking.expand_index(positions, initial.shape[2])  # (B, M, C)
+        steps = self.steps.gather(2, index.expand(len(self.steps), -1, -1, -1))  # (S, B, M, C)
+        return Noise(initial.gather(1, index).flatten(0, 1), steps.flatten(1, 2))
+
+
+def draw_noise(model: MAR, indices: Sequence[int], config: SampleConfig) -> SamplingNoise:
+    """Draw the randomness of the samples `indices`, each from (seed, index) alone.
+
+    So an image does not depend on the size of its batch or on the number of processes, nor its
+    noise, but by confidence, on the number of generation steps. By confidence each position has a
+    draw of its own in each of them: with the same in all, a position whose draw lies in the tail
+    of its distribution would be unsure to the end. The draws are made on the CPU, so every device
+    gets the same.
+    """
+    num_later = config.num_steps - 1 if config.order == "confidence" else 0
+    counts = [1, config.head.num_noises, num_later]
+    size = (sum(counts), model.num_tokens, model.channels)
+    generators = [seeds.make_rng(config.seed, index) for index in indices]
+    orders = torch.cat([masking.sample_orders(1, model.num_tokens, g) for g in generators])
+    if config.order == "raster":
+        orders = masking.raster_orders(len(orders), model.num_tokens, orders.device)
+    noise = torch.stack([torch.randn(size, generator=g) for g in generators], dim=1)
+    initial, steps, later = torch.split(noise, counts)
+    return SamplingNoise(orders, initial[0], steps, later if num_later else None)
+
+
+def guidance_at(config: SampleConfig, num_known: int, num_tokens: int) -> float:
+    """Return the guidance scale of a step after which `num_known` tokens are known."""
+    if config.guidance_schedule == "constant":
+        return config.guidance_scale
+    return 1 + (config.guidance_scale - 1) * num_known / num_tokens
+
+
+@dataclass(frozen=True)
+class KnownTokens:
+    """Tokens that are given: a generation fills in the others (inpainting, outpainting, edits)."""
+
+    tokens: Shaped[Tensor, "B N C"]
+    mask: Bool[Tensor, " N"]  # True = hidden, to be generated
+
+
+@torch.no_grad()
+def generate(
+    model: MAR,
+    labels: Int[Tensor, " B"],
+    noise: SamplingNoise,
+    config: SampleConfig,
+    *,
+    known: KnownTokens | None = None,
+    cached: bool = True,
+) -> Shaped[Tensor, "B c H W"]:
+    """Generate normalised latents, or indices of codes, of the given classes.
+
+    Args:
+        model: The generator, in evaluation mode.
+        labels: The class of each image.
+        noise: The randomness of each image.
+        config: How to sample; with known tokens, at most one generation step for each hidden one.
+        known: Tokens to keep.
+        cached: Whether causal attention keeps keys and values.
+
+    Raises:
+        ValueError: there are more generation steps than tokens, or the config does not fit the
+            generator.
+    """
+    check_fit(config, model.config, model.num_tokens)
+    tokens = noise.initial.new_zeros(
+        noise.initial.shape, dtype=torch.int64 if model.config.is_discrete else None
+    )  # (B, N, C)
+    orders, hidden, num_steps = noise.orders, model.num_tokens, config.num_steps
+    if known is not None:
+        tokens, orders, hidden = (
+            known.tokens,
+            _hidden_first(orders, known.mask, model),
+            int(known.mask.sum()),
+        )
+        num_steps = min(num_steps, hidden)
+    draw = _Drawing(model, labels, orders, noise, config, cached=cached)
+    counts = masking.num_hidden_after(hidden, num_steps) if hidden else []
+    for step, num_left in enumerate(counts):
+        # The original's linear schedule counts one token as hidden in the last step.
+        scale = guidance_at(config, model.num_tokens - max(num_left, 1), model.num_tokens)
+        visible = orders[:, hidden:].sort(dim=1).values  # (B, V)
+        if config.order == "confidence":
+            ranked, values = draw.surest_last(tokens, visible, orders[:, :hidden], scale, step)
+            orders = torch.cat([ranked, orders[:, hidden:]], dim=1)
+            drawn, values = ranked[:, num_left:], values[:, num_left:]  # (B, M), (B, M, C)
+        else:
+            drawn = orders[:, num_left:hidden].sort(dim=1).values  # (B, M)
+            values = draw(tokens, visible, drawn, scale)
+        tokens = tokens.scatter(1, masking.expand_index(drawn, model.channels), values)
+        hidden = num_left
+    return model.unpatchify(tokens)
+
+
+class _Drawing:
+    """Draws tokens in one generation."""
+
+    def __init__(
+        self,
+        model: MAR,
+        labels: Int[Tensor, " B"],
+        orders: Int[Tensor, "B N"],
+        noise: SamplingNoise,
+        config: SampleConfig,
+        *,
+        cached: bool,
+    ) -> None:
+        self.head = model.head
+        self.noise = noise
+        self.sampler = config.head
+        self.copies = 1 if config.guidance_scale == 1 else 2  # with class, without
+        dropped = (
+            torch.arange(self.copies, device=labels.device).repeat_interleave(len(labels)) == 1
+        )
+        self.predict: Predictor = model.predictor(
+            labels.repeat(self.copies), dropped, orders.repeat(self.copies, 1), cached=cached
+        )
+
+    def __call__(
+        self,
+        tokens: Shaped[Tensor, "B N C"],
+        visible: Int[Tensor, "B V"],
+        drawn: Int[Tensor, "B M"],
+        scale: float,
+    ) -> Shaped[Tensor, "B M C"]:
+        """Draw the tokens of one generation step."""
+        z, z_null = self._z(tokens, visible, drawn)
+        values = self.head.sample(
+            z, self.noise.at(drawn), self.sampler, z_null=z_null, guidance_scale=scale
+        )
+        return values.reshape(*drawn.shape, -1)
+
+    def surest_last(
+        self,
+        tokens: Shaped[Tensor, "B N C"],
+        visible: Int[Tensor, "B V"],
+        hidden: Int[Tensor, "B M"],
+        scale: float,
+        step: int,
+    ) -> tuple[Int[Tensor, "B M"], Shaped[Tensor, "B M C"]]:
+        """Draw all hidden tokens; return positions and tokens, the most probable draws last."""
+        hidden = hidden.sort(dim=1).values
+        z, z_null = self._z(tokens, visible, hidden)
+        noise = self.noise.at(hidden, step)
+        values, probability = self.head.sample_with_probability(
+            z, noise, self.sampler, z_null=z_null, guidance_scale=scale
+        )  # (B M, C), (B M, 1)
+        rank = probability.reshape(hidden.shape).argsort(dim=1, stable=True)  # (B, M)
+        return hidden.gather(1, rank), masking.gather_tokens(
+            values.reshape(*hidden.shape, -1), rank
+        )
+
+    def _z(
+        self, tokens: Tensor, visible: Tensor, drawn: Tensor
+    ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"] | None]:
+        """Return z of the drawn positions as rows, with class and, if guided, without."""
+        copies = self.copies
+        z = self.predict(
+            tokens.repeat(copies, 1, 1), visible.repeat(copies, 1), drawn.repeat(copies, 1)
+        )  # (B or 2 B, M, D)
+        given, *null = z.flatten(0, 1).chunk(copies)
+        return given, null[0] if null else None
+
+
+def check_fit(config: SampleConfig, generator: GeneratorConfig, num_tokens: int) -> None:
+    """Refuse a way of sampling that a generator does not offer.
+
+    Raises:
+        ValueError: the message names the key, what was found and what was expected.
+    """
+    if config.head.kind != generator.head.kind:
+        raise ValueError(
+            f"sample.head.kind: must be generator.head.kind, {generator.head.kind!r}, "
+            f"got {config.head.kind!r}"
+        )
+    if config.order == "confidence" and (
+        not HEADS[generator.head.kind].head.has_probabilities or generator.attention == "causal"
+    ):
+        raise ValueError(
+            "sample.order: 'confidence' needs probabilities of tokens in any order: "
+            "generator.head.kind cross_entropy and generator.attention bidirectional"
+        )
+    if config.guidance_scale > 1 and generator.label_drop == 0:
+        raise ValueError(
+            "sample.guidance_scale: must be 1 where generator.label_drop is 0, as the prediction "
+            f"without class is not trained; got {config.guidance_scale}"
+        )
+    # One that has learnt to see any tokens can draw them in any order.
+    learnt_any = generator.order == "random" and generator.attention == "bidirectional"
+    if config.order != generator.order and not learnt_any:
+        raise ValueError(
+            f"sample.order: must be generator.order, {generator.order!r}, got {config.order!r}"
+        )
+    if not 1 <= config.num_steps <= num_tokens:
+        raise ValueError(
+            f"sample.num_steps: must be 1 to {num_tokens}, the tokens of an image, "
+            f"got {config.num_steps}"
+        )
+    if generator.attention == "causal" and config.num_steps != num_tokens:
+        raise ValueError(
+            f"sample.num_steps: must be {num_tokens}, the tokens of an image, as causal attention "
+            f"draws them one by one; got {config.num_steps}"
+        )
+
+
+def _hidden_first(
+    orders: Int[Tensor, "B N"], mask: Bool[Tensor, " N"], model: MAR
+) -> Int[Tensor, "B N"]:
+    """Move known positions to the end of the orders, where the tokens are that came first.
+
+    Raises:
+        ValueError: the generator is causal: it has not learnt to see tokens that come later.
+    """
+    if model.config.attention == "causal":
+        raise ValueError("known tokens need generator.attention bidirectional, got causal")
+    if model.config.order == "raster":
+        raise ValueError("known tokens need generator.order random, got raster")
+    return orders.gather(1, mask[orders].logical_not().int().argsort(dim=1, stable=True))
+
+
+def balanced_labels(
+    num_images: int, classes: Sequence[int] | None, num_classes: int
+) -> Int[Tensor, " B"]:
+    """Cycle through classes (None: all), so that every prefix of the images is balanced.
+
+    Raises:
+        ValueError: a class does not exist.
+    """
+    chosen = list(range(num_classes)) if classes is None else list(classes)
+    for label in chosen:
+        if not 0 <= label < num_classes:
+            raise ValueError(
+                f"sample.labels: {label} is not a class, they are 0 to {num_classes - 1}"
+            )
+    return torch.tensor([chosen[index % len(chosen)] for index in range(num_images)])

@@ -1,0 +1,171 @@
+"""The store of generated images: a folder of Arrow IPC files, read through a memory map.
+
+Each shard holds the columns `index`, `label` and `image` (bytes in the layout H, W, RGB) and, as
+metadata of its schema, `height`, `width` and `num_classes`. Any Arrow reader opens it.
+
+Shapes: B images, H height, W width.
+"""
+# pyarrow has no types:
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Int, UInt8
+from pyarrow import ipc
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mar.files.atomic import replacing
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Return the path of a shard; names sort in the order of the images."""
+    return folder / f"{number:05d}.arrow"
+
+
+def write_shard(
+    path: Path,
+    images: UInt8[Tensor, "B 3 H W"],
+    *,
+    labels: Int[Tensor, " B"],
+    first_index: int,
+    num_classes: int,
+) -> None:
+    """Write images `first_index`, `first_index + 1`, ... and their labels as one file.
+
+    The same images give the same bytes.
+    """
+    count, _, height, width = images.shape
+    pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # (B, H, W, 3)
+    schema = _schema(height, width, num_classes)
+    values = pa.py_buffer(pixels)
+    columns = [
+        pa.array(np.arange(first_index, first_index + count), pa.int64()),
+        pa.array(labels.cpu().numpy().astype(np.int32)),
+        pa.FixedSizeBinaryArray.from_buffers(schema.field("image").type, count, [None, values]),
+    ]
+    with replacing(path) as partial, ipc.new_file(str(partial), schema) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+class SampleSet(Dataset[Tensor]):
+    """Generated images in the order of their index, as torch-fidelity reads them: uint8 (3, H, W).
+
+    Attributes:
+        labels: The class that each image was generated for.
+        num_classes: The number of classes that the generator knows.
+        height: Of every image, in pixels.
+        width: Of every image, in pixels.
+
+    Raises:
+        ValueError: the folder has no shard, a shard is damaged or not of this layout, shards differ
+            in size or number of classes, or an index is missing or doubled.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        paths = sorted(folder.glob("*.arrow"))
+        if not paths:
+            raise ValueError(f"{folder} holds no samples (*.arrow)")
+        self._images: list[np.ndarray] = []
+        self._first: list[int] = []
+        labels: list[np.ndarray] = []
+        schema, count = _open(paths[0]).schema, 0
+        for path in paths:
+            table = _open(path)
+            if table.schema.metadata != schema.metadata:
+                found, expected = _describe(table.schema), _describe(schema)
+                raise ValueError(f"{path} holds {found}, but {paths[0].name} {expected}")
+            index = table["index"].to_numpy()
+            _check_index(path, index, count)
+            labels.append(table["label"].to_numpy())
+            for images in _views(table):
+                self._images.append(images)
+                self._first.append(count)
+                count += len(images)
+        self.height, self.width, self.num_classes = _metadata(schema)
+        self.labels: Int[Tensor, " B"] = torch.from_numpy(np.concatenate(labels).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_size(self) -> int:
+        """The side of square images in pixels."""
+        assert self.height == self.width
+        return self.height
+
+    def __getitem__(self, index: int) -> UInt8[Tensor, "3 H W"]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        batch = int(np.searchsorted(self._first, index, side="right")) - 1
+        pixels = self._images[batch][index - self._first[batch]]  # (H, W, 3)
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+    def stack(self, indices: list[int]) -> UInt8[Tensor, "B 3 H W"]:
+        """Return some of the images as one tensor."""
+        return torch.stack([self[index] for index in indices])
+
+    def __reduce__(self) -> tuple[type["SampleSet"], tuple[Path]]:
+        return SampleSet, (self.folder,)  # a worker process maps the files itself
+
+
+def _schema(height: int, width: int, num_classes: int) -> pa.Schema:
+    fields = [
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("image", pa.binary(3 * height * width), nullable=False),
+    ]
+    metadata = {"height": str(height), "width": str(width), "num_classes": str(num_classes)}
+    return pa.schema(fields, metadata=metadata)
+
+
+def _open(path: Path) -> pa.Table:
+    try:
+        table = ipc.open_file(pa.memory_map(str(path))).read_all()
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not an Arrow file: {error}") from None
+    try:
+        expected = _schema(*_metadata(table.schema))
+    except (KeyError, ValueError):
+        raise ValueError(f"{path} lacks height, width and num_classes in its metadata") from None
+    if not table.schema.equals(expected):
+        found = ", ".join(f"{field.name}: {field.type}" for field in table.schema)
+        raise ValueError(f"{path} is not a shard of samples: its columns are {found}")
+    return table
+
+
+def _metadata(schema: pa.Schema) -> tuple[int, int, int]:
+    """Return height, width and number of classes."""
+    metadata = schema.metadata or {}
+    height, width, num_classes = (int(metadata[k]) for k in (b"height", b"width", b"num_classes"))
+    return height, width, num_classes
+
+
+def _describe(schema: pa.Schema) -> str:
+    height, width, num_classes = _metadata(schema)
+    return f"{height}x{width} images of {num_classes} classes"
+
+
+def _check_index(path: Path, index: np.ndarray, first: int) -> None:
+    wrong = np.flatnonzero(index != np.arange(first, first + len(index)))
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(f"{path}: row {row} has index {index[row]}, expected {first + row}")
+
+
+def _views(table: pa.Table) -> list[np.ndarray]:
+    """Return the images of each record batch as arrays on the memory map, without a copy."""
+    height, width, _ = _metadata(table.schema)
+    size = 3 * height * width
+    views: list[np.ndarray] = []
+    for chunk in table["image"].chunks:
+        data = chunk.buffers()[1]
+        flat = np.frombuffer(data, np.uint8, count=len(chunk) * size, offset=chunk.offset * size)
+        views.append(flat.reshape(len(chunk), height, width, 3))
+    return views

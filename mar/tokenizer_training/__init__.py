@@ -1,0 +1,1 @@
+"""How a tokenizer is trained: its losses, LPIPS, the discriminator, the optimiser steps."""

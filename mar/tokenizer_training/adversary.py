@@ -1,0 +1,244 @@
+"""The adversarial part of a tokenizer's training (VQGAN, arXiv 2012.09841; LDM, arXiv 2112.10752).
+
+A discriminator learns to tell images from reconstructions, by the hinge loss; the tokenizer is
+trained against it, as strongly as against its own error where the image is put out.
+
+Shapes: B batch, H W an image, h w the grid of patches.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Discriminator, Field, Tag
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from mar import seeds
+from mar.config import Config, kind
+from mar.tokenizer_training.discriminator import PatchDiscriminator, smallest_image
+
+
+class R1Config(Config):
+    """Penalise the discriminator's gradient on real images (Mescheder et al., arXiv 1801.04406)."""
+
+    kind: Literal["r1"]
+    weight: float = Field(
+        gt=0, description="gamma: of half the squared gradient of an image's mean logit"
+    )
+
+
+class LeCamConfig(Config):
+    """Keep logits near what they were for the other kind (Tseng et al., arXiv 2104.03310)."""
+
+    kind: Literal["lecam"]
+    weight: float = Field(gt=0, description="of the penalty (MAGVIT: 0.001)")
+    decay: float = Field(
+        gt=0, lt=1, description="of the mean logits' average, per step (LeCam: 0.99)"
+    )
+
+
+class AdversarialConfig(Config):
+    """The discriminator, its training, and how much it counts."""
+
+    start_step: int = Field(
+        ge=0, description="optimiser steps of the tokenizer before there is one (LDM: 50001)"
+    )
+    warmup_steps: int = Field(
+        ge=0, description="steps from there in which its weight for the tokenizer rises linearly"
+    )
+    weight: float = Field(
+        gt=0,
+        description="of its gradient in that of the reconstruction, at the last layer (LDM: 0.5)",
+    )
+    max_weight: float = Field(
+        gt=0,
+        description="largest factor by which its loss is made as strong as the reconstruction's, "
+        "which is a sum over an image (LDM: 1e4)",
+    )
+    lr: float = Field(
+        gt=0, description="its learning rate, constant; decays of the means are the tokenizer's"
+    )
+    base_channels: int = Field(gt=0, description="channels after its first layer (LDM: 64)")
+    num_layers: int = Field(gt=0, description="its layers that halve the resolution (LDM: 3)")
+    regulariser: Annotated[
+        Annotated[Literal["none"], Tag("none")]
+        | Annotated[R1Config, Tag("r1")]
+        | Annotated[LeCamConfig, Tag("lecam")],
+        Discriminator(kind),
+    ] = Field(description="what keeps it from being too sure (LDM: none)")
+
+
+def hinge_loss(real: Float[Tensor, "B h w"], fake: Float[Tensor, "B h w"]) -> Float[Tensor, ""]:
+    """Return the discriminator's loss: logits short of 1 for images, beyond -1 for the others."""
+    return (relu(1 - real).mean() + relu(1 + fake).mean()) / 2
+
+
+def adaptive_weight(
+    reconstruction: Tensor, adversarial: Tensor, *, max_weight: float
+) -> Float[Tensor, ""]:
+    """Return the factor that makes the second gradient as long as the first (VQGAN, Equation 7).
+
+    Args:
+        reconstruction: Gradient of the reconstruction's loss in the last layer.
+        adversarial: Gradient of the adversarial loss there.
+        max_weight: The largest factor.
+    """
+    first, second = (nn.utils.get_total_norm([each]) for each in (reconstruction, adversarial))
+    return (first / (second + 1e-4)).clamp(max=max_weight)
+
+
+def gradient_penalty(
+    logits: Float[Tensor, "B h w"], images: Float[Tensor, "B 3 H W"]
+) -> Float[Tensor, ""]:
+    """Return half the squared gradient of an image's mean logit: R1, without its gamma."""
+    total = logits.mean(dim=(1, 2)).sum()
+    (gradient,) = torch.autograd.grad(total, images, create_graph=True)
+    return gradient.square().flatten(1).sum(dim=1).mean() / 2
+
+
+class LeCam(nn.Module):
+    """Averages of the mean logits of real and of fake images, and the penalty that uses them."""
+
+    means: Float[Tensor, "2"]
+    steps: Float[Tensor, ""]
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("means", torch.zeros(2))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(
+        self, real: Float[Tensor, "B h w"], fake: Float[Tensor, "B h w"]
+    ) -> Float[Tensor, ""]:
+        """Return the penalty: nothing in the first step, which has no averages yet.
+
+        As in its authors' code, only logits that are further apart than the averages are pulled.
+        The averages are those before the step, so that parts of a batch have the same ones.
+        """
+        known = 1 - self.decay**self.steps  # their weights so far add up to this, not to 1
+        mean_real, mean_fake = self.means / known.clamp(min=1e-12)
+        penalty = relu(real - mean_fake).square().mean() + relu(mean_real - fake).square().mean()
+        return penalty * (self.steps > 0)
+
+    def update(self, real: Float[Tensor, ""], fake: Float[Tensor, ""]) -> None:
+        """Average the mean logits of one more step."""
+        self.means.lerp_(torch.stack([real, fake]), 1 - self.decay)
+        self.steps.add_(1)
+
+
+class Adversary(nn.Module):
+    """A discriminator in training, with its optimiser."""
+
+    def __init__(
+        self,
+        config: AdversarialConfig,
+        *,
+        seed: int,
+        betas: tuple[float, float],
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.discriminator = PatchDiscriminator(config.base_channels, config.num_layers).to(device)
+        self.discriminator.initialize(seeds.make_rng("discriminator", seed, device=device))
+        self.discriminator.requires_grad_(False)  # but in its own step
+        regulariser = config.regulariser
+        decay = regulariser.decay if isinstance(regulariser, LeCamConfig) else None
+        self.lecam = None if decay is None else LeCam(decay).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.discriminator.parameters(), lr=config.lr, betas=betas, weight_decay=0, fused=True
+        )
+
+    def warmup_factor(self, step: int) -> float:
+        """Return how much of its weight the adversarial loss has after `step` steps."""
+        since = step - self.config.start_step
+        if since < 0:
+            return 0.0
+        return min(1.0, (since + 1) / max(self.config.warmup_steps, 1))
+
+    def generator_loss(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, ""]:
+        """Return what the tokenizer minimises: the mean logit, negative."""
+        return -self.discriminator(images).mean()
+
+    def discriminator_step(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        reconstructions: Float[Tensor, "B 3 H W"],
+        *,
+        micro_batch: int,
+        autocast: Callable[[], AbstractContextManager[object]],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Take a step of the discriminator; return numbers for the curves.
+
+        The reconstructions are those that the tokenizer was trained on just before; LDM makes new
+        ones with the weights after that step, which takes one more pass.
+
+        Args:
+            images: A batch.
+            reconstructions: Of these images, detached.
+            micro_batch: Images whose activations are held at a time.
+            autocast: Makes the context of the forward pass.
+        """
+        self.discriminator.requires_grad_(True)
+        self.optimizer.zero_grad()
+        totals: dict[str, Tensor] = {}
+        batches = (torch.split(batch, micro_batch) for batch in (images, reconstructions))
+        for real, fake in zip(*batches, strict=True):
+            share = len(real) / len(images)
+            loss, measured = self._losses(real, fake, autocast)
+            (share * loss).backward()  # pyright: ignore[reportUnknownMemberType]
+            for name, value in measured.items():
+                totals[name] = totals.get(name, 0) + share * value.detach()
+        gradients = [p.grad for p in self.discriminator.parameters() if p.grad is not None]
+        totals["discriminator_grad_norm"] = nn.utils.get_total_norm(gradients)
+        self.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+        self.discriminator.requires_grad_(False)
+        if self.lecam is not None:
+            self.lecam.update(totals["logits_real"], totals["logits_fake"])
+        return totals
+
+    def _losses(
+        self, real: Tensor, fake: Tensor, autocast: Callable[[], AbstractContextManager[object]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what the discriminator minimises on some images, and what to measure."""
+        regulariser = self.config.regulariser
+        if isinstance(regulariser, R1Config):
+            real = real.detach().requires_grad_()
+        with autocast():
+            logits_real: Tensor = self.discriminator(real)
+            logits_fake: Tensor = self.discriminator(fake)
+        loss = hinge_loss(logits_real, logits_fake)
+        right = ((logits_real > 0).float().mean() + (logits_fake < 0).float().mean()) / 2
+        measured = {
+            "discriminator_loss": loss,
+            "discriminator_accuracy": right,
+            "logits_real": logits_real.mean(),
+            "logits_fake": logits_fake.mean(),
+        }
+        match regulariser:
+            case R1Config():
+                penalty = regulariser.weight * gradient_penalty(logits_real, real)
+            case LeCamConfig():
+                assert self.lecam is not None
+                penalty = regulariser.weight * self.lecam(logits_real, logits_fake)
+            case "none":
+                return loss, measured
+        return loss + penalty, {**measured, regulariser.kind: penalty}
+
+
+def check_size(config: AdversarialConfig, image_size: int, *, key: str) -> None:
+    """Refuse a discriminator whose layers leave nothing of the images.
+
+    Raises:
+        ValueError: they are too small for it.
+    """
+    least = smallest_image(config.num_layers)
+    if image_size < least:
+        raise ValueError(
+            f"{key}.num_layers: {config.num_layers} need images of at least {least} px, "
+            f"got {image_size}"
+        )

@@ -1,0 +1,107 @@
+"""Distances of images that a tokenizer can minimise: by LPIPS, or by a classifier of the user's own
+images where no published network can be had, or says nothing.
+
+Shapes: B batch, H W an image.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Discriminator, Field, Tag
+from torch import Tensor, nn
+
+from mar.config import Config, kind
+from mar.evaluation import lpips
+from mar.evaluation.classifier import Classifier, ClassifierConfig
+from mar.evaluation.lpips import LPIPS, LPIPSConfig, feature_difference
+
+
+KEY = "tokenizer_training.perceptual"
+
+
+class ClassifierDistanceConfig(Config):
+    """The features of a classifier, trained for this alone, as a loss."""
+
+    kind: Literal["classifier"]
+    weight: float = Field(
+        gt=0, description="of the distance, which counts for each value of an image, as LPIPS'"
+    )
+    classifier: ClassifierConfig = Field(
+        description="the network and its training; not that of section reference, whose scores "
+        "nothing may be trained on"
+    )
+
+
+PerceptualConfig = Annotated[
+    Annotated[Literal["none"], Tag("none")]
+    | Annotated[LPIPSConfig, Tag("lpips")]
+    | Annotated[ClassifierDistanceConfig, Tag("classifier")],
+    Discriminator(kind),
+]
+
+
+class ClassifierDistance(nn.Module):
+    """The distance that LPIPS has before its weights were fitted to people's judgements, by the
+    features of a classifier at all of its depths; their mean, as there may be few or many.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier.requires_grad_(False).eval()
+
+    def depths(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
+        """Return the features of images in [-1, 1], from full resolution down."""
+        found: list[Tensor] = [self.classifier.stem(images)]
+        for block in self.classifier.blocks:
+            found.append(block(found[-1]))
+        return found
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H W"]
+    ) -> Float[Tensor, " B"]:
+        """Return the distance of each pair of images in [-1, 1]; only the second has a gradient."""
+        with torch.no_grad():
+            expected = self.depths(images)
+        pairs = zip(expected, self.depths(reconstructions), strict=True)
+        distances = [
+            feature_difference(first, second).sum(dim=1).mean(dim=(1, 2)) for first, second in pairs
+        ]
+        return torch.stack(distances).mean(dim=0)
+
+
+Distance = LPIPS | ClassifierDistance
+
+
+def load(
+    config: PerceptualConfig,
+    classifier: Callable[[ClassifierConfig], Classifier],
+    *,
+    base: Path = Path(),
+) -> Distance | None:
+    """Return the distance that is chosen, or none.
+
+    Args:
+        config: The choice.
+        classifier: Gives a trained classifier, where that is the choice.
+        base: Where the path of a weight file begins, if it is relative.
+
+    Raises:
+        ValueError: the weights of LPIPS cannot be had; the message says what to choose instead.
+    """
+    match config:
+        case "none":
+            return None
+        case LPIPSConfig():
+            otherwise = f", or {KEY}: none, or {KEY}.kind: classifier, which need no download"
+            return lpips.load(
+                config.weights,
+                config.weights_sha256,
+                key=f"{KEY}.weights",
+                otherwise=otherwise,
+                base=base,
+            )
+        case ClassifierDistanceConfig():
+            return ClassifierDistance(classifier(config.classifier))

@@ -1,0 +1,295 @@
+"""Train a tokenizer: reconstruction, what its kind minimises besides, and against a discriminator.
+
+Shapes: B batch, H W an image.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from pydantic import Field
+from torch import Tensor
+
+from mar import seeds
+from mar.data.images import to_float
+from mar.evaluation import lpips
+from mar.evaluation.lpips import LPIPSConfig
+from mar.tokenizer_training import adversary
+from mar.tokenizer_training.adversary import AdversarialConfig, Adversary, adaptive_weight
+from mar.tokenizer_training.loss import LearnedVariance, ReconstructionLoss
+from mar.tokenizer_training.perceptual import KEY, Distance, PerceptualConfig
+from mar.tokenizers.interface import Codes, Draws, Reconstruction, Tokenizer
+from mar.training.trainer import OptimisationConfig, Stateful, Step, Trainer, parameter_groups
+
+
+class TokenizerTrainingConfig(OptimisationConfig):
+    """Section `tokenizer_training` of `params.yaml`."""
+
+    steps: int = Field(
+        ge=0,
+        description="optimiser steps; 0 takes given weights (released, diffusers) as they are; a "
+        "tokenizer without weights (pixels) takes none",
+    )
+    flips: bool = Field(description="mirror half of the images at random")
+    learned_variance: bool = Field(
+        description="divide the error by a variance that is learned, one for all values (LDM)"
+    )
+    perceptual: PerceptualConfig = Field(
+        description="distance that is added to each value's error: none, of kind lpips (LDM; "
+        "pretrained weights), or of kind classifier (trained on the images at hand)"
+    )
+    adversarial: AdversarialConfig | None = Field(
+        description="the discriminator; null trains without"
+    )
+
+
+class TokenizerTrainer(Trainer[Tokenizer]):
+    """A tokenizer in training, and what learns beside it without being a part of it."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, config: TokenizerTrainingConfig, distance: Distance | None
+    ) -> None:
+        device = tokenizer.device
+        variance = LearnedVariance().to(device) if config.learned_variance else None
+        groups = parameter_groups(
+            tokenizer, config.weight_decay, without_decay=tokenizer.without_decay()
+        )
+        if variance is not None:
+            groups.append({"params": list(variance.parameters()), "weight_decay": 0.0})
+        super().__init__(tokenizer, groups, config)
+        if distance is not None:
+            distance = distance.to(device)
+        self.loss = ReconstructionLoss(config.perceptual, distance, variance)
+        self.adversary: Adversary | None = None
+        if config.adversarial is not None:
+            betas = (config.beta_1, config.beta_2)
+            self.adversary = Adversary(
+                config.adversarial, seed=config.seed, betas=betas, device=device
+            )
+
+    def parts(self) -> dict[str, Stateful]:
+        """Return all that has a state to save."""
+        parts = super().parts()
+        if self.loss.variance is not None:
+            parts["variance"] = self.loss.variance
+        if self.adversary is not None:
+            parts["adversary"] = self.adversary
+            parts["adversary_optimizer"] = self.adversary.optimizer
+        return parts
+
+
+def new_trainer(
+    tokenizer: Tokenizer,
+    config: TokenizerTrainingConfig,
+    given: Mapping[str, Tensor] | None = None,
+    *,
+    distance: Distance | None = None,
+) -> TokenizerTrainer:
+    """Set the weights and return a trainer.
+
+    Args:
+        tokenizer: What is trained.
+        config: How to train.
+        given: The weights to begin with; initial ones if there are none.
+        distance: What `config.perceptual` asks for, where steps will be taken.
+
+    Raises:
+        ValueError: initial weights would not be trained.
+    """
+    if given is not None:
+        tokenizer.load_state_dict(given)
+    elif config.steps or not is_trainable(tokenizer):
+        tokenizer.initialize(seeds.make_rng("weights", config.seed, device=tokenizer.device))
+    else:
+        raise ValueError(
+            "tokenizer_training.steps: must be greater than 0 for a tokenizer that begins with "
+            "random weights, got 0"
+        )
+    return TokenizerTrainer(tokenizer, config, distance)
+
+
+def is_trainable(tokenizer: Tokenizer) -> bool:
+    """Say whether a tokenizer can take steps: one without weights takes none."""
+    return any(True for _ in tokenizer.parameters())
+
+
+def takes_steps(tokenizer: Tokenizer, config: TokenizerTrainingConfig) -> bool:
+    """Say whether a tokenizer is to take steps, and so needs what its loss needs."""
+    return config.steps > 0 and is_trainable(tokenizer)
+
+
+def check_size(config: TokenizerTrainingConfig, image_size: int) -> None:
+    """Refuse losses that need larger images.
+
+    Raises:
+        ValueError: one does.
+    """
+    if isinstance(config.perceptual, LPIPSConfig) and image_size < lpips.SMALLEST:
+        raise ValueError(
+            f"{KEY}.kind: lpips needs images of at least {lpips.SMALLEST} px, got {image_size}"
+        )
+    if config.adversarial is not None:
+        adversary.check_size(config.adversarial, image_size, key="tokenizer_training.adversarial")
+
+
+def train(
+    trainer: TokenizerTrainer,
+    batches: Iterable[tuple[UInt8[Tensor, "B 3 H W"], Int[Tensor, " B"]]],
+    config: TokenizerTrainingConfig,
+    *,
+    micro_batch: int,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> Iterator[Step]:
+    """Take the steps that are left, yielding each; all randomness of one comes from (seed, step).
+
+    A tokenizer without weights takes none.
+
+    Args:
+        trainer: What is trained; it may have taken steps before.
+        batches: The batches of the steps that are left.
+        config: How to train.
+        micro_batch: Images whose activations are held at a time.
+        autocast: Makes the context of the forward pass.
+    """
+    tokenizer = trainer.model
+    if not is_trainable(tokenizer) or trainer.step >= config.steps:
+        return
+    device = tokenizer.device
+    for images, _ in batches:
+        if trainer.step >= config.steps:
+            return
+        rng = seeds.make_rng("tokenizer", config.seed, trainer.step, device=device)
+        whole = to_float(images.to(device))
+        if config.flips:
+            mirrored = torch.rand(len(whole), generator=rng, device=device) < 0.5
+            whole = torch.where(mirrored[:, None, None, None], whole.flip(3), whole)
+        grid = [side // tokenizer.stride for side in whole.shape[2:]]
+        # For the whole batch, so that a step does not depend on `micro_batch`.
+        draws = tokenizer.draw(len(whole), grid, rng, step=trainer.step)
+        batch = _Batch(trainer, whole, draws, micro_batch, autocast)
+        step = trainer.update(batch.losses())
+        measured = tokenizer.after_step(trainer.ema, batch.codes, rng)
+        yield replace(step, terms={**step.terms, **measured, **batch.discriminate()})
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A part of a batch, through the tokenizer and what it is trained by.
+
+    Attributes:
+        share: Its share of the batch.
+        reconstruction: What the tokenizer made of it.
+        error: The loss of the reconstruction.
+        terms: The numbers that `error` is made of.
+        generator_loss: The adversarial one; zero before there is one.
+    """
+
+    share: float
+    reconstruction: Reconstruction
+    error: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]]
+    generator_loss: Float[Tensor, ""]
+
+
+@dataclass
+class _Batch:
+    """A batch while a step is taken on it, in parts.
+
+    Attributes:
+        codes: Those of the parts that `losses` has yielded.
+        decoded: Their reconstructions, detached, where there is a discriminator to train.
+    """
+
+    trainer: TokenizerTrainer
+    images: Float[Tensor, "B 3 H W"]
+    draws: Draws
+    micro_batch: int
+    autocast: Callable[[], AbstractContextManager[object]]
+    codes: list[Codes] = field(default_factory=list[Codes])
+    decoded: list[Tensor] = field(default_factory=list[Tensor])
+
+    def __post_init__(self) -> None:
+        adversary, step = self.trainer.adversary, self.trainer.step
+        self.warmup_factor = 0.0 if adversary is None else adversary.warmup_factor(step)
+
+    def losses(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Yield the loss and the terms of each part, weighted by its share of the batch."""
+        starts = range(0, len(self.images), self.micro_batch)
+        weight, first = self._weigh(starts) if self.warmup_factor else (None, None)
+        for start in starts:
+            done, first = first or self._pass(start), None
+            if done.reconstruction.codes is not None:
+                self.codes.append(done.reconstruction.codes)
+            minimised = {"error": done.error, **done.reconstruction.terms}
+            terms = {**done.terms, **done.reconstruction.terms}
+            if weight is not None:
+                assert self.trainer.adversary is not None
+                factor = self.warmup_factor * self.trainer.adversary.config.weight * weight
+                minimised["adversarial"] = factor * done.generator_loss
+                terms |= {
+                    "adversarial": minimised["adversarial"],
+                    "generator_loss": done.generator_loss,
+                    "adaptive_weight": weight,
+                }
+                self.decoded.append(done.reconstruction.images.detach().float())
+            loss = done.share * torch.stack(list(minimised.values())).sum()
+            yield loss, {name: done.share * term for name, term in terms.items()}
+
+    def discriminate(self) -> dict[str, Float[Tensor, ""]]:
+        """Let the discriminator learn from the batch; return numbers for the curves."""
+        if self.trainer.adversary is None or not self.warmup_factor:
+            return {}
+        return self.trainer.adversary.discriminator_step(
+            self.images,
+            torch.cat(self.decoded),
+            micro_batch=self.micro_batch,
+            autocast=self.autocast,
+        )
+
+    def _pass(self, start: int) -> _Pass:
+        rows = slice(start, start + self.micro_batch)
+        part = self.images[rows]
+        with self.autocast():
+            reconstruction: Reconstruction = self.trainer.model(
+                part, tuple(draw[rows] for draw in self.draws)
+            )
+        decoded = reconstruction.images.float()
+        error, terms = self.trainer.loss(part, decoded, autocast=self.autocast)
+        generator_loss = torch.zeros_like(error)
+        if self.warmup_factor:
+            assert self.trainer.adversary is not None
+            with self.autocast():
+                generator_loss = self.trainer.adversary.generator_loss(decoded)
+        return _Pass(len(part) / len(self.images), reconstruction, error, terms, generator_loss)
+
+    def _weigh(self, starts: range) -> tuple[Float[Tensor, ""], _Pass]:
+        """Return the adaptive weight of the whole batch, and the pass of its first part.
+
+        It has to be known before the first gradient is taken, so all parts but one are passed
+        twice. A weight for each part would save that, but the step would depend on their number.
+        """
+        assert self.trainer.adversary is not None
+        gradients: list[tuple[Tensor, Tensor]] = []
+        done: _Pass | None = None
+        for start in reversed(starts):
+            done = None  # so that the activations of one part are held at a time
+            done = self._pass(start)
+            gradients.append(self._last_gradients(done))
+        assert done is not None
+        error, adversarial = (
+            torch.stack(parts).sum(dim=0) for parts in zip(*gradients, strict=True)
+        )
+        max_weight = self.trainer.adversary.config.max_weight
+        return adaptive_weight(error, adversarial, max_weight=max_weight), done
+
+    def _last_gradients(self, done: _Pass) -> tuple[Tensor, Tensor]:
+        """Return a part's gradients of both losses in the layer that puts out the image."""
+        layer = self.trainer.model.last_layer
+        assert layer is not None
+        losses = (done.share * done.error, done.share * done.generator_loss)
+        error, adversarial = (
+            torch.autograd.grad(loss, layer, retain_graph=True)[0] for loss in losses
+        )
+        return error, adversarial

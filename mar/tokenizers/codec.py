@@ -1,0 +1,94 @@
+"""8-bit images to latents and back, with any tokenizer.
+
+Shapes: B batch, H W an image, X channels of moments, c channels of a latent, h w the latent grid.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, Shaped, UInt8
+from torch import Tensor
+
+from mar.data.images import to_float, to_uint8
+from mar.latents.posterior import Posterior
+from mar.tokenizers.interface import Tokenizer
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """What a tokenizer makes of images, and what a latent cache keeps of them.
+
+    Attributes:
+        moments: Those of the posterior, as `Posterior.of` reads them.
+        code_indices: The index of the code nearest to each latent, where there is a codebook.
+        latent_channels: Channels of a latent.
+    """
+
+    moments: Float[Tensor, "B X h w"]
+    code_indices: Int[Tensor, "B h w"] | None
+    latent_channels: int
+
+    @property
+    def posterior(self) -> Posterior:
+        """The distribution of the latents."""
+        return Posterior.of(self.moments, self.latent_channels)
+
+    def cpu(self) -> "EncodedImages":
+        """Return the same on the CPU."""
+        codes = None if self.code_indices is None else self.code_indices.cpu()
+        return EncodedImages(self.moments.cpu(), codes, self.latent_channels)
+
+
+@torch.no_grad()
+def encode_images(tokenizer: Tokenizer, images: UInt8[Tensor, "B 3 H W"]) -> EncodedImages:
+    """Encode images on the tokenizer's device, where the result stays.
+
+    Raises:
+        ValueError: the images do not divide into latents.
+    """
+    moments = tokenizer.encode(to_float(images.to(tokenizer.device)))
+    channels = tokenizer.latent_channels
+    codes = tokenizer.quantise(Posterior.of(moments, channels).mean)
+    return EncodedImages(moments, codes, channels)
+
+
+def concatenate(parts: Sequence[EncodedImages]) -> EncodedImages:
+    """Put batches together, in their order; there is at least one."""
+    codes = [part.code_indices for part in parts if part.code_indices is not None]
+    moments = torch.cat([part.moments for part in parts])
+    return EncodedImages(moments, torch.cat(codes) if codes else None, parts[0].latent_channels)
+
+
+def decode_tokens(
+    tokenizer: Tokenizer, latents: Shaped[Tensor, "B c h w"], latent_std: float
+) -> Float[Tensor, "B 3 H W"]:
+    """Decode what a generator works on: normalised latents, or code indices (integers, c is 1).
+
+    Args:
+        tokenizer: What decodes.
+        latents: As a generator sees and draws them.
+        latent_std: What latents are divided by (`latents.json`).
+    """
+    if latents.is_floating_point():
+        return tokenizer.decode(latents * latent_std).float()
+    return tokenizer.decode_indices(latents.squeeze(1)).float()
+
+
+@torch.no_grad()
+def reconstruct(
+    tokenizer: Tokenizer,
+    images: UInt8[Tensor, "B 3 H W"],
+    on_posterior: Callable[[Posterior], None] | None = None,
+) -> UInt8[Tensor, "B 3 H W"]:
+    """Encode and decode images by way of the posterior's mean; the result is on the CPU.
+
+    Args:
+        tokenizer: What encodes and decodes, on its device.
+        images: The originals.
+        on_posterior: Is called with their latents.
+    """
+    posterior = encode_images(tokenizer, images).posterior
+    if on_posterior is not None:
+        on_posterior(posterior)
+    return to_uint8(tokenizer.decode(posterior.mean)).cpu()

@@ -1,0 +1,111 @@
+"""Train MAR on cached latents (MAR, section 4.1 and appendix B).
+
+Shapes: B batch, c channels of a latent, H W latent grid.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from mar import seeds
+from mar.latents.cache import LatentCache
+from mar.model.mar import MAR, TrainingDraws
+from mar.released.generator import ReleasedWeights
+from mar.training.trainer import OptimisationConfig, Step, Trainer, parameter_groups
+
+
+class TrainingConfig(OptimisationConfig):
+    """Section `training` of `params.yaml`: how the generator is trained."""
+
+
+def new_trainer(
+    model: MAR, config: TrainingConfig, given: ReleasedWeights | None = None
+) -> Trainer[MAR]:
+    """Set the weights and return a trainer with the paper's parameter groups.
+
+    Biases, norms and the denoiser do not decay; embeddings and positions do, as in the original.
+
+    Args:
+        model: What is trained.
+        config: How.
+        given: What the weights and their average begin with, instead of random numbers. Where no
+            step is to be taken, the trainer holds both sets of a file.
+
+    Raises:
+        ValueError: initial weights would not be trained.
+    """
+    if given is not None:
+        model.load_state_dict(given.chosen)
+    elif config.steps:
+        model.initialize(seeds.make_rng("weights", config.seed, device=_device(model)))
+    else:
+        raise ValueError(
+            "training.steps: must be greater than 0 for a generator that begins with random "
+            "weights, got 0"
+        )
+    groups = parameter_groups(model, config.weight_decay, without_decay=model.head.parameters())
+    trainer = Trainer(model, groups, config)
+    if given is not None and not config.steps:
+        model.load_state_dict(given.model)
+    return trainer
+
+
+def train(
+    trainer: Trainer[MAR],
+    cache: LatentCache,
+    config: TrainingConfig,
+    *,
+    micro_batch: int,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> Iterator[Step]:
+    """Take the steps that are left, yielding each.
+
+    All randomness of a step comes from (seed, step), so a resumed training equals an undisturbed
+    one, and is drawn for the whole batch, so a loss without dropout does not depend on
+    `micro_batch`, the number of images whose activations are held at a time.
+    """
+    if trainer.step >= config.steps:  # no image need be there
+        return
+    model = trainer.model
+    device = _device(model)
+    content = "code_indices" if model.config.is_discrete else "moments"
+    batches = cache.batches(
+        config.batch_size, seed=config.seed, first_step=trainer.step, content=content
+    )
+    for cached, labels in batches:
+        if trainer.step >= config.steps:
+            return
+        step = trainer.step
+        rng = seeds.make_rng("training", config.seed, step, device=device)
+        cached = cached.to(device, non_blocking=True)
+        # The latents of an image are its codes, with one channel, or normalised numbers.
+        latents = cached[:, None] if model.config.is_discrete else cache.normalise(cached, rng)
+        draws = model.draw(len(latents), rng)
+        # Dropout alone draws from torch's global generator.
+        dropout = seeds.make_rng("dropout", config.seed, step).initial_seed()
+        torch.manual_seed(dropout)  # pyright: ignore[reportUnknownMemberType]
+        yield trainer.update(
+            _losses(model, latents, labels.to(device), draws, micro_batch, autocast)
+        )
+
+
+def _losses(
+    model: MAR,
+    latents: Shaped[Tensor, "B c H W"],
+    labels: Int[Tensor, " B"],
+    draws: TrainingDraws,
+    micro_batch: int,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    for start in range(0, len(latents), micro_batch):
+        part = slice(start, start + micro_batch)
+        with autocast():
+            loss = model(latents[part], labels[part], draws[part])
+        yield loss * (len(labels[part]) / len(labels)), {}
+
+
+def _device(model: MAR) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,303 @@
+"""An extractor is the network that its file or name says, or a message says which key is wrong."""
+
+import pickle
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_fidelity import FeatureExtractorInceptionV3
+
+from mar.evaluation import extractors
+from mar.evaluation.extractors import (
+    DinoReference,
+    Extractor,
+    Features,
+    InceptionReference,
+    digest_tensors,
+    extract,
+    gather,
+)
+from mar.evaluation.reference import INCEPTION_WIDTH, measure, read_published
+from mar.files.atomic import digest
+
+
+CPU = torch.device("cpu")
+
+
+def inception(**values: object) -> InceptionReference:
+    settings = {
+        "extractor": "inception",
+        "num_features": 3,
+        "weights": None,
+        "weights_sha256": None,
+        "statistics": None,
+        "statistics_sha256": None,
+    }
+    return InceptionReference.model_validate({**settings, **values})
+
+
+class Pictures:
+    """Single-coloured images."""
+
+    image_size = 4
+
+    def __len__(self) -> int:
+        return 150
+
+    def stack(self, indices: list[int]) -> Tensor:
+        values = torch.tensor(indices, dtype=torch.uint8)
+        return values[:, None, None, None].expand(-1, 3, 4, 4)
+
+
+class Brightness(nn.Module):
+    """A stand-in for a network: the brightness of an image, and perhaps logits."""
+
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([value]))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        brightness = images.float().mean(dim=(1, 2, 3))[:, None] * self.scale
+        return brightness, -brightness
+
+
+# Extraction
+
+
+def test_features_come_in_the_order_of_the_images() -> None:
+    extractor = Extractor("classifier", Brightness())
+    found = gather(extract(extractor, Pictures(), name="pictures", device=CPU, workers=0))
+    assert torch.equal(found.features[:, 0], torch.arange(150.0))
+    assert found.logits is not None
+    assert torch.equal(found.logits[:, 0], -torch.arange(150.0))
+    assert not found.features.requires_grad
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    extractor = Extractor("classifier", Brightness(float("inf")))
+    with pytest.raises(ValueError, match="the classifier gives images from 0 on nan or infinity"):
+        gather(extract(extractor, Pictures(), name="pictures", device=CPU, workers=0))
+
+
+def test_gathering_keeps_missing_logits_missing() -> None:
+    parts = [Features(torch.zeros(2, 3), None), Features(torch.ones(1, 3), None)]
+    assert gather(parts).logits is None
+    assert gather(parts).features.sum() == 3
+
+
+def test_a_digest_tells_tensors_by_name_type_shape_and_value() -> None:
+    tensors = {"a": torch.zeros(2, 3), "b": torch.ones(())}
+    same = {"b": torch.ones(()), "a": torch.zeros(3, 2).mT}
+    others = [
+        {"a": torch.zeros(2, 3), "c": torch.ones(())},
+        {"a": torch.zeros(3, 2), "b": torch.ones(())},
+        {"a": torch.zeros(2, 3, dtype=torch.int32), "b": torch.ones(())},
+        {"a": torch.zeros(2, 3), "b": -torch.ones(())},
+    ]
+    assert digest_tensors(same) == digest_tensors(tensors)
+    assert len({digest_tensors(values) for values in [tensors, *others]}) == 5
+
+
+# Inception
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of torch-fidelity's layout with random weights (95 MB)."""
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        patch.setattr(torch, "load", lambda *_, **__: {})
+        model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], "nowhere")
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def test_inception_of_a_file_gives_features_and_logits(weights: Path) -> None:
+    config = inception(weights=str(weights), weights_sha256=digest(weights))
+    extractor = extractors.load(config, Path("nowhere"))
+    image = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
+    features, logits = extractor.module(image)
+    assert features.shape == (2, INCEPTION_WIDTH)
+    assert logits.shape == (2, 1008)
+    assert bool(features.isfinite().all())
+    assert torch.equal(features[0], features[1])
+    assert extractor.digest() == digest_tensors(torch.load(weights, weights_only=True))
+
+
+def test_a_relative_weight_file_begins_at_the_base(weights: Path, tmp_path: Path) -> None:
+    config = inception(weights=weights.name)
+    assert extractors.load(config, Path("nowhere"), base=weights.parent).kind == "inception"
+    with pytest.raises(ValueError, match=rf"reference\.weights: {tmp_path}/\S+ is missing"):
+        extractors.load(config, Path("nowhere"), base=tmp_path)
+
+
+def test_a_weight_file_may_lie_in_the_home_folder(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(weights.parent))
+    config = inception(weights=f"~/{weights.name}")
+    assert extractors.load(config, Path("nowhere"), base=tmp_path).kind == "inception"
+
+
+def test_weights_with_another_digest_are_refused(weights: Path) -> None:
+    config = inception(weights=str(weights), weights_sha256="0" * 64)
+    with pytest.raises(ValueError, match=r"reference\.weights_sha256: .*weights\.pth has [0-9a-f]"):
+        extractors.load(config, Path("nowhere"))
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    config = inception(weights=str(tmp_path / "missing.pth"))
+    with pytest.raises(ValueError, match=r"reference\.weights: .*missing\.pth is missing"):
+        extractors.load(config, Path("nowhere"))
+
+
+class Trap:
+    """Unpickling this makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_weight_file_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"fc.bias": Trap(tmp_path / "sprung")}, tmp_path / "weights.pth")
+    config = inception(weights=str(tmp_path / "weights.pth"))
+    with pytest.raises(ValueError, match=r"reference\.weights: .* does not hold .* Inception"):
+        extractors.load(config, Path("nowhere"))
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads(pickle.dumps(Trap(tmp_path / "sprung")))
+    assert (tmp_path / "sprung").exists()  # the trap works
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "weights.pth")
+    config = inception(weights=str(tmp_path / "weights.pth"))
+    with pytest.raises(ValueError, match=r"reference\.weights: .* does not hold .* Inception"):
+        extractors.load(config, Path("nowhere"))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
+def test_a_file_that_is_no_weight_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "weights.pth").write_bytes(content)
+    config = inception(weights=str(tmp_path / "weights.pth"))
+    with pytest.raises(ValueError, match=r"reference\.weights: .* does not hold .* Inception"):
+        extractors.load(config, Path("nowhere"))
+
+
+@pytest.mark.usefixtures("without_network")
+def test_without_a_network_the_message_names_file_and_key() -> None:
+    message = (
+        r"reference\.weights is null and https://\S+/weights-inception-2015-12-05-6726825d\.pth "
+        r"cannot be downloaded .*no network.* expected .* reference\.weights"
+    )
+    with pytest.raises(ValueError, match=message):
+        extractors.load(inception(), Path("nowhere"))
+
+
+def test_an_earlier_download_is_used(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    kept.parent.mkdir(parents=True)
+    kept.hardlink_to(weights)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert extractors.load(inception(), Path("nowhere")).kind == "inception"
+
+
+# PublishedFile statistics
+
+
+def save_statistics(path: Path, **arrays: np.ndarray) -> str:
+    np.savez(path, allow_pickle=False, **arrays)
+    return str(path)
+
+
+def test_published_statistics_replace_the_training_split(weights: Path, tmp_path: Path) -> None:
+    mean, covariance = np.ones(INCEPTION_WIDTH), np.eye(INCEPTION_WIDTH)
+    images = (
+        np.arange(5, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3)
+    )
+    path = save_statistics(tmp_path / "s.npz", mu=mean, sigma=covariance, arr_0=images)
+    config = inception(weights=str(weights), statistics=path, statistics_sha256=digest(Path(path)))
+    extractor = extractors.load(config, Path("nowhere"))
+    reference = measure(config, extractor, Pictures(), device=CPU, workers=0)
+    assert reference.source == "s.npz"
+    relative = inception(weights=str(weights), statistics="s.npz")
+    again = measure(relative, extractor, Pictures(), device=CPU, workers=0, base=tmp_path)
+    assert again.digest() == reference.digest()
+    path = save_statistics(tmp_path / "no images.npz", mu=mean, sigma=covariance)
+    config = inception(weights=str(weights), statistics=path)
+    assert len(measure(config, extractor, Pictures(), device=CPU, workers=0).features) == 0
+    assert reference.statistics.count is None
+    assert torch.equal(reference.statistics.covariance, torch.eye(INCEPTION_WIDTH).double())
+    expected, _ = extractor.module(torch.from_numpy(images[[0, 1, 3]]).permute(0, 3, 1, 2))
+    assert torch.allclose(reference.features, expected, atol=1e-5)
+
+
+def test_published_statistics_may_come_without_images(tmp_path: Path) -> None:
+    path = save_statistics(tmp_path / "s.npz", mu=np.ones(3), sigma=np.eye(3))
+    published = read_published(Path(path), width=3, image_size=4)
+    assert len(published.keep(10)) == 0
+    assert published.stack([]).shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.ones(3)}, r"is no \.npz with mu and sigma"),
+        ({"mu": np.ones(3), "sigma": np.eye(4)}, r"has sigma \(4, 4\), expected \(3, 3\)"),
+        ({"mu": np.ones(2), "sigma": np.eye(2)}, r"has mu \(2,\), expected \(3,\)"),
+        (
+            {"mu": np.ones(3), "sigma": np.eye(3), "arr_0": np.zeros((2, 8, 8, 3), np.uint8)},
+            r"has arr_0 \(8, 8, 3\), expected \(4, 4, 3\)",
+        ),
+    ],
+)
+def test_statistics_that_do_not_fit_are_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    path = save_statistics(tmp_path / "s.npz", **arrays)
+    with pytest.raises(ValueError, match=r"reference\.statistics: .*s\.npz " + message):
+        read_published(Path(path), width=3, image_size=4)
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.npz").write_text("hello")
+    with pytest.raises(ValueError, match=r"reference\.statistics: .* is no \.npz"):
+        read_published(tmp_path / "s.npz", width=3, image_size=4)
+
+
+# DINOv2
+
+
+def test_dinov2_gives_features_and_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Network(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean(dim=(2, 3))
+
+    def give(repository: str, name: str) -> nn.Module:
+        assert (repository, name) == ("facebookresearch/dinov2", "dinov2_vitl14")
+        return Network()
+
+    monkeypatch.setattr(torch.hub, "load", give)
+    config = DinoReference(extractor="dinov2", num_features=10, size="l")
+    extractor = extractors.load(config, Path("nowhere"))
+    found = gather(extract(extractor, Pictures(), name="pictures", device=CPU, workers=0))
+    assert found.features.shape == (150, 3)
+    assert found.logits is None
+
+
+def test_without_a_network_dinov2_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load", fail)
+    config = DinoReference(extractor="dinov2", num_features=10, size="s")
+    with pytest.raises(ValueError, match=r"reference\.extractor: torch\.hub cannot .*no network"):
+        extractors.load(config, Path("nowhere"))

@@ -1,0 +1,324 @@
+"""Scores equal their closed forms and torch-fidelity's own, and their names say what they are."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch_fidelity import calculate_metrics
+
+from mar.evaluation import extractors
+from mar.evaluation.classifier import ClassifierConfig, new_classifier, save_classifier
+from mar.evaluation.extractors import ClassifierReference, Features, Kind, extract, gather
+from mar.evaluation.metrics import (
+    NAMES,
+    EvaluateConfig,
+    check_sizes,
+    distance_to_reference,
+    frechet_distance,
+    score,
+)
+from mar.evaluation.reference import (
+    Moments,
+    Reference,
+    ReferenceInfo,
+    Statistics,
+    summarise,
+)
+
+
+CONFIG = EvaluateConfig(is_splits=2, kid_subsets=5, kid_subset_size=40, neighbours=3, seed=7)
+CPU = torch.device("cpu")
+
+
+def normal(count: int, width: int, seed: int) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def moments_of(features: Tensor) -> Statistics:
+    moments = Moments(features.shape[1])
+    moments.update(features)
+    return moments.statistics()
+
+
+def reference_of(features: Tensor) -> Reference:
+    batches = (Features(part, None) for part in features.split(17))
+    return summarise(batches, count=len(features), num_features=len(features))
+
+
+def score_of(found: Features, reference: Reference, kind: Kind = "classifier") -> dict[str, float]:
+    labels = torch.zeros(len(found.features), dtype=torch.int64)
+    return score(found, labels, reference, kind=kind, config=CONFIG)
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("batch", [1, 7, 100])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_a_streamed_covariance_equals_that_of_numpy(batch: int, offset: float) -> None:
+    features = normal(100, 5, 0) @ normal(5, 5, 1) + offset
+    moments = Moments(5)
+    for part in features.split(batch):
+        moments.update(part)
+    found = moments.statistics()
+    expected = features.double().numpy()
+    assert found.count == 100
+    assert np.allclose(found.mean.numpy(), expected.mean(axis=0), rtol=1e-13)
+    assert np.allclose(found.covariance.numpy(), np.cov(expected, rowvar=False), rtol=1e-10)
+
+
+def test_features_are_kept_at_equal_distances_in_any_batches() -> None:
+    features = torch.arange(100.0)[:, None].expand(-1, 2)
+    for size in (1, 9, 100):
+        batches = (Features(part, None) for part in features.split(size))
+        kept = summarise(batches, count=100, num_features=4).features
+        assert kept[:, 0].tolist() == [0, 25, 50, 75]
+
+
+def test_a_reference_is_the_same_after_saving(tmp_path: Path) -> None:
+    reference = reference_of(normal(30, 4, 0))
+    reference.save(tmp_path / "statistics.safetensors")
+    loaded = Reference.load(tmp_path / "statistics.safetensors")
+    assert loaded.digest() == reference.digest()
+    assert loaded.statistics.count == 30
+    assert torch.equal(loaded.features, reference.features)
+    assert loaded.source == "training split"
+    assert loaded.digest() != reference_of(normal(30, 4, 1)).digest()
+
+
+# Scores
+
+
+def test_the_distance_of_gaussians_is_that_of_the_closed_form() -> None:
+    mean_1, mean_2 = normal(6, 1, 0)[:, 0].double(), normal(6, 1, 1)[:, 0].double()
+    std_1, std_2 = torch.arange(1, 7).double(), torch.arange(6, 0, -1).double()
+    first, second = (
+        Statistics(mean, torch.diag(std**2), None)
+        for mean, std in ((mean_1, std_1), (mean_2, std_2))
+    )
+    expected = ((mean_1 - mean_2) ** 2).sum() + ((std_1 - std_2) ** 2).sum()
+    assert frechet_distance(first, second) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_shifted_features_raise_the_distance_by_the_square_of_the_shift() -> None:
+    features, shift = normal(200, 4, 0), torch.tensor([3.0, 0.0, -4.0, 0.0])
+    reference = moments_of(features)
+    assert frechet_distance(moments_of(features + shift), reference) == pytest.approx(25, rel=1e-5)
+
+
+def test_equal_sets_are_at_distance_zero_and_cover_each_other() -> None:
+    features = normal(100, 8, 0)
+    scores = score_of(Features(features, None), reference_of(features))
+    assert scores["classifier_fid"] == pytest.approx(0, abs=1e-8)
+    assert scores["classifier_precision"] == scores["classifier_recall"] == 1.0
+
+
+def test_sets_far_apart_do_not_cover_each_other() -> None:
+    features = normal(100, 8, 0)
+    scores = score_of(Features(features + 100, None), reference_of(features))
+    assert scores["classifier_precision"] == scores["classifier_recall"] == 0.0
+    assert scores["classifier_kid"] > 1
+
+
+def test_precision_is_of_the_samples_and_recall_of_the_real_images() -> None:
+    real = torch.cat([normal(50, 4, 0), normal(50, 4, 1) + 100])
+    one_mode = normal(100, 4, 2) * 0.3
+    scores = score_of(Features(one_mode, None), reference_of(real))
+    assert scores["classifier_precision"] > 0.95
+    assert scores["classifier_recall"] < 0.5
+
+
+def test_certain_and_balanced_predictions_score_the_number_of_classes() -> None:
+    logits = 50 * torch.eye(4).repeat(50, 1)
+    scores = score_of(Features(normal(200, 4, 0), logits), reference_of(normal(100, 4, 1)))
+    assert scores["classifier_is"] == pytest.approx(4, rel=0.02)  # splits are not quite balanced
+    unsure = score_of(
+        Features(normal(200, 4, 0), torch.zeros(200, 4)), reference_of(normal(100, 4, 1))
+    )
+    assert unsure["classifier_is"] == pytest.approx(1)
+
+
+def test_recognised_is_the_share_of_images_taken_for_their_label() -> None:
+    found = Features(normal(100, 4, 0), torch.eye(2).repeat(50, 1))
+    labels = torch.tensor([0, 1, 0, 0] * 25)
+    reference = reference_of(normal(100, 4, 1))
+    scores = score(found, labels, reference, kind="classifier", config=CONFIG)
+    assert scores["classifier_accuracy"] == 0.75
+    assert "classifier_accuracy" not in score(
+        found, labels, reference, kind="inception", config=CONFIG
+    )
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_only_inception_gives_scores_their_plain_names(kind: Kind) -> None:
+    found = Features(normal(100, 4, 0), normal(100, 3, 1))
+    names = set(score_of(found, reference_of(normal(100, 4, 2)), kind))
+    plain = {"fid", "inception_score", "inception_score_std", "kid", "precision", "recall"}
+    assert names & plain == (plain if kind == "inception" else set())
+    assert names >= set(NAMES[kind].values())
+
+
+def test_statistics_without_images_give_no_scores_of_single_images() -> None:
+    reference = Reference(moments_of(normal(100, 4, 0)), torch.empty(0, 4), "somewhere.npz")
+    scores = score_of(Features(normal(50, 4, 1), normal(50, 3, 2)), reference, "inception")
+    assert set(scores) == {"fid", "inception_score", "inception_score_std"}
+
+
+def test_one_split_has_no_spread() -> None:
+    config = CONFIG.model_copy(update={"is_splits": 1})
+    found, labels = Features(normal(60, 4, 1), normal(60, 3, 2)), torch.zeros(60, dtype=torch.int64)
+    scores = score(found, labels, reference_of(normal(60, 4, 0)), kind="classifier", config=config)
+    assert "classifier_is_std" not in scores
+
+
+def test_the_same_seed_gives_the_same_scores_whatever_else_was_drawn() -> None:
+    found, reference = Features(normal(90, 4, 0), normal(90, 3, 1)), reference_of(normal(80, 4, 2))
+    first = score_of(found, reference)
+    torch.rand(3)
+    np.random.rand(3)  # noqa: NPY002
+    assert score_of(found, reference) == first
+
+
+def test_the_distance_to_the_reference_is_that_to_its_nearest_image() -> None:
+    reference = reference_of(torch.tensor([[0.0, 0.0], [10.0, 0.0]]))
+    found = Features(torch.tensor([[0.0, 3.0], [9.0, 0.0], [10.0, 0.0]]), None)
+    assert torch.allclose(distance_to_reference(found, reference), torch.tensor([3.0, 1.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_images", "num_features", "message"),
+    [
+        (
+            {"kid_subset_size": 100},
+            99,
+            500,
+            "evaluate.kid_subset_size: must be at most 99, the samples, got 100",
+        ),
+        (
+            {"kid_subset_size": 100},
+            500,
+            60,
+            r"evaluate.kid_subset_size: must be at most 60, the real images kept \(num_features\), "
+            "got 100",
+        ),
+        ({"neighbours": 60}, 60, 500, "evaluate.neighbours: must be at most 59, .* got 60"),
+        ({"is_splits": 61}, 60, 500, "evaluate.is_splits: must be at most 60, the samples, got 61"),
+    ],
+)
+def test_settings_that_need_more_images_are_refused_by_name(
+    changes: dict[str, int], num_images: int, num_features: int, message: str
+) -> None:
+    config = CONFIG.model_copy(update=changes)
+    with pytest.raises(ValueError, match=message):
+        check_sizes(config, "samples", num_images, num_features=num_features)
+
+
+def test_settings_that_just_fit_are_accepted() -> None:
+    check_sizes(CONFIG, "samples", 40, num_features=40)
+    check_sizes(CONFIG, "samples", 2, num_features=0)  # no image is compared with another
+
+
+# The whole against torch-fidelity's
+
+
+class Pictures(Dataset[Tensor]):
+    """Random images in memory, for us and for torch-fidelity."""
+
+    def __init__(self, count: int, seed: int, *, brightest: int) -> None:
+        rng = torch.Generator().manual_seed(seed)
+        images = torch.randint(brightest, (count, 3, 8, 8), generator=rng)
+        self.images = images.to(torch.uint8)
+        self.image_size = 8
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+    def stack(self, indices: list[int]) -> Tensor:
+        return self.images[indices]
+
+
+@pytest.fixture
+def reference_config(tmp_path: Path) -> ClassifierReference:
+    classifier = ClassifierConfig(
+        seed=3,
+        width=8,
+        feature_width=16,
+        steps=1,
+        batch_size=2,
+        lr=1e-3,
+        weight_decay=0.0,
+        shift=0,
+        flip=False,
+        noise=0.0,
+    )
+    model = new_classifier(classifier, image_size=8, num_classes=5)
+    with torch.no_grad():
+        model.head.weight.mul_(1000)  # else every class is as likely, and IS is 1
+    save_classifier(tmp_path / "classifier.safetensors", model.eval())
+    return ClassifierReference(extractor="classifier", num_features=1000, classifier=classifier)
+
+
+def test_every_score_equals_that_of_torch_fidelity_called_whole(
+    tmp_path: Path, reference_config: ClassifierReference
+) -> None:
+    samples, real = Pictures(150, 0, brightest=256), Pictures(130, 1, brightest=200)
+    extractor = extractors.load(reference_config, tmp_path)
+    reference = summarise(
+        extract(extractor, real, name="real", device=CPU, workers=0), count=130, num_features=1000
+    )
+    found = gather(extract(extractor, samples, name="samples", device=CPU, workers=0))
+    scores = score_of(found, reference)
+    expected = calculate_metrics(
+        input1=samples,
+        input2=real,
+        feature_extractor=extractors.CLASSIFIER,
+        feature_extractor_weights_path=str(tmp_path / "classifier.safetensors"),
+        isc=True,
+        fid=True,
+        kid=True,
+        prc=True,
+        isc_splits=CONFIG.is_splits,
+        kid_subsets=CONFIG.kid_subsets,
+        kid_subset_size=CONFIG.kid_subset_size,
+        prc_neighborhood=CONFIG.neighbours,
+        rng_seed=CONFIG.seed,
+        batch_size=50,
+        cuda=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    for key, name in NAMES["classifier"].items():
+        assert scores[name] == pytest.approx(expected[key], rel=1e-4), name
+    assert scores["classifier_fid"] > 0.01
+    assert scores["classifier_is"] > 1.1
+
+
+def test_an_id_stands_for_weights_and_statistics(
+    tmp_path: Path, reference_config: ClassifierReference
+) -> None:
+    extractor = extractors.load(reference_config, tmp_path)
+    infos = [
+        ReferenceInfo.describe(extractor, reference_of(normal(20, 16, seed)), 8, 5, {})
+        for seed in (0, 0, 1)
+    ]
+    assert infos[0] == infos[1]
+    assert infos[0].id != infos[2].id
+
+
+def test_images_of_another_size_and_other_weights_are_refused(
+    tmp_path: Path, reference_config: ClassifierReference
+) -> None:
+    extractor = extractors.load(reference_config, tmp_path)
+    info = ReferenceInfo.describe(extractor, reference_of(normal(20, 16, 0)), 8, 5, {})
+    info.check(extractor, height=8, width=8)
+    with pytest.raises(ValueError, match="samples have 16x16 pixels, the real images 8x8"):
+        info.check(extractor, height=16, width=16)
+    changed = info.model_copy(update={"weights": "0" * 64})
+    with pytest.raises(ValueError, match=r"the weights of classifier have the SHA-256 .* but 0000"):
+        changed.check(extractor, height=8, width=8)

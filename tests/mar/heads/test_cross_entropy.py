@@ -1,0 +1,112 @@
+"""Codes are drawn with the probabilities of their logits, of which the loss is the likelihood."""
+
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mar.heads import cross_entropy
+from mar.heads.base import Noise
+from mar.heads.cross_entropy import CrossEntropy, CrossEntropyConfig, CrossEntropySampler
+
+
+@pytest.fixture
+def head(rng: torch.Generator) -> CrossEntropy:
+    head = CrossEntropy(CrossEntropyConfig(kind="cross_entropy"), channels=7, z_width=4)
+    head.initialize(rng)
+    return head
+
+
+def sampler(temperature: float = 1.0) -> CrossEntropySampler:
+    return CrossEntropySampler(kind="cross_entropy", temperature=temperature)
+
+
+def noise_of(count: int, rng: torch.Generator) -> Noise:
+    return Noise(torch.randn(count, 1, generator=rng), torch.zeros(0, count, 1))
+
+
+def test_the_loss_is_the_negative_log_likelihood(head: CrossEntropy, rng: torch.Generator) -> None:
+    z = torch.randn(2, 3, 4, generator=rng)
+    codes = torch.tensor([[0, 6, 2], [1, 1, 5]])[:, :, None]
+    probabilities = head.probabilities(z.flatten(0, 1), sampler()).gather(1, codes.flatten(0, 1))
+    loss = head(z, codes, head.draw(2, 3, rng))
+    assert loss.shape == (2, 3, 1)
+    assert torch.allclose(loss.double().flatten(), -probabilities.log().flatten(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_codes_are_drawn_with_their_probabilities(
+    head: CrossEntropy, rng: torch.Generator, temperature: float
+) -> None:
+    z = torch.randn(1, 4, generator=rng)
+    expected = (head.linear(z).double() / temperature).softmax(dim=1)[0].detach()
+    codes = head.sample(z.expand(5000, -1), noise_of(5000, rng), sampler(temperature))
+    counts = codes.flatten().bincount(minlength=7)
+    assert stats.chisquare(counts.numpy(), (5000 * expected).numpy()).pvalue > 0.01
+
+
+def test_a_cold_draw_is_the_likeliest_code(head: CrossEntropy, rng: torch.Generator) -> None:
+    z = torch.randn(50, 4, generator=rng)
+    codes = head.sample(z, noise_of(50, rng), sampler(1e-6))
+    assert torch.equal(codes.flatten(), head.linear(z).argmax(dim=1))
+
+
+@pytest.mark.parametrize("extreme", [-40.0, 40.0])
+def test_extreme_noise_draws_a_code_nevertheless(head: CrossEntropy, extreme: float) -> None:
+    noise = Noise(torch.full((3, 1), extreme), torch.zeros(0, 3, 1))
+    codes = head.sample(torch.zeros(3, 4), noise, sampler())
+    assert codes.flatten().tolist() == [0 if extreme < 0 else 6] * 3
+
+
+def test_guidance_combines_the_logits(head: CrossEntropy, rng: torch.Generator) -> None:
+    z, z_null = torch.randn(2, 5, 4, generator=rng)
+
+    def guided(scale: float) -> Tensor:
+        return head.probabilities(z, sampler(), z_null=z_null, guidance_scale=scale)
+
+    assert torch.allclose(guided(1.0), head.probabilities(z, sampler()))
+    assert torch.allclose(guided(0.0), head.probabilities(z_null, sampler()))
+    logits = 3 * head.linear(z) - 2 * head.linear(z_null)
+    assert torch.allclose(guided(3.0), logits.double().softmax(dim=1), atol=1e-6)
+
+
+def test_a_code_comes_with_its_probability(head: CrossEntropy, rng: torch.Generator) -> None:
+    z, z_null = torch.randn(2, 50, 4, generator=rng)
+    noise = noise_of(50, rng)
+    drawn = head.sample_with_probability(z, noise, sampler(), z_null=z_null, guidance_scale=2.0)
+    expected = head.probabilities(z, sampler(), z_null=z_null, guidance_scale=2.0)
+    assert torch.equal(
+        drawn.tokens, head.sample(z, noise, sampler(), z_null=z_null, guidance_scale=2.0)
+    )
+    assert torch.allclose(drawn.probability, expected.gather(1, drawn.tokens))
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most numbers in a tensor that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+def test_distributions_are_held_for_some_rows_at_a_time(
+    head: CrossEntropy, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z, z_null = torch.randn(2, 50, 4, generator=rng)
+    noise = noise_of(50, rng)
+    together = head.sample_with_probability(z, noise, sampler(), z_null=z_null)
+    monkeypatch.setattr(cross_entropy, "ROWS", 8)
+    with Largest() as largest:
+        parted = head.sample_with_probability(z, noise, sampler(), z_null=z_null)
+    assert torch.equal(parted.tokens, together.tokens)
+    assert torch.allclose(parted.probability, together.probability)
+    assert largest.numbers == 8 * 7  # codes

@@ -1,0 +1,108 @@
+"""The head's loss is the diffusion's for each token and draw, and its guidance combines eps."""
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from mar.heads import diffusion
+from mar.heads.base import Noise
+from mar.heads.diffusion_loss import DiffusionLoss, DiffusionSampler
+from mar.model.mar import MAR
+
+
+SAMPLER = DiffusionSampler(kind="diffusion", num_steps=6, temperature=1.0, x_0_bound=None)
+
+
+@pytest.fixture
+def head(tiny_model: MAR) -> DiffusionLoss:
+    assert isinstance(tiny_model.head, DiffusionLoss)
+    return tiny_model.head
+
+
+@pytest.fixture
+def z(rng: torch.Generator) -> Tensor:
+    return torch.randn(10, 24, generator=rng)
+
+
+@pytest.fixture
+def noise(rng: torch.Generator) -> Noise:
+    drawn = torch.randn(7, 10, 8, generator=rng)
+    return Noise(drawn[0], drawn[1:])
+
+
+def test_each_token_and_draw_has_the_loss_it_has_alone(
+    head: DiffusionLoss, rng: torch.Generator
+) -> None:
+    z, x_0 = torch.randn(2, 3, 24, generator=rng), torch.randn(2, 3, 8, generator=rng)
+    t, eps = draws = head.draw(2, 3, rng)
+    losses = head(z, x_0, draws)
+    for place in [(0, 0, 0), (0, 2, 1), (1, 0, 1), (1, 2, 0)]:
+        b, m, _a = place
+        one_t, one_eps = t[place][None], eps[place][None]
+        x_t = diffusion.add_noise(head.schedule, x_0[b, m][None], one_t, one_eps)
+        output = head.denoiser(x_t, one_t, z[b, m][None])
+        terms = diffusion.loss(head.schedule, output, x_0[b, m][None], x_t, one_t, one_eps)
+        assert torch.allclose(losses[place], terms.noise + terms.variational, rtol=1e-4)
+
+
+def test_draws_are_uniform_steps_and_standard_normal_noise(
+    head: DiffusionLoss, rng: torch.Generator
+) -> None:
+    t, eps = head.draw(40, 50, rng)
+    assert t.shape == (40, 50, 2)
+    assert stats.chisquare((t.flatten() // 100).bincount().numpy()).pvalue > 0.01
+    assert (int(t.min()), int(t.max())) == (0, 999)
+    assert stats.kstest(eps[:, :, :, 0].flatten().numpy(), "norm").pvalue > 0.01
+    assert float((t[:, :, 0] == t[:, :, 1]).float().mean()) < 0.01
+
+
+def test_a_token_s_loss_trains_its_own_z_alone(head: DiffusionLoss, rng: torch.Generator) -> None:
+    z = torch.randn(1, 4, 24, generator=rng).requires_grad_()
+    x_0 = torch.randn(1, 4, 8, generator=rng)
+    head(z, x_0, head.draw(1, 4, rng))[0, 1].sum().backward()
+    assert z.grad is not None
+    assert (z.grad[0].abs().sum(dim=1) != 0).tolist() == [False, True, False, False]
+
+
+def test_guidance_of_one_is_no_guidance(head: DiffusionLoss, z: Tensor, noise: Noise) -> None:
+    guided = head.sample(z, noise, SAMPLER, z_null=z.flip(0), guidance_scale=1.0)
+    assert torch.allclose(guided, head.sample(z, noise, SAMPLER), atol=1e-5)
+
+
+def test_guidance_towards_the_same_condition_changes_nothing(
+    head: DiffusionLoss, z: Tensor, noise: Noise
+) -> None:
+    guided = head.sample(z, noise, SAMPLER, z_null=z, guidance_scale=4.0)
+    plain = head.sample(z, noise, SAMPLER)
+    assert torch.allclose(guided, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_guidance_combines_eps_and_keeps_the_variance_of_the_class(
+    head: DiffusionLoss, z: Tensor, noise: Noise
+) -> None:
+    z_null = z.flip(0)
+
+    def combined(x_t: Tensor, t: Tensor) -> Tensor:
+        eps, v = head.denoiser(x_t, t.expand(10), z).chunk(2, dim=1)
+        eps_null, _ = head.denoiser(x_t, t.expand(10), z_null).chunk(2, dim=1)
+        return torch.cat([-1.5 * eps_null + 2.5 * eps, v], dim=1)
+
+    expected = diffusion.sample(
+        combined, diffusion.sampling_schedule(6), *noise, temperature=0.9, x_0_bound=3.0
+    )
+    guided = head.sample(
+        z,
+        noise,
+        SAMPLER.model_copy(update={"temperature": 0.9, "x_0_bound": 3.0}),
+        z_null=z_null,
+        guidance_scale=2.5,
+    )
+    assert torch.allclose(guided, expected, atol=1e-4)
+    assert not torch.allclose(guided, head.sample(z, noise, SAMPLER), atol=0.1)
+
+
+def test_a_row_is_drawn_as_it_is_alone(head: DiffusionLoss, z: Tensor, noise: Noise) -> None:
+    together = head.sample(z, noise, SAMPLER)
+    alone = Noise(noise.initial[4:5], noise.steps[:, 4:5])
+    assert torch.allclose(head.sample(z[4:5], alone, SAMPLER), together[4:5], atol=1e-5)

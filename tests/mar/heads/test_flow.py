@@ -1,0 +1,108 @@
+"""The flow's loss is that of its velocity, its solvers have their order, and it learns."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mar.heads.base import Noise
+from mar.heads.denoiser import DenoiserSize
+from mar.heads.flow import FlowConfig, FlowSampler, RectifiedFlow
+
+
+@pytest.fixture
+def head(rng: torch.Generator) -> RectifiedFlow:
+    size = DenoiserSize(blocks=1, width=32)
+    head = RectifiedFlow(
+        FlowConfig(kind="flow", size=size, noise_samples_per_token=3), channels=2, z_width=4
+    )
+    head.initialize(rng)
+    return head
+
+
+def moved(head: RectifiedFlow, rng: torch.Generator) -> RectifiedFlow:
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=rng), alpha=0.1)
+    return head
+
+
+def sampler(num_steps: int, solver: str = "euler", temperature: float = 1.0) -> FlowSampler:
+    return FlowSampler.model_validate(
+        {"kind": "flow", "num_steps": num_steps, "solver": solver, "temperature": temperature}
+    )
+
+
+def noise_of(count: int, rng: torch.Generator) -> Noise:
+    return Noise(torch.randn(count, 2, generator=rng), torch.zeros(0, count, 2))
+
+
+def test_a_new_head_s_loss_is_the_square_of_the_velocity(
+    head: RectifiedFlow, rng: torch.Generator
+) -> None:
+    """Its network returns zero, whatever z is."""
+    z, x_0 = torch.randn(2, 5, 4, generator=rng), torch.randn(2, 5, 2, generator=rng)
+    t, eps = draws = head.draw(2, 5, rng)
+    assert t.shape == (2, 5, 3)
+    assert 0 <= float(t.min()) < float(t.max()) < 1
+    expected = (eps - x_0[:, :, None]).square().mean(dim=3)
+    assert torch.allclose(head(z, x_0, draws), expected)
+
+
+def test_the_network_sees_the_straight_path_between_data_and_noise(
+    head: RectifiedFlow, rng: torch.Generator
+) -> None:
+    moved(head, rng)
+    z, x_0 = torch.randn(1, 2, 4, generator=rng), torch.randn(1, 2, 2, generator=rng)
+    t, eps = draws = head.draw(1, 2, rng)
+    losses = head(z, x_0, draws)
+    m, a = 1, 2
+    x_t = (1 - t[0, m, a]) * x_0[0, m] + t[0, m, a] * eps[0, m, a]
+    velocity = head.denoiser(x_t[None], 1000 * t[0, m, a][None], z[0, m][None])[0]
+    expected = (velocity - (eps[0, m, a] - x_0[0, m])).square().mean()
+    assert torch.allclose(losses[0, m, a], expected, rtol=1e-4)
+
+
+def test_solvers_converge_with_their_order(head: RectifiedFlow, rng: torch.Generator) -> None:
+    moved(head, rng)
+    with torch.no_grad():  # the embedding of time waves too fast for any solver
+        for parameter in head.denoiser.time_mlp.parameters():
+            parameter.zero_()
+    z, noise = torch.randn(20, 4, generator=rng), noise_of(20, rng)
+    exact = head.sample(z, noise, sampler(400, "heun"))
+
+    def error(num_steps: int, solver: str) -> float:
+        return float((head.sample(z, noise, sampler(num_steps, solver)) - exact).norm())
+
+    assert error(20, "euler") / error(40, "euler") == pytest.approx(2, rel=0.2)
+    assert error(20, "heun") / error(40, "heun") == pytest.approx(4, rel=0.4)
+
+
+def test_guidance_of_one_is_no_guidance(head: RectifiedFlow, rng: torch.Generator) -> None:
+    moved(head, rng)
+    z, noise = torch.randn(6, 4, generator=rng), noise_of(6, rng)
+    plain = head.sample(z, noise, sampler(5))
+    one = head.sample(z, noise, sampler(5), z_null=z.flip(0), guidance_scale=1.0)
+    assert torch.allclose(one, plain, atol=1e-5)
+    strong = head.sample(z, noise, sampler(5), z_null=z.flip(0), guidance_scale=4.0)
+    assert not torch.allclose(strong, plain, atol=0.1)
+
+
+def test_temperature_scales_the_start(head: RectifiedFlow, rng: torch.Generator) -> None:
+    z, noise = torch.zeros(6, 4), noise_of(6, rng)  # a new network's velocity is zero
+    assert torch.equal(head.sample(z, noise, sampler(3, "heun", 0.5)), 0.5 * noise.initial)
+
+
+def test_two_clusters_are_learnt_by_their_condition(
+    head: RectifiedFlow, rng: torch.Generator
+) -> None:
+    centres = torch.tensor([[2.0, -1.0], [-1.0, 3.0]])
+    z = torch.eye(4)[:2].repeat(32, 1)[None]  # (1, 64, 4)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.01)
+    for _ in range(150):
+        data: Tensor = centres.repeat(32, 1) + 0.1 * torch.randn(64, 2, generator=rng)
+        loss = head(z, data[None], head.draw(1, 64, rng)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    drawn = head.sample(z[0], noise_of(64, rng), sampler(8, "heun"))
+    assert float((drawn - centres.repeat(32, 1)).norm(dim=1).mean()) < 0.5

@@ -1,0 +1,44 @@
+"""Images encoded in parts are those encoded at once, and their codes those of their latents."""
+
+import pytest
+import torch
+
+from mar.data.images import to_float
+from mar.tokenizers.codec import concatenate, encode_images
+from mar.tokenizers.pixels import PixelsConfig
+from mar.tokenizers.registry import TokenizerConfig, build_tokenizer
+from mar.tokenizers.vq import VQConfig
+
+
+VQ = VQConfig(
+    kind="vq",
+    latent_channels=3,
+    base_channels=8,
+    channel_multipliers=[1, 2],
+    num_res_blocks=1,
+    encoder_attention=False,
+    codebook_size=12,
+    commitment_weight=0.25,
+    revive_dead=False,
+)
+
+
+@pytest.mark.parametrize("config", [VQ, PixelsConfig(kind="pixels")], ids=["vq", "pixels"])
+def test_parts_joined_are_the_whole(config: TokenizerConfig, rng: torch.Generator) -> None:
+    model = build_tokenizer(config)
+    model.initialize(rng)
+    images = torch.randint(256, (7, 3, 8, 8), generator=rng).to(torch.uint8)
+    whole = encode_images(model, images)
+    joined = concatenate([encode_images(model, part) for part in images.split(3)])
+    assert torch.allclose(joined.moments, whole.moments, atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(whole.moments, model.encode(to_float(images)), atol=1e-6)
+        codes = model.quantise(whole.moments)
+    if codes is None:
+        assert whole.code_indices is None
+        assert joined.code_indices is None
+    else:
+        assert whole.code_indices is not None
+        assert joined.code_indices is not None
+        assert torch.equal(whole.code_indices, codes)
+        assert torch.equal(joined.code_indices, codes)
