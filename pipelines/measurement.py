@@ -59,7 +59,7 @@ def read(
     restored, trained, sampled, scored = (clone.metrics(reference, stage) for stage in stages)
     distance = next(name for name in DISTANCES if name in scored["samples"])
     images = trained["steps"] * params["training"]["batch_size"]
-    training, sampling = trained["images_per_second"], sampled["images_per_second"]
+    training, sampling = trained.get("images_per_second"), sampled.get("images_per_second")
     return Measurement(
         row=row,
         seed=seed,

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mar.data.config import DataConfig
 from mar.data.dataset import ImageSet
 from mar.data.workers import map_chunks
 from mar.files import atomic
 from mar.latents.cache import measure_latents, write_latents
-from mar.latents.info import TRANSFORM, LatentsConfig, LatentsInfo
+from mar.latents.info import TRANSFORM, LatentsConfig, LatentsInfo, latent_std
 from mar.latents.scale import UNMEASURED, check_latent_std, check_scale, weak_channels_warning
 from mar.tokenizers.codec import EncodedImages, concatenate, encode_images
 from mar.tokenizers.registry import latent_shape, load_tokenizer
@@ -28,12 +27,12 @@ TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
 
 def main(stage: Stage) -> None:
     """Write the shards that are not there yet, then measure and judge the scale of all latents."""
-    data = stage.params("data", DataConfig)
+    image_size = stage.params("data.image_size", int)
     config = stage.params("latents", LatentsConfig)
     model = load_tokenizer(TOKENIZER).to(stage.device)
-    images = ImageSet(MANIFEST, "train", data.image_size, base=stage.root)
+    images = ImageSet(MANIFEST, "train", image_size, base=stage.root)
     images.verify_listing()
-    shape = latent_shape(model.config, data.image_size)
+    shape = latent_shape(model.config, image_size)
     folder = stage.work / "latents"
     names = images.names
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,23 +48,23 @@ def main(stage: Stage) -> None:
     if warning := weak_channels_warning(measured):
         sys.stderr.write(f"{stage.name}: {warning}\n")
     scale: dict[str, Any] = {**(measured.scale() if measured.count else UNMEASURED)}
-    latent_std = config.latent_std(scale["std"])
+    divided_by = latent_std(config.scale, scale["std"])
     if measured.count:
-        check_latent_std(scale["std"], latent_std, "latents.scale")
+        check_latent_std(scale["std"], divided_by, "latents.scale")
     info = LatentsInfo(
         tokenizer=atomic.digest(TOKENIZER),
-        transform=TRANSFORM.format(size=data.image_size),
+        transform=TRANSFORM.format(size=image_size),
         dtype=config.dtype,
         flips=config.flips,
         num_classes=images.num_classes,
         codebook_size=model.codebook_size,
         shape=[shape.channels, shape.height, shape.width],
-        latent_std=latent_std,
+        latent_std=divided_by,
         **scale,
     )
     atomic.publish_folder(folder, stage.out / "latents")
     atomic.write_json(stage.out / "latents.json", info.model_dump())
-    stage.write_metrics({"count": info.count, "latent_std": latent_std, **measured.summary()})
+    stage.write_metrics({"count": info.count, "latent_std": divided_by, **measured.summary()})
 
 
 def _missing_shards(

@@ -30,17 +30,28 @@ def read(path: Path = FILE) -> dict[str, Any]:
     return content
 
 
+def find(content: Mapping[str, Any], name: str) -> Any:
+    """Return what a dotted name stands for (`data.image_size`), or None where it is missing."""
+    value: Any = content
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 def load(section: str, kind: type[T] | Any, path: Path = FILE) -> T:
-    """Return one section of a params file as a `kind`.
+    """Return one section of a params file, or one key by its dotted name, as a `kind`.
 
     Raises:
         ValueError: the section is missing, or a key of it is unknown, missing, or of a wrong type
         or range.
     """
+    parent, _, name = section.rpartition(".")
     content = read(path)
-    if section not in content:
-        raise ValueError(f"{path}: {section} is missing{suggest(section, content)}")
-    return parse(section, content[section], kind, path)
+    keys = find(content, parent) if parent else content
+    if not isinstance(keys, Mapping) or name not in keys:
+        hint = suggest(name, keys) if isinstance(keys, Mapping) else ""
+        raise ValueError(f"{path}: {section} is missing{hint}")
+    return parse(section, keys[name], kind, path)
 
 
 def parse(section: str, value: object, kind: type[T] | Any, path: Path = FILE) -> T:

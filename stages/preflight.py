@@ -19,12 +19,14 @@ from mar.latents.cache import LatentCache
 from mar.tokenizers import comparison as preflight
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
+from stages import previews
 from stages.stage import Stage
 
 
-def check(
-    stage: Stage, *, cache: LatentCache, manifest: Path, weights: Path, image_size: int
-) -> dict[str, float]:
+MANIFEST = Path("out/prepare/manifest.parquet")
+
+
+def check(stage: Stage, *, cache: LatentCache, weights: Path, image_size: int) -> dict[str, float]:
     """Compare some cached latents with their images, draw them, and return the PSNRs.
 
     Where the images are not on this machine, it says so and draws what the latents decode to; where
@@ -42,8 +44,8 @@ def check(
     chosen = preflight.choose(len(cache))
     rows: dict[int, int] = {}
     images = None
-    if manifest.is_file():
-        images = ImageSet(manifest, "train", image_size, base=stage.root)
+    if MANIFEST.is_file():
+        images = ImageSet(MANIFEST, "train", image_size, base=stage.root)
         places = preflight.rows_of_manifest(cache, images.names, images.labels)
         rows = {index: int(places[index]) for index in chosen}
         rows = {index: row for index, row in rows.items() if images.is_present(row)}
@@ -92,6 +94,6 @@ def _compare(
 
 
 def _draw(stage: Stage, rows: Mapping[str, Tensor]) -> None:
-    path = stage.out / "preflight.png"
+    path = previews.folder(stage) / "preflight.png"
     save_png(path, comparison_grid(rows))
     stage.run.picture(path)

@@ -1,7 +1,6 @@
 """Pictures of a training along the way, for people; they change nothing that a stage makes."""
 
 import json
-import shutil
 from pathlib import Path
 
 from PIL import Image
@@ -17,7 +16,7 @@ from mar.tokenizers.codec import reconstruct
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
 from stages import params
-from stages.stage import Stage
+from stages.stage import Stage, root
 
 
 TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
@@ -32,15 +31,15 @@ def reconstructions(stage: Stage, *, tokenizer: Tokenizer, images: ImageSet, ste
     _keep(stage, comparison_grid(rows), step)
 
 
-def samples(stage: Stage, *, generator: MAR, info: LatentsInfo, step: int) -> None:
+def samples(stage: Stage, *, model: MAR, info: LatentsInfo, step: int) -> None:
     """Draw samples of the averaged weights, as section `sample` says; the same noise every time."""
     config = params.load("sample", SampleConfig)
     decoder = load_tokenizer(TOKENIZER).to(stage.device)
     assert atomic.digest(TOKENIZER) == info.tokenizer
     shown = 2 * SHOWN
-    labels = balanced_labels(shown, config.labels, generator.num_classes)
+    labels = balanced_labels(shown, config.labels, model.num_classes)
     images = generate_images(
-        generator,
+        model,
         decoder,
         labels,
         range(shown),
@@ -52,14 +51,15 @@ def samples(stage: Stage, *, generator: MAR, info: LatentsInfo, step: int) -> No
     _keep(stage, label_grid(images, labels, class_names=names, columns=SHOWN), step)
 
 
-def _keep(stage: Stage, picture: Image.Image, step: int) -> None:
-    """Save a picture, and show it with all that an earlier start of the stage has drawn.
+def folder(stage: Stage) -> Path:
+    """Return where pictures of a stage lie: tracked by neither git nor DVC, as they are no output.
 
-    Of a stage that was killed DVC removes the outputs, but not the work folder.
+    They depend on more than the stage declares (section `sample`, which images are here).
     """
-    path = stage.work / "previews" / f"step-{step:07d}.png"
+    return root() / "work" / "previews" / stage.name
+
+
+def _keep(stage: Stage, picture: Image.Image, step: int) -> None:
+    path = folder(stage) / f"step-{step:07d}.png"
     save_png(path, picture)
-    stage.run.picture(path, "previews")
-    for drawn in sorted(path.parent.glob("*.png")):
-        with atomic.replacing(stage.out / "previews" / drawn.name) as partial:
-            shutil.copyfile(drawn, partial)
+    stage.run.step_picture(path, "previews", step)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mar.data.config import DataConfig
 from mar.data.dataset import ImageSet
 from mar.data.workers import map_chunks, ranges
 from mar.evaluation import extractors, lpips
@@ -17,7 +16,7 @@ from mar.evaluation.reference import Reference, ReferenceInfo
 from mar.files.downloads import find_download
 from mar.latents.posterior import Posterior
 from mar.latents.scale import LatentStatistics
-from mar.tokenizer_training.trainer import TokenizerTrainingConfig
+from mar.tokenizer_training.perceptual import PerceptualConfig
 from mar.tokenizers.codebook import CodebookUse
 from mar.tokenizers.codec import reconstruct
 from mar.tokenizers.interface import Tokenizer
@@ -33,15 +32,15 @@ SHOWN = 10  # images in the picture
 
 def main(stage: Stage) -> None:
     """Score reconstructions of the held-out split and draw some beside their originals."""
-    data = stage.params("data", DataConfig)
+    image_size = stage.params("data.image_size", int)
     model = load_tokenizer(TOKENIZER).to(stage.device)
-    images = ImageSet(MANIFEST, "held_out", data.image_size, base=stage.root)
+    images = ImageSet(MANIFEST, "held_out", image_size, base=stage.root)
     images.verify_listing()
     info = ReferenceInfo.read(REFERENCE / "reference.json")
     extractor = extractors.load(
         stage.params("reference", ReferenceConfig), REFERENCE, base=stage.root
     )
-    info.check(extractor, height=data.image_size, width=data.image_size)
+    info.check(extractor, height=image_size, width=image_size)
     train = Reference.load(REFERENCE / "statistics.safetensors").statistics
 
     chunks = ranges(len(images), 64)
@@ -50,7 +49,7 @@ def main(stage: Stage) -> None:
     use = CodebookUse(model.codebook_size)
     latents = LatentStatistics(model.latent_channels)
     distance = ReconstructionDistance(extractor, train, stage.device)
-    measures = [distance, *_lpips(stage, data.image_size)]
+    measures = [distance, *_lpips(stage, image_size)]
 
     def watch(posterior: Posterior) -> None:
         latents.update(posterior)
@@ -78,7 +77,7 @@ def _lpips(stage: Stage, image_size: int) -> list[LPIPSScore]:
     """Return LPIPS where its weights are: those of the tokenizer's training, or an earlier
     download.
     """
-    config = stage.params("tokenizer_training", TokenizerTrainingConfig).perceptual
+    config = stage.params("tokenizer_training.perceptual", PerceptualConfig)
     if image_size < lpips.SMALLEST:
         return []
     key = "tokenizer_training.perceptual.weights"

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from mar.data.config import DataConfig
 from mar.data.dataset import ImageSet
 from mar.evaluation import extractors
 from mar.evaluation.classifier import save_classifier
@@ -21,11 +20,11 @@ MANIFEST = Path("out/prepare/manifest.parquet")
 
 def main(stage: Stage) -> None:
     """Measure the training split, and score the held-out split to show what good scores are."""
-    data = stage.params("data", DataConfig)
+    image_size = stage.params("data.image_size", int)
     config = stage.params("reference", ReferenceConfig)
     evaluate = stage.params("evaluate", EvaluateConfig)
-    train = ImageSet(MANIFEST, "train", data.image_size, base=stage.root)
-    held_out = ImageSet(MANIFEST, "held_out", data.image_size, base=stage.root)
+    train = ImageSet(MANIFEST, "train", image_size, base=stage.root)
+    held_out = ImageSet(MANIFEST, "held_out", image_size, base=stage.root)
     train.verify_listing()
     num_features = min(config.num_features, len(train))
     if len(held_out):
@@ -52,7 +51,7 @@ def main(stage: Stage) -> None:
         labels = held_out.labels
         gathered = extractors.gather(found)
         scores = score(gathered, labels, reference, kind=extractor.kind, config=evaluate)
-    info = ReferenceInfo.describe(extractor, reference, data.image_size, len(held_out), scores)
+    info = ReferenceInfo.describe(extractor, reference, image_size, len(held_out), scores)
     atomic.write_json(folder / "reference.json", info.model_dump())
     stage.write_metrics(
         {

@@ -68,9 +68,10 @@ def main(stage: Stage) -> None:
                 )
     # Of this start alone: an earlier one, that was killed, may have made some or all.
     speed = generated / (time.monotonic() - started) if generated else None
+    stage.log_speeds(images_per_second=speed)
     atomic.publish_folder(folder, stage.out / "samples")
     _draw_grid(stage)
-    stage.write_metrics({"num_images": config.num_images, "images_per_second": speed})
+    stage.write_metrics({"num_images": config.num_images})
 
 
 def _draw_grid(stage: Stage) -> None:

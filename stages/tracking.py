@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from mar.files import atomic
+from stages.locks import locked
+from stages.stage import root
 
 
 EXPERIMENT = "mar"
@@ -25,23 +27,24 @@ FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 class Run:
     """One stage's run in MLflow, or a local record alone while the server is away."""
 
-    def __init__(self, record: Path) -> None:
+    def __init__(self, stage: str) -> None:
         self.id: str | None = None
-        self._record = record
+        self._stage = stage
+        self._record = root() / "work" / "tracking" / f"{stage}.jsonl"
+        self._speeds: dict[str, float] = {}
         self._client: Any = None
         self._parent: str | None = None
 
-    def start(self, stage: str, resume: str | None, tags: Mapping[str, str]) -> None:
+    def start(self, resume: str | None, tags: Mapping[str, str]) -> None:
         """Open the run, or continue the run `resume` of a stage that was killed."""
-        self._record.parent.mkdir(parents=True, exist_ok=True)
-        self._note("start", {"stage": stage, "tags": dict(tags)})
+        self._note("start", {"stage": self._stage, "tags": dict(tags)})
         try:
             self._client, experiment = _connect()
             self._parent = _pipeline_run(self._client, experiment)
             if resume and self._revive(resume):
                 self.id = resume
             else:
-                self.id = self._client.create_run(experiment, run_name=stage).info.run_id
+                self.id = self._client.create_run(experiment, run_name=self._stage).info.run_id
             for key, value in {**tags, "mlflow.parentRunId": self._parent}.items():
                 self._client.set_tag(self.id, key, value)
             self._client.update_run(self._parent, status="RUNNING")
@@ -75,6 +78,16 @@ class Run:
         self._note("picture", {"path": str(path)})
         self._try("log_artifact", str(path), name or None)
 
+    def step_picture(self, path: Path, key: str, step: int) -> None:
+        """Log a picture of a training at a step."""
+        self.picture(path, f"{key}/{step:07d}")
+
+    def speeds(self, values: Mapping[str, float]) -> None:
+        """Log wall-clock speeds and times, and keep them in `work/speeds/<stage>.json`."""
+        self.metrics(values)
+        self._speeds |= values
+        atomic.write_json(root() / "work" / "speeds" / f"{self._stage}.json", self._speeds)
+
     def finish(self, status: str) -> None:
         """Close the run; the pipeline's run takes the status until another stage starts."""
         self._note("finish", {"status": status})
@@ -106,17 +119,16 @@ class Run:
 
     def _note(self, event: str, values: Mapping[str, object], step: int | None = None) -> None:
         line = {"time": time.time(), "event": event, "step": step, **values}
+        self._record.parent.mkdir(parents=True, exist_ok=True)  # may be removed meanwhile
         with self._record.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")
 
 
 @contextmanager
-def track(
-    stage: str, record: Path, tags: Mapping[str, str], resume: str | None = None
-) -> Iterator[Run]:
+def track(stage: str, tags: Mapping[str, str], resume: str | None = None) -> Iterator[Run]:
     """Track one stage from start to end, whatever the end is."""
-    run = Run(record)
-    run.start(stage, resume, {"mar.stage": stage, **tags, **source_tags()})
+    run = Run(stage)
+    run.start(resume, {"mar.stage": stage, **tags, **source_tags()})
     try:
         yield run
     except (KeyboardInterrupt, SystemExit):
@@ -126,14 +138,6 @@ def track(
         run.finish(FAILED)
         raise
     run.finish(FINISHED)
-
-
-def root() -> Path:
-    """Return the repository's root, also inside a copy made for an experiment.
-
-    Of a copy that is not its own, DVC does not know: `MAR_ROOT` then says whose it is.
-    """
-    return Path(os.environ.get("MAR_ROOT") or os.environ.get("DVC_ROOT") or ".").resolve()
 
 
 def source_tags() -> dict[str, str]:
@@ -188,11 +192,9 @@ def _pipeline_run(client: Any, experiment: str) -> str:
         return client.create_run(experiment, run_name=name, tags=tags).info.run_id
 
 
-def _first_come() -> FileLock:
+def _first_come() -> AbstractContextManager[None]:
     """Return the lock that lets one stage at a time make a database, or a pipeline's run."""
-    folder = root() / "work"
-    folder.mkdir(exist_ok=True)
-    return FileLock(folder / "mlflow.lock")
+    return locked(root() / "work" / "mlflow.lock")
 
 
 def _git(*arguments: str) -> str:

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from mar.activation_checkpointing import set_checkpointing
-from mar.data.config import DataConfig
 from mar.files import atomic
 from mar.latents.cache import LatentCache
-from mar.latents.info import TRANSFORM, LatentsConfig, LatentsInfo
+from mar.latents.info import TRANSFORM, LatentsInfo, latent_std
 from mar.model.mar import MAR, save_mar
 from mar.released import generator as generator_source
 from mar.released.generator import GeneratorSource
@@ -15,24 +14,22 @@ from stages import train_loop
 from stages.stage import Stage, run
 
 
-MANIFEST = Path("out/prepare/manifest.parquet")
 LATENTS = Path("out/encode/latents")
 TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
 
 
 def main(stage: Stage) -> None:
-    """Train, and write the raw and the averaged weights, curves and samples along the way."""
-    data = stage.params("data", DataConfig)
-    latents = stage.params("latents", LatentsConfig)
+    """Train, and write the raw and the averaged weights, and curves."""
+    image_size = stage.params("data.image_size", int)
     config = stage.params("training", TrainingConfig)
     info = LatentsInfo.read(LATENTS.with_suffix(".json"))
     info.check(
         {
             "tokenizer": atomic.digest(TOKENIZER),
-            "transform": TRANSFORM.format(size=data.image_size),
-            "dtype": latents.dtype,
-            "flips": latents.flips,
-            "latent_std": latents.latent_std(info.std),
+            "transform": TRANSFORM.format(size=image_size),
+            "dtype": stage.params("latents.dtype", str),
+            "flips": stage.params("latents.flips", bool),
+            "latent_std": latent_std(stage.params("latents.scale", float | None), info.std),
         }
     )
     section = stage.params("generator", GeneratorSource)
@@ -40,9 +37,7 @@ def main(stage: Stage) -> None:
     set_checkpointing(model, stage.checkpointing)
     given = generator_source.released_weights(section, model, base=stage.root)
     cache = LatentCache(LATENTS, info)
-    compared = stage.preflight(
-        cache=cache, manifest=MANIFEST, weights=TOKENIZER, image_size=data.image_size
-    )
+    stage.preflight(cache=cache, weights=TOKENIZER, image_size=image_size)
     trainer = new_trainer(model.to(stage.device), config, given)
     history = train_loop.run(
         stage,
@@ -51,15 +46,13 @@ def main(stage: Stage) -> None:
         lambda: train(
             trainer, cache, config, micro_batch=stage.micro_batch, autocast=stage.autocast
         ),
-        lambda step: stage.preview("samples", generator=trainer.ema, info=info, step=step),
+        lambda step: stage.preview("samples", model=trainer.ema, info=info, step=step),
     )
     save_mar(stage.out / "generator.safetensors", model, info.tokenizer)
     save_mar(stage.out / "ema.safetensors", trainer.ema, info.tokenizer)
-    metrics: dict[str, object] = {
+    metrics: dict[str, float] = {
         "steps": config.steps,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "images_per_second": train_loop.mean_speed(history, config),
-        "preflight": compared,
     }
     for last in history[-1:]:  # none where no step was taken
         metrics["loss"] = last["loss"]

@@ -54,9 +54,11 @@ def run(
                         found = {name: measure() for name, measure in measures.items()}
                         seen = {name: it for name, it in found.items() if it is not None}
                 if point or seen:
-                    values |= {"images_per_second": speed.measure(step.index)} | seen
+                    values |= seen
                     history.append({"step": step.index, **values})
-                    stage.run.metrics(values, step.index)
+                    stage.run.metrics(
+                        {**values, "images_per_second": speed.measure(step.index)}, step.index
+                    )
                     progress.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
             if interval.due() and not last:
                 step.values()  # never keep a diverged training
@@ -66,18 +68,9 @@ def run(
         preview(trainer.step)
     else:  # DVC has yet to record what is made of it
         trainer.save(checkpoint, history)
+    stage.log_speeds(images_per_second=speed.mean())
     _write_curves(stage, history, list(measures))
     return history
-
-
-def mean_speed(history: History, config: OptimisationConfig) -> float | None:
-    """Return the images per second of all steps, those before a training was killed included."""
-    steps = [0.0, *(point["step"] for point in history)]
-    spent = [
-        (step - before) * config.batch_size / point["images_per_second"]
-        for point, before, step in zip(history, steps, steps[1:], strict=False)
-    ]
-    return steps[-1] * config.batch_size / sum(spent) if spent else None
 
 
 def _write_curves(stage: Stage, history: History, measured: Sequence[str]) -> None:
@@ -121,13 +114,18 @@ class _Speed:
         self._batch_size = batch_size
         self._step = step
         self._since = time.monotonic()
+        self._images, self._seconds = 0, 0.0  # in all, since this start
 
     def measure(self, step: int) -> float:
         now = time.monotonic()
-        images = (step - self._step) * self._batch_size
-        speed = images / max(now - self._since, 1e-9)
+        images, seconds = (step - self._step) * self._batch_size, max(now - self._since, 1e-9)
+        self._images += images
+        self._seconds += seconds
         self._step, self._since = step, now
-        return speed
+        return images / seconds
+
+    def mean(self) -> float | None:
+        return self._images / self._seconds if self._seconds else None
 
     @contextmanager
     def paused(self) -> Iterator[None]:

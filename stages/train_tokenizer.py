@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from mar.data.config import DataConfig
 from mar.data.dataset import ImageSet, image_batches
 from mar.evaluation.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 from mar.evaluation.psnr import psnr
@@ -25,12 +24,12 @@ SHOWN = 64  # held-out images, of which the curves tell the PSNR
 
 def main(stage: Stage) -> None:
     """Train, and write the averaged weights, curves and reconstructions along the way."""
-    data = stage.params("data", DataConfig)
+    image_size = stage.params("data.image_size", int)
     config = stage.params("tokenizer_training", TokenizerTrainingConfig)
     section = stage.params("tokenizer", TokenizerSource)
     model = build_tokenizer(section)
     given = tokenizer_source.released_weights(section, model, base=stage.root)
-    images = ImageSet(MANIFEST, "train", data.image_size, base=stage.root)
+    images = ImageSet(MANIFEST, "train", image_size, base=stage.root)
     images.verify_listing()
     distance = None
     if tokenizer_training.takes_steps(model, config):  # without the weights of LPIPS it ends here
@@ -54,7 +53,7 @@ def main(stage: Stage) -> None:
             trainer, batches, config, micro_batch=stage.micro_batch, autocast=stage.autocast
         )
 
-    held_out = ImageSet(MANIFEST, "held_out", data.image_size, base=stage.root)
+    held_out = ImageSet(MANIFEST, "held_out", image_size, base=stage.root)
 
     def preview(step: int) -> None:
         stage.preview("reconstructions", tokenizer=trainer.ema, images=held_out, step=step)
@@ -74,7 +73,7 @@ def main(stage: Stage) -> None:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     for last in history[-1:]:  # none where there was nothing to train
-        metrics["l1_per_pixel"] = last["l1"] / (3 * data.image_size**2)
+        metrics["l1_per_pixel"] = last["l1"] / (3 * image_size**2)
     stage.write_metrics(metrics)
 
 

@@ -6,29 +6,25 @@ did, silently). It keeps the folder until DVC has recorded its outputs, as DVC r
 was killed before.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from filelock import FileLock
 from ruamel.yaml import YAML
 
 from mar.files import atomic
 from stages import params
+from stages.locks import PATIENCE, locked
 
 
 ROOT = Path("work")
 FINISHED = "finished"  # in a folder: its settings, and how dvc.lock recorded the stage before
 RUN_ID = "run_id"  # in a folder: of its MLflow run
-PATIENCE = 30.0  # seconds: a killed process leaves others for a while, which hold its lock
 
 
 def declaration(stage: str) -> dict[str, Any]:
@@ -53,9 +49,9 @@ def input_digests(stage: str) -> dict[str, str]:
 
 
 def sections(stage: str) -> dict[str, Any]:
-    """Return the sections of `params.yaml` that `dvc.yaml` lists for a stage."""
+    """Return the sections and keys of `params.yaml` that `dvc.yaml` lists for a stage."""
     content = params.read()
-    return {name: content.get(name) for name in declaration(stage).get("params", [])}
+    return {name: params.find(content, name) for name in declaration(stage).get("params", [])}
 
 
 def fingerprint(stage: str, inputs: dict[str, str]) -> str:
@@ -94,24 +90,12 @@ def _differing(before: Mapping[str, object], now: Mapping[str, object]) -> list[
 
 @contextmanager
 def exclusive(stage: str) -> Iterator[None]:
-    """Hold the stage's lock, so that two processes never share a work folder."""
-    path = ROOT / stage / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        deadline = time.monotonic() + PATIENCE
-        waits = False
-        while not _lock(file):
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            if time.monotonic() > deadline:
-                raise ValueError(f"{stage} is already running here as process {holder}")
-            if not waits:
-                sys.stderr.write(f"{stage}: waiting for process {holder} to end\n")
-            waits = True
-            time.sleep(0.2)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    """Hold the stage's lock, so that two processes never share a work folder.
+
+    Raises:
+        ValueError: another process runs the stage.
+    """
+    with locked(ROOT / stage / "lock", patience=PATIENCE, waiting_for=stage):
         yield
 
 
@@ -152,7 +136,7 @@ def remove_recorded() -> None:
     """Remove the folders of all stages that DVC has recorded, of their settings, since they
     finished.
     """
-    with FileLock(ROOT / "recorded.lock"):  # stages may start side by side
+    with locked(ROOT / "recorded.lock"):  # stages may start side by side
         recorded = _recorded()
         for marker in sorted(ROOT.glob(f"*/*/{FINISHED}")):
             before = json.loads(marker.read_text(encoding="utf-8"))
@@ -161,15 +145,6 @@ def remove_recorded() -> None:
                 continue
             if now.get("params", {}).get(str(params.FILE)) == before["sections"]:
                 shutil.rmtree(marker.parent)
-
-
-def _lock(file: IO[str]) -> bool:
-    """Take the lock of a file, unless another process has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _recorded() -> dict[str, Any]:

@@ -21,7 +21,12 @@ name = sys.argv[1]
 yaml = YAML(typ="safe")
 stage = yaml.load(Path("dvc.yaml"))["stages"][name]
 params = yaml.load(Path("params.yaml"))
-read = [repr(params[section]) for section in stage["params"]]
+read = []
+for key in stage["params"]:
+    value = params
+    for part in key.split("."):
+        value = value[part]
+    read.append(repr(value if name != "prepare" else {**value, "path": "", "max_unreadable": 0}))
 for dep in (Path(dep) for dep in stage["deps"] if dep.startswith("out/")):
     read.append((dep if dep.is_file() else dep / "file").read_text())
 content = hashlib.sha256("".join(read).encode()).hexdigest()
@@ -42,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graph")
     for name in ("mar", "stages"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(ROOT / "presets" / "digits.yaml", folder / "params.yaml")
+    shutil.copyfile(ROOT / "presets" / "folder.yaml", folder / "params.yaml")
     (folder / "stand_in.py").write_text(STAND_IN)
     yaml = YAML()
     graph = yaml.load(ROOT / "dvc.yaml")
@@ -73,21 +78,57 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def test_a_second_run_does_nothing(finished: Path) -> None:
-    assert repro(finished) == []
+def edit_code(finished: Path, path: str) -> None:
+    file = finished / path
+    file.write_text(file.read_text() + "# A comment.\n")
 
 
-def test_the_guidance_concerns_sampling_and_scores(finished: Path) -> None:
-    replace(finished / "params.yaml", "guidance_scale: 1.15", "guidance_scale: 1.3")
-    assert repro(finished) == ["sample", "evaluate"]
+SAMPLED = ["sample", "evaluate"]
+GENERATED = ["train_generator", *SAMPLED]
 
 
-def test_code_of_the_scores_trains_nothing(finished: Path) -> None:
-    path = finished / "mar" / "evaluation" / "metrics.py"
-    path.write_text(path.read_text() + "# A comment.\n")
-    assert repro(finished) == ["reference", "reconstruct", "evaluate"]
+def test_a_second_run_looks_at_the_images_and_does_nothing_else(finished: Path) -> None:
+    assert repro(finished) == ["prepare"]
+
+
+@pytest.mark.parametrize(
+    ("path", "stages"),
+    [
+        ("mar/evaluation/metrics.py", ["reference", "reconstruct", "evaluate"]),
+        ("mar/released/pickles.py", ["train_tokenizer", "train_generator"]),
+        ("stages/previews.py", []),
+        ("stages/tracking.py", []),
+        ("mar/tokenizer_training/adversary.py", ["train_tokenizer"]),
+        ("mar/sampling/generate.py", ["sample"]),
+        ("mar/model/transformer.py", ["train_generator", "sample"]),
+        ("mar/heads/flow.py", ["train_generator", "sample"]),
+        ("mar/latents/cache.py", ["encode", "train_generator"]),
+    ],
+)
+def test_an_edit_of_code_runs_what_uses_it(finished: Path, path: str, stages: list[str]) -> None:
+    """A comment changes no output, so what comes after these stages stays as it is."""
+    edit_code(finished, path)
+    assert repro(finished) == ["prepare", *stages]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "stages"),
+    [
+        ("guidance_scale: 3.0", "guidance_scale: 2.0", SAMPLED),
+        ("  path: ", "  path: elsewhere/", []),
+        ("max_unreadable: 0", "max_unreadable: 3", []),
+    ],
+)
+def test_an_edit_of_parameters_runs_what_reads_them(
+    finished: Path, old: str, new: str, stages: list[str]
+) -> None:
+    replace(finished / "params.yaml", old, new)
+    assert repro(finished) == ["prepare", *stages]
 
 
 def test_the_generators_training_concerns_no_tokenizer(finished: Path) -> None:
-    replace(finished / "params.yaml", "  steps: 4000\n", "  steps: 4001\n")
-    assert repro(finished) == ["train_generator", "sample", "evaluate"]
+    text = (finished / "params.yaml").read_text()
+    head, training = text.split("\ntraining:\n")
+    path = finished / "params.yaml"
+    path.write_text(f"{head}\ntraining:\n{training.replace('lr: ', 'lr: 1', 1)}")
+    assert repro(finished) == ["prepare", *GENERATED]

@@ -25,12 +25,18 @@ class LatentsConfig(Config):
         gt=0, description="latents are multiplied by it (MAR's code: 0.2325); null measures 1 / std"
     )
 
-    def latent_std(self, std: float | None) -> float:
-        """Return what latents are divided by, given their measured std."""
-        if self.scale is not None:
-            return 1 / self.scale
-        assert std is not None  # where there are no images, a scale must be given
-        return std
+
+def latent_std(scale: float | None, std: float | None) -> float:
+    """Return what latents are divided by.
+
+    Args:
+        scale: Key `latents.scale`, which they are multiplied by; None for 1 / std.
+        std: Their measured standard deviation; None where there are no images.
+    """
+    if scale is not None:
+        return 1 / scale
+    assert std is not None  # where there are no images, the section must give a scale
+    return std
 
 
 class LatentsInfo(Config):

@@ -63,7 +63,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> Pat
 @pytest.fixture
 def copied(project: Path, imported: Path) -> Path:
     """Return a copy of that project, which is the present folder."""
-    for name in ("files", "out"):
+    for name in ("files", "out", "work"):
         shutil.copytree(imported / name, project / name)
     released.write_params(released.released_params())
     return project

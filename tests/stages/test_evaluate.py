@@ -71,7 +71,7 @@ def project(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def stage(name: str) -> Stage:
-    return Stage(name, Path("out", name), Path("work"), torch.device("cpu"), Run(Path("record")))
+    return Stage(name, Path("out", name), Path("work"), torch.device("cpu"), Run(name))
 
 
 def metrics(name: str) -> dict[str, dict[str, float]]:

@@ -47,9 +47,16 @@ def test_curves_hold_the_points_asked_for(finished: Path) -> None:
     with (finished / "out/train_generator/curves.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(float(row["step"])) for row in rows] == [2, 4, 6]
-    assert all(float(row["images_per_second"]) > 0 for row in rows)
-    previews = sorted(path.name for path in (finished / "out/train_generator/previews").iterdir())
+    folder = finished / "work/previews/train_generator"  # pictures are no outputs
+    previews = sorted(path.name for path in folder.glob("step-*.png"))
     assert previews == ["step-0000003.png", "step-0000006.png"]
+
+
+def test_speeds_are_kept_beside_the_outputs(finished: Path) -> None:
+    for stage, names in {"train_generator": {"images_per_second"}, "evaluate": set[str]()}.items():
+        speeds = json.loads((finished / f"work/speeds/{stage}.json").read_text())
+        assert speeds.keys() == {"seconds", "peak_memory_gib"} | names
+        assert all(speed > 0 for speed in speeds.values())
 
 
 def test_the_tokenizers_curves_tell_how_well_it_gives_held_out_images_back(finished: Path) -> None:
@@ -90,10 +97,17 @@ def test_reconstructions_are_scored_against_a_named_reference(finished: Path) ->
 
 def test_every_stage_has_a_run_below_the_pipelines(finished: Path, tracking_uri: str) -> None:
     client = MlflowClient(tracking_uri)
-    children = {stage: client.get_run(str(metrics(finished, stage)["run_id"])) for stage in (
+    experiment = client.get_experiment_by_name("mar")
+    assert experiment is not None
+    (pipeline,) = client.search_runs([experiment.experiment_id], "tags.`mar.pipeline` = 'test'")
+    found = client.search_runs(
+        [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{pipeline.info.run_id}'"
+    )
+    children = {run.data.tags["mar.stage"]: run for run in found}
+    assert children.keys() == {
         "prepare", "train_tokenizer", "reconstruct", "encode", "train_generator",
         "sample", "reference", "evaluate",
-    )}  # fmt: skip
+    }  # fmt: skip
     parents = {run.data.tags["mlflow.parentRunId"] for run in children.values()}
     assert len(parents) == 1
     assert {run.info.status for run in children.values()} == {"FINISHED"}
@@ -109,7 +123,7 @@ def test_every_stage_has_a_run_below_the_pipelines(finished: Path, tracking_uri:
 
 def test_finished_stages_leave_no_work_behind(finished: Path) -> None:
     left = [path for path in (finished / "work").glob("*/*") if path.is_dir()]
-    assert left == []
+    assert {path.parent.name for path in left} == {"previews"}
 
 
 def test_the_generator_refuses_latents_of_another_tokenizer(finished: Path, project: Path) -> None:

@@ -28,10 +28,12 @@ MANIFEST = Path("out/prepare/manifest.parquet")
 
 
 def test_the_picture_and_the_psnr_are_kept(finished: Path) -> None:
-    found = json.loads((finished / "out/train_generator/metrics.json").read_text())["preflight"]
-    assert set(found) == {"psnr_cached", "psnr_direct", "psnr_shuffled"}
-    assert found["psnr_cached"] == pytest.approx(found["psnr_direct"], abs=0.01)
-    with Image.open(finished / "out/train_generator/preflight.png") as picture:
+    record = (finished / "work/tracking/train_generator.jsonl").read_text().splitlines()
+    found = next(event for event in map(json.loads, record) if "preflight/psnr_cached" in event)
+    assert {"preflight/psnr_direct", "preflight/psnr_shuffled"} <= found.keys()
+    direct = pytest.approx(found["preflight/psnr_direct"], abs=0.01)
+    assert found["preflight/psnr_cached"] == direct
+    with Image.open(finished / "work/previews/train_generator/preflight.png") as picture:
         assert picture.width > 12 * 64
         assert picture.height > 6 * 64  # images and mirror images, decoded ones, differences
 
@@ -86,14 +88,15 @@ def test_latents_of_other_images_stop_the_training(
     fault(project)
     with pytest.raises(ValueError, match=r"does not hold the images that it names: .* PSNR"):
         tiny.run_stage("train_generator")
-    assert [path.name for path in (project / "out/train_generator").iterdir()] == ["preflight.png"]
+    assert (project / "work/previews/train_generator/preflight.png").is_file()
+    assert not (project / "out/train_generator").exists()
 
 
 # Images that are files
 
 
 def stage(name: str) -> Stage:
-    return Stage(name, Path("out", name), Path("work"), torch.device("cpu"), Run(Path("record")))
+    return Stage(name, Path("out", name), Path("work"), torch.device("cpu"), Run(name))
 
 
 @pytest.fixture
@@ -124,7 +127,6 @@ def look() -> dict[str, float]:
     return preflight.check(
         stage("train_generator"),
         cache=LatentCache(LATENTS, info),
-        manifest=MANIFEST,
         weights=TOKENIZER,
         image_size=8,
     )
@@ -146,7 +148,7 @@ def test_without_the_images_it_says_so_and_draws_the_latents(
     expected = f"train_generator: {count} of {count} images are not on this machine, so"
     said = capsys.readouterr().err
     assert said.count(expected) == 1
-    with Image.open("out/train_generator/preflight.png") as picture:
+    with Image.open("work/previews/train_generator/preflight.png") as picture:
         assert picture.height < 100  # one row
 
 

@@ -93,7 +93,7 @@ def curves(project: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def previews(project: Path) -> list[str]:
-    return sorted(path.name for path in (project / "out/train_tokenizer/previews").iterdir())
+    return sorted(path.name for path in (project / "work/previews/train_tokenizer").iterdir())
 
 
 def open_cache(project: Path) -> LatentCache:
@@ -207,7 +207,7 @@ def test_a_folder_is_imported_and_needed_no_more(
     metrics = run_stages(project, "diffusers", steps=0, between=take_away)
     assert metrics["train_tokenizer"]["steps"] == 0
     assert metrics["train_tokenizer"]["parameters"] > 0
-    assert previews(project) == ["step-0000000.png"]
+    assert previews(repository) == ["step-0000000.png"]
     model = load_tokenizer(project / "out/train_tokenizer/tokenizer.safetensors")
     assert model.config == made.config
     for name, value in made.state_dict().items():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from stages import stage
+from stages import runner
 
 
 ROOT = Path(__file__).parents[2]
@@ -77,4 +77,4 @@ def make_project(folder: Path, params: dict[str, dict[str, object]]) -> Path:
 
 def run_stage(name: str) -> None:
     """Run a stage in this process and the present folder."""
-    stage.execute(name, import_module(f"stages.{name}").main)
+    runner.execute(name, import_module(f"stages.{name}").main)

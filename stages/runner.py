@@ -1,0 +1,168 @@
+"""Start a stage as a program: parameters checked, alone, tracked, and with a clean end.
+
+Loaded by name (`stages.stage.run`): what is here decides whether a stage runs and what is told of
+it, never what it computes.
+"""
+
+import argparse
+import ctypes
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from mar.files import atomic
+from stages import params, tracking, work
+from stages.locks import locked
+from stages.stage import OUT, Stage, root
+
+
+CLASSES = OUT / "prepare" / "classes.json"
+
+
+def run(main: Callable[[Stage], None]) -> None:
+    """Run a stage's `main` as a program, which takes no arguments but `--help`."""
+    module = sys.modules["__main__"]
+    name = Path(module.__file__ or "").stem
+    argparse.ArgumentParser(
+        prog=f"python -m stages.{name}",
+        description=f"{(module.__doc__ or '').strip()} Its settings are in params.yaml; "
+        "`dvc repro` runs it when they, or its inputs, have changed.",
+    ).parse_args()
+    start(name, main)
+
+
+def start(name: str, main: Callable[[Stage], None]) -> None:
+    """Run a stage's `main`; a mistake of a user ends it with one readable message."""
+    signal.signal(signal.SIGTERM, _exit)
+    if os.environ.get("DVC_STAGE"):
+        _end_with_parent()
+    try:
+        execute(name, main)
+    except KeyboardInterrupt:
+        if os.environ.get("MAR_TRACEBACK"):
+            raise
+        sys.stderr.write(f"{name}: interrupted; the same command goes on from what is saved\n")
+        raise SystemExit(128 + signal.SIGINT) from None
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        if os.environ.get("MAR_TRACEBACK"):
+            raise
+        sys.stderr.write(f"{name}: {error}\n")
+        if isinstance(error, torch.OutOfMemoryError):
+            sys.stderr.write(
+                f"{name}: less memory is taken with a smaller MAR_MICRO_BATCH (trainings), "
+                "MAR_SAMPLE_BATCH (sample) or latents.batch_size (encode), and with "
+                "MAR_CHECKPOINTING=1 (train_generator)\n"
+            )
+        raise SystemExit(1) from None
+
+
+def execute(name: str, main: Callable[[Stage], None]) -> None:
+    """Run a stage's `main` once `params.yaml` is found fine, alone, and tracked.
+
+    All of `params.yaml` is checked, so a typo in a later stage's section does not wait for hours to
+    be found.
+
+    Raises:
+        ValueError: a mistake of a user.
+    """
+    _check_params(name)
+    with work.exclusive(name):
+        _run_tracked(name, main)
+
+
+def choose_device() -> torch.device:
+    """Return the device of `MAR_DEVICE`, else the first accelerator, else the CPU."""
+    if chosen := os.environ.get("MAR_DEVICE"):
+        try:
+            return torch.empty(0, device=chosen).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"MAR_DEVICE: cannot use {chosen!r}: {reason}") from None
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _check_params(name: str) -> None:
+    """Check the whole of `params.yaml`, unless the same file passed the same checks before.
+
+    The check imports everything, which takes seconds.
+    """
+    files = [params.FILE, *sorted(Path("mar").rglob("*.py")), *sorted(Path("stages").rglob("*.py"))]
+    if name != "prepare":  # which makes the classes anew
+        files.append(CLASSES)
+    passed = work.ROOT / "checked"
+    state = [f"{atomic.digest(path)} {path}" for path in files if path.is_file()]
+    work.ROOT.mkdir(exist_ok=True)
+    with locked(passed.with_suffix(".lock")):  # stages may start side by side
+        before = passed.read_text().splitlines() if passed.is_file() else []
+        if before != state:
+            check = import_module("stages.check")
+            configs = check.check_all()
+            if CLASSES in files and CLASSES.is_file():
+                check.check_classes(configs, CLASSES)
+            if state[0] not in before:  # once for each params.yaml
+                lines = [f"{params.FILE}: {doubt}\n" for doubt in check.config_warnings(configs)]
+                sys.stderr.writelines(lines)
+            atomic.write_text(passed, "\n".join(state))
+
+
+def _run_tracked(name: str, main: Callable[[Stage], None]) -> None:
+    device = choose_device()
+    work.remove_recorded()
+    read, inputs = work.sections(name), work.input_digests(name)
+    folder = work.open_folder(name, inputs)
+    if not any(folder.iterdir()):  # a fresh start: the pictures of another one would mix with ours
+        shutil.rmtree(root() / "work" / "previews" / name, ignore_errors=True)
+    run_id = folder / work.RUN_ID
+    tags = {"mar.fingerprint": folder.name, "mar.device": str(device)}
+    tags |= {f"dvc.dep.{path}": digest for path, digest in inputs.items()}
+    if Path("dvc.lock").is_file():
+        tags["dvc.lock"] = atomic.digest(Path("dvc.lock"))
+    resume = run_id.read_text() if run_id.is_file() else None
+    started = time.monotonic()
+    with work.kept_if_begun(folder), tracking.track(name, tags, resume) as tracked:
+        if tracked.id:
+            atomic.write_text(run_id, tracked.id)
+        main(Stage(name, OUT / name, folder, device, tracked))
+        tracked.speeds({"seconds": time.monotonic() - started, "peak_memory_gib": _peak_gib()})
+        work.check_unchanged(name, read, inputs)
+    if others := work.finish(folder):
+        kept = ", ".join(str(other) for other in others)
+        sys.stderr.write(f"{name}: unfinished work of other settings is kept: {kept}\n")
+
+
+def _peak_gib() -> float:
+    """Return the most memory that this process held at any time, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024**3 if sys.platform == "darwin" else 1024**2)
+
+
+def _end_with_parent() -> None:
+    """On Linux, ask for SIGTERM when the parent process, DVC, dies; end now if it has already.
+
+    A killed DVC would otherwise leave its stage running, and a second trainer would start beside
+    it. Who adopts an orphan is seldom a Python program, which DVC is, as a command or as a library.
+    """
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        with suppress(OSError):
+            command, _, _ = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().partition(b"\0")
+            if b"python" not in command and b"dvc" not in command:
+                raise SystemExit(128 + signal.SIGTERM)
+
+
+def _exit(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one would cut the tidying short
+    raise SystemExit(128 + signum)
