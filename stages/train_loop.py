@@ -1,5 +1,6 @@
 """Drive a training: continue a killed one, show progress, keep curves and checkpoints."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from tqdm import tqdm
 
 from mar.files import atomic
 from mar.training.trainer import History, OptimisationConfig, Step, Trainer
+from stages.signals import DeferredSignals
 from stages.stage import Stage, read_count
 
 
@@ -35,11 +37,19 @@ def run(
     history = trainer.load(checkpoint) if checkpoint.is_file() else []
     measures = measures or {}
     begun = trainer.step
+    if begun and begun < config.steps:
+        sys.stderr.write(f"{stage.name}: continuing from step {begun} of {config.steps}\n")
     interval = _Interval(read_count("MAR_CHECKPOINT_SECONDS", 30, least=1))
     speed = _Speed(config.batch_size, trainer.step)
-    with tqdm(
+
+    def save() -> None:
+        trainer.save(checkpoint, history)
+
+    progress_bar = tqdm(
         total=config.steps, initial=trainer.step, desc=stage.name, unit="step", mininterval=1
-    ) as progress:
+    )
+    # SIGTERM and Ctrl-C end the training between two steps, with a checkpoint of where it is.
+    with DeferredSignals() as signals, progress_bar as progress:
         for step in steps():
             progress.update()
             last = step.index == config.steps
@@ -50,7 +60,6 @@ def run(
                 seen: dict[str, float] = {}
                 if pictured:
                     with speed.paused():
-                        preview(step.index)
                         found = {name: measure() for name, measure in measures.items()}
                         seen = {name: it for name, it in found.items() if it is not None}
                 if point or seen:
@@ -60,14 +69,18 @@ def run(
                         {**values, "images_per_second": speed.measure(step.index)}, step.index
                     )
                     progress.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
+            if pictured:  # a picture can take minutes, and is in no checkpoint
+                with speed.paused(), signals.immediate(save):
+                    preview(step.index)
             if interval.due() and not last:
                 step.values()  # never keep a diverged training
                 with speed.paused(), interval.saving():
-                    trainer.save(checkpoint, history)
+                    save()
+            signals.deliver(save)
     if trainer.step == begun:  # there was nothing to train, but what there is can be seen
         preview(trainer.step)
     else:  # DVC has yet to record what is made of it
-        trainer.save(checkpoint, history)
+        save()
     stage.log_speeds(images_per_second=speed.mean())
     _write_curves(stage, history, list(measures))
     return history

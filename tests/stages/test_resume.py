@@ -76,6 +76,25 @@ def test_kill_9_and_resume_equals_an_undisturbed_run(long_training: Path) -> Non
     assert (project / "out/train_generator/curves.csv").read_text() == curves
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_where_the_training_is(long_training: Path, number: int) -> None:
+    project = long_training
+    params = json.loads((project / "params.yaml").read_text())
+    params["training"] |= {"steps": 100_000, "curve_steps": 10}
+    (project / "params.yaml").write_text(json.dumps(params))
+    # No checkpoint is due before the signal comes.
+    process = start(project, MAR_CHECKPOINT_SECONDS="1000")
+    record = project / "work/tracking/train_generator.jsonl"
+    deadline = time.monotonic() + 120
+    while not record.is_file() or '"step": 30' not in record.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    (checkpoint,) = (project / "work/train_generator").glob("*/checkpoint.pt")
+    assert torch.load(checkpoint, weights_only=True)["step"] >= 30
+
+
 def test_activations_that_are_computed_again_give_the_same_weights(
     project: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

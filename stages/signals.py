@@ -1,0 +1,78 @@
+"""Let a training end between two steps, so that what it has reached can be saved."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class DeferredSignals:
+    """While entered, SIGTERM and SIGINT are noted, and act when `deliver` is called.
+
+    A second signal acts at once, for whoever cannot wait. Outside the main thread, where Python
+    allows no handlers, nothing is deferred.
+    """
+
+    def __init__(self) -> None:
+        self._previous: dict[int, Any] = {}
+        self._noted: int | None = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._restore()
+        if kind is None:
+            self.deliver()
+
+    def deliver(self, before: Callable[[], object] = lambda: None) -> None:
+        """Act on a noted signal, if there is one.
+
+        Args:
+            before: Is called first, for instance to save a checkpoint.
+        """
+        if self._noted is None:
+            return
+        number, self._noted = self._noted, None
+        before()
+        self._restore()
+        os.kill(os.getpid(), number)
+
+    @contextmanager
+    def immediate(self, before: Callable[[], object]) -> Iterator[None]:
+        """Let signals act at once while the block runs.
+
+        Args:
+            before: Is called when one ends the block.
+        """
+        self.deliver(before)
+        self._restore()
+        try:
+            yield
+        except (SystemExit, KeyboardInterrupt):
+            before()
+            raise
+        self.__enter__()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._noted = number
+        self._restore()  # a second one acts at once
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
