@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from mar.evaluation.image_grid import label_grid, save_png
 from mar.files import atomic
@@ -15,6 +14,7 @@ from mar.sampling.generate import SampleConfig, balanced_labels
 from mar.sampling.images import generate_images
 from mar.sampling.store import SampleSet, shard_path, write_shard
 from mar.tokenizers.registry import load_tokenizer
+from stages.generation_progress import generation_bar, step_counter
 from stages.stage import Stage, read_count, run
 
 
@@ -42,7 +42,7 @@ def main(stage: Stage) -> None:
     shards = torch.arange(config.num_images).split(config.shard_images)
     paths = [shard_path(folder, number) for number in range(len(shards))]
     done = sum(len(shard) for path, shard in zip(paths, shards, strict=True) if path.is_file())
-    with tqdm(total=config.num_images, initial=done, desc=stage.name, unit="image") as progress:
+    with generation_bar(stage.name, config.num_images, done) as progress:
         for path, shard in zip(paths, shards, strict=True):
             if not path.is_file():
                 batches = []
@@ -55,9 +55,9 @@ def main(stage: Stage) -> None:
                         config,
                         latent_std=info.latent_std,
                         autocast=stage.autocast,
+                        on_step=step_counter(progress, len(indices), model.num_tokens),
                     )
                     batches.append(batch)
-                    progress.update(len(batch))
                     generated += len(batch)
                 write_shard(
                     path,

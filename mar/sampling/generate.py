@@ -4,7 +4,7 @@ Shapes: B batch, N tokens of an image, M tokens drawn in a step, C channels of a
 steps, G generation steps after the first, c channels of a latent, H W latent grid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -123,6 +123,7 @@ def generate(
     *,
     known: KnownTokens | None = None,
     cached: bool = True,
+    on_step: Callable[[int], None] | None = None,
 ) -> Shaped[Tensor, "B c H W"]:
     """Generate normalised latents, or indices of codes, of the given classes.
 
@@ -133,6 +134,7 @@ def generate(
         config: How to sample; with known tokens, at most one generation step for each hidden one.
         known: Tokens to keep.
         cached: Whether causal attention keeps keys and values.
+        on_step: Is called after each generation step with the number of tokens known in an image.
 
     Raises:
         ValueError: there are more generation steps than tokens, or the config does not fit the
@@ -165,6 +167,8 @@ def generate(
             values = draw(tokens, visible, drawn, scale)
         tokens = tokens.scatter(1, masking.expand_index(drawn, model.channels), values)
         hidden = num_left
+        if on_step is not None:
+            on_step(model.num_tokens - hidden)
     return model.unpatchify(tokens)
 
 

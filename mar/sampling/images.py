@@ -31,6 +31,7 @@ def generate_images(
     latent_std: float,
     autocast: Callable[[], AbstractContextManager[object]],
     known: KnownTokens | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> UInt8[Tensor, "B 3 H W"]:
     """Generate the images `indices` of a run, whose randomness is theirs alone.
 
@@ -44,6 +45,7 @@ def generate_images(
         autocast: Makes the context of the transformer's forward passes; denoising and decoding are
             float32, as wherever a tokenizer is measured.
         known: Tokens to keep, from `mar.sampling.editing.keep`.
+        on_step: Is called after each generation step with the number of tokens known in an image.
 
     Raises:
         ValueError: an image came out as NaN.
@@ -51,7 +53,7 @@ def generate_images(
     device = next(model.parameters()).device
     noise = draw_noise(model, indices, config).to(device)
     with autocast():
-        latents = generate(model, labels.to(device), noise, config, known=known)
+        latents = generate(model, labels.to(device), noise, config, known=known, on_step=on_step)
     parts = [
         decode_tokens(tokenizer, latents[start : start + DECODED], latent_std)
         for start in range(0, len(latents), DECODED)

@@ -5,16 +5,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_project as tiny
 import torch
+from PIL import Image
 from ruamel.yaml import YAML
 from torch import Tensor
 
 from mar.latents.info import LatentsInfo
 from mar.released.pickles import read_generator, read_tokenizer, write_generator, write_tokenizer
 from mar.sampling.store import SampleSet
-from stages import export, presets, previews
+from stages import export, generate, presets, previews
 
 
 OFFICIAL: dict[str, dict[str, list[int]]] = json.loads(
@@ -56,6 +58,19 @@ def test_mar_b_is_imported_sampled_and_exported(
     samples = SampleSet(Path("out/sample/samples"))
     assert (len(samples), samples.height, samples.width) == (2, 256, 256)
     assert not torch.equal(samples[0], samples[1])
+
+    (project / "presets").symlink_to(tiny.ROOT / "presets")
+    files = ["--weights", str(mar), "--tokenizer", str(kl16), "--out", "pictures"]
+    head = [
+        part
+        for key in ("num_steps=2", "x_0_bound=3.0", "temperature=0.95")
+        for part in ("--head", key)
+    ]
+    classes = ["--classes", "0", "goldfish", "--per-class", "1"]
+    generate.main([*files, *head, *classes, "--steps", "2", "--guidance", "1"])
+    for index, name in enumerate(["0000-tench", "0001-goldfish"]):
+        picture = torch.tensor(np.asarray(Image.open(f"pictures/{name}.png")))
+        assert torch.equal(picture.permute(2, 0, 1), samples[index])
 
     export.export(Path("again"))
     found = {"kl16": read_tokenizer(Path("again/kl16.ckpt"), None)}

@@ -1,0 +1,93 @@
+"""One line generates pictures of chosen classes: those that the stage `sample` would generate."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mar.sampling.generate import SampleConfig
+from mar.sampling.store import SampleSet
+from stages import generate, params
+
+
+@pytest.fixture
+def trained(project: Path, finished: Path) -> Path:
+    shutil.copytree(finished / "out", project / "out")
+    return project
+
+
+def pixels(folder: Path) -> list[np.ndarray]:
+    return [np.asarray(Image.open(path)) for path in sorted(folder.glob("[0-9]*.png"))]
+
+
+def test_pictures_are_those_of_the_stage(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate.main(["--classes", *"0123456789", "--per-class", "1"])
+    found = pixels(trained / "generated/001")
+    samples = SampleSet(trained / "out/sample/samples")
+    assert len(found) == 10
+    for index, picture in enumerate(found):
+        expected = samples[index].permute(1, 2, 0).numpy()
+        assert np.abs(picture.astype(int) - expected).max() <= 1  # batches round sums otherwise
+    assert "generated/001/grid.png and 10 pictures beside it" in capsys.readouterr().out
+
+
+def test_options_change_the_pictures_and_the_folder(trained: Path) -> None:
+    for options in ([], ["--seed", "5"], ["--head", "temperature=0.5"]):
+        generate.main(["--classes", "7", "--per-class", "2", *options])
+    first, *others = (pixels(trained / f"generated/00{number}") for number in (1, 2, 3))
+    assert all(not np.array_equal(first, other) for other in others)
+    generate.main(["--classes", "7", "--out", "seven", "--per-class", "1"])
+    assert sorted(path.name for path in (trained / "seven").iterdir()) == [
+        "0000-7.png",
+        "grid.png",
+    ]
+
+
+def test_settings_come_from_the_command_line_and_else_from_params(trained: Path) -> None:
+    base = params.load("sample", SampleConfig)
+    options = generate.parse(["--guidance", "3", "--steps", "2", "--head", "num_steps=7"])
+    config = generate.sample_config(base, options)
+    assert (config.guidance_scale, config.num_steps, config.seed) == (3.0, 2, base.seed)
+    assert config.model_dump()["head"] == {**base.model_dump()["head"], "num_steps": 7}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--classes", "eleven"], "--classes eleven: is neither the name of a class nor a number"),
+        (["--classes", "10"], "nor a number from 0 to 9"),
+        (["--head", "temprature=1"], "one of num_steps, temperature, x_0_bound; did you mean"),
+        (["--head", "temperature=cold"], "sample.head.temperature: .*, got 'cold'"),
+        (["--guidance", "0.5"], "sample.guidance_scale: .*, got 0.5"),
+        (["--steps", "17"], "sample.num_steps: must be 1 to"),
+        (["--out", "out"], "--out: out exists and is not an empty folder"),
+    ],
+)
+def test_a_mistake_is_named_and_nothing_is_written(
+    trained: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        generate.main(options)
+    assert ended.value.code == 1
+    assert re.search(said, capsys.readouterr().err)
+    assert not (trained / "generated").exists()
+
+
+def test_weights_that_are_not_there_are_named(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        generate.main([])
+    error = capsys.readouterr().err
+    assert "out/train_tokenizer/tokenizer.safetensors is missing; `dvc repro" in error
+
+
+def test_a_name_wins_over_a_number_and_a_doubled_name_is_refused() -> None:
+    names = ["crane", "1", "0", "crane"]
+    assert generate.class_labels(["1", "0", "3"], names).tolist() == [1, 2, 3]
+    with pytest.raises(ValueError, match=r"several classes have this name, give one of .* 0, 3"):
+        generate.class_labels(["crane"], names)
+    assert generate.class_labels(None, names).tolist() == [0, 1, 2, 3]
