@@ -1,10 +1,13 @@
 """What every head is: a model of one token's distribution, given z.
 
 Shapes: B batch, M tokens with a loss, R rows (tokens, of any images), C channels of a token, D
-width of z, A independent draws of a token's loss, S sampling steps.
+width of z, A independent draws of a token's loss, S sampling steps, G rows, or twice as many with
+guidance.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -43,6 +46,44 @@ class SamplerSection(Protocol):
     def num_noises(self) -> int:
         """How many normal draws a token takes after the first."""
         ...
+
+
+def guide(
+    null: Float[Tensor, "R C"], given: Float[Tensor, "R C"], scale: float
+) -> Float[Tensor, "R C"]:
+    """Return null + scale * (given - null) (MAR, section 3.2)."""
+    return null + scale * (given - null)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What rows of tokens are drawn under: z, and z without class for classifier-free guidance.
+
+    Attributes:
+        z: From the transformer, given the class.
+        z_null: From the transformer, given the null class; None for no guidance.
+        scale: Guidance scale: 0 predicts without class, 1 with it, more goes beyond.
+    """
+
+    z: Float[Tensor, "R D"]
+    z_null: Float[Tensor, "R D"] | None = None
+    scale: float = 1.0
+
+    def __getitem__(self, rows: slice) -> "Condition":
+        """Return the condition of some of the rows."""
+        z_null = None if self.z_null is None else self.z_null[rows]
+        return Condition(self.z[rows], z_null, self.scale)
+
+    def stacked(self) -> Float[Tensor, "G D"]:
+        """Return z and below it, with guidance, z_null: the rows of one pass of a network."""
+        return self.z if self.z_null is None else torch.cat([self.z, self.z_null])
+
+    def predict(self, network: Callable[[Tensor], Tensor]) -> Float[Tensor, "R C"]:
+        """Return the guided prediction of a network that needs nothing but z."""
+        given = network(self.z)
+        if self.z_null is None:
+            return given
+        return guide(network(self.z_null), given, self.scale)
 
 
 class Noise(NamedTuple):
@@ -88,43 +129,21 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def sample(
-        self,
-        z: Float[Tensor, "R D"],
-        noise: Noise,
-        sampler: SamplerSection,
-        *,
-        z_null: Float[Tensor, "R D"] | None = None,
-        guidance_scale: float = 1.0,
+        self, condition: Condition, noise: Noise, sampler: SamplerSection
     ) -> Shaped[Tensor, "R C"]:
         """Draw a token for each row.
 
         Args:
-            z: The condition of each row.
-            noise: Its randomness, with as many steps as `num_noises` says.
+            condition: What the tokens are drawn under.
+            noise: The randomness of each row, with as many steps as `num_noises` says.
             sampler: Section `sample.head`, of this head's kind.
-            z_null: The condition without class of each row, for guidance.
-            guidance_scale: How far from the prediction without class towards that with it, and
-                beyond.
         """
 
     def sample_with_probability(
-        self,
-        z: Float[Tensor, "R D"],
-        noise: Noise,
-        sampler: SamplerSection,
-        *,
-        z_null: Float[Tensor, "R D"] | None = None,
-        guidance_scale: float = 1.0,
+        self, condition: Condition, noise: Noise, sampler: SamplerSection
     ) -> Drawn:
         """Draw a token for each row as `sample` does, and tell how probable it was.
 
         Only where tokens have probabilities, which continuous ones have not.
         """
         raise NotImplementedError
-
-
-def guide(
-    null: Float[Tensor, "R C"], given: Float[Tensor, "R C"], scale: float
-) -> Float[Tensor, "R C"]:
-    """Return null + scale * (given - null) (MAR, section 3.2)."""
-    return null + scale * (given - null)

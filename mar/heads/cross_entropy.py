@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from mar import precision
 from mar.config import Config
-from mar.heads.base import Drawn, Draws, Head, Noise, SamplerSection, guide
+from mar.heads.base import Condition, Drawn, Draws, Head, Noise, SamplerSection
 
 
 ROWS = 1024  # whose distributions are held at a time: 128 MiB for the 16,384 codes of VQ-16
@@ -71,28 +71,14 @@ class CrossEntropy(Head):
 
     @torch.no_grad()
     def sample(
-        self,
-        z: Float[Tensor, "R D"],
-        noise: Noise,
-        sampler: SamplerSection,
-        *,
-        z_null: Float[Tensor, "R D"] | None = None,
-        guidance_scale: float = 1.0,
+        self, condition: Condition, noise: Noise, sampler: SamplerSection
     ) -> Int[Tensor, "R 1"]:
         """Draw a code for each row."""
-        return self.sample_with_probability(
-            z, noise, sampler, z_null=z_null, guidance_scale=guidance_scale
-        ).tokens
+        return self.sample_with_probability(condition, noise, sampler).tokens
 
     @torch.no_grad()
     def sample_with_probability(
-        self,
-        z: Float[Tensor, "R D"],
-        noise: Noise,
-        sampler: SamplerSection,
-        *,
-        z_null: Float[Tensor, "R D"] | None = None,
-        guidance_scale: float = 1.0,
+        self, condition: Condition, noise: Noise, sampler: SamplerSection
     ) -> Drawn:
         """Draw a code for each row: the one at which the distribution function passes a uniform.
 
@@ -100,35 +86,23 @@ class CrossEntropy(Head):
         Some rows are drawn at a time, as all distributions together would fill a GPU.
         """
         parts: list[tuple[Tensor, Tensor]] = []
-        for start in range(0, len(z), ROWS):
+        for start in range(0, len(condition.z), ROWS):
             rows = slice(start, start + ROWS)
-            null = None if z_null is None else z_null[rows]
-            probabilities = self.probabilities(
-                z[rows], sampler, z_null=null, guidance_scale=guidance_scale
-            )  # (R, K)
-            codes = _invert(probabilities, noise.initial[rows])
+            probabilities = self.probabilities(condition[rows], sampler)  # (R, K)
+            codes = invert_cdf(probabilities, noise.initial[rows])
             parts.append((codes, probabilities.gather(1, codes)))
         codes, chances = zip(*parts, strict=True)
         return Drawn(torch.cat(codes), torch.cat(chances))
 
-    def probabilities(
-        self,
-        z: Float[Tensor, "R D"],
-        sampler: SamplerSection,
-        *,
-        z_null: Float[Tensor, "R D"] | None = None,
-        guidance_scale: float = 1.0,
-    ) -> Float[Tensor, "R K"]:
+    def probabilities(self, condition: Condition, sampler: SamplerSection) -> Float[Tensor, "R K"]:
         """Return the distribution that `sample` draws from, in the widest numbers of the device."""
         assert isinstance(sampler, CrossEntropySampler)
-        wide = precision.widest_float(z.device)
-        logits = self.linear(z).to(wide)
-        if z_null is not None:
-            logits = guide(self.linear(z_null).to(wide), logits, guidance_scale)
+        wide = precision.widest_float(condition.z.device)
+        logits = condition.predict(lambda z: self.linear(z).to(wide))
         return (logits / sampler.temperature).softmax(dim=1)
 
 
-def _invert(
+def invert_cdf(
     probabilities: Float[Tensor, "R K"], normal: Float[Tensor, "R 1"]
 ) -> Int[Tensor, "R 1"]:
     """Return the code at which the distribution function passes that of a normal draw."""

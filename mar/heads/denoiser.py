@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mar.activation_checkpointing import Checkpointed
 from mar.config import Config, name_or_fields
+from mar.heads.base import Condition
 
 
 class DenoiserSize(Config):
@@ -116,11 +117,9 @@ class Denoiser(Checkpointed):
         """Embed the transformer's condition."""
         return self.z_proj(z)
 
-    def embed_guided(
-        self, z: Float[Tensor, "R D"], z_null: Float[Tensor, "R D"] | None
-    ) -> Float[Tensor, "G W"]:
-        """Embed each condition and then, for guidance, those without class; as float32."""
-        return self.embed_z((z if z_null is None else torch.cat([z, z_null])).float())
+    def embed_condition(self, condition: Condition) -> Float[Tensor, "G W"]:
+        """Embed z and below it, with guidance, z without class; in float32."""
+        return self.embed_z(condition.stacked().float())
 
     def denoise(self, x_t: Float[Tensor, "R C"], y: Float[Tensor, "R W"]) -> Float[Tensor, "R O"]:
         """Return the outputs, given the sum y of the two embeddings."""

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from mar.config import Config
 from mar.heads import diffusion
-from mar.heads.base import Draws, Head, Noise, SamplerSection, guide
+from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection, guide
 from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size
 
 
@@ -96,13 +96,7 @@ class DiffusionLoss(Head):
 
     @torch.no_grad()
     def sample(
-        self,
-        z: Float[Tensor, "R D"],
-        noise: Noise,
-        sampler: SamplerSection,
-        *,
-        z_null: Float[Tensor, "R D"] | None = None,
-        guidance_scale: float = 1.0,
+        self, condition: Condition, noise: Noise, sampler: SamplerSection
     ) -> Float[Tensor, "R C"]:
         """Draw a token for each row by denoising.
 
@@ -113,20 +107,20 @@ class DiffusionLoss(Head):
         as fine as float16, which the original used.)
         """
         assert isinstance(sampler, DiffusionSampler)
-        with torch.autocast(z.device.type, enabled=False):
-            y = self.denoiser.embed_guided(z, z_null)  # (R or 2 R, W)
+        with torch.autocast(condition.z.device.type, enabled=False):
+            y = self.denoiser.embed_condition(condition)  # (R or 2 R, W)
 
             def denoise(x_t: Tensor, t: Tensor) -> Tensor:
                 time = self.denoiser.embed_time(t)  # (1, W)
-                if z_null is None:
+                if condition.z_null is None:
                     return self.denoiser.denoise(x_t, y + time)
                 output = self.denoiser.denoise(torch.cat([x_t, x_t]), y + time)  # (2 R, 2 C)
                 (eps, v), (eps_null, _) = (half.chunk(2, dim=1) for half in output.chunk(2))
-                return torch.cat([guide(eps_null, eps, guidance_scale), v], dim=1)
+                return torch.cat([guide(eps_null, eps, condition.scale), v], dim=1)
 
             return diffusion.sample(
                 denoise,
-                _sampling_schedule(sampler.num_steps, z.device),
+                _sampling_schedule(sampler.num_steps, condition.z.device),
                 noise.initial,
                 noise.steps,
                 temperature=sampler.temperature,

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mar.config import Config
-from mar.heads.base import Draws, Head, Noise, SamplerSection, guide
+from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection, guide
 from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size
 
 
@@ -89,28 +89,22 @@ class RectifiedFlow(Head):
 
     @torch.no_grad()
     def sample(
-        self,
-        z: Float[Tensor, "R D"],
-        noise: Noise,
-        sampler: SamplerSection,
-        *,
-        z_null: Float[Tensor, "R D"] | None = None,
-        guidance_scale: float = 1.0,
+        self, condition: Condition, noise: Noise, sampler: SamplerSection
     ) -> Float[Tensor, "R C"]:
         """Draw a token for each row by following the velocity from t = 1 to t = 0.
 
         All is float32, also under autocast.
         """
         assert isinstance(sampler, FlowSampler)
-        with torch.autocast(z.device.type, enabled=False):
-            y = self.denoiser.embed_guided(z, z_null)  # (R or 2 R, W)
+        with torch.autocast(condition.z.device.type, enabled=False):
+            y = self.denoiser.embed_condition(condition)  # (R or 2 R, W)
 
             def velocity(x_t: Tensor, t: float) -> Tensor:
                 time = self.denoiser.embed_time(x_t.new_full((1,), TIME_SCALE * t))  # (1, W)
-                if z_null is None:
+                if condition.z_null is None:
                     return self.denoiser.denoise(x_t, y + time)
                 given, null = self.denoiser.denoise(torch.cat([x_t, x_t]), y + time).chunk(2)
-                return guide(null, given, guidance_scale)
+                return guide(null, given, condition.scale)
 
             x = sampler.temperature * noise.initial
             step = 1 / sampler.num_steps

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mar.config import Config
-from mar.heads.base import Draws, Head, Noise, SamplerSection, guide
+from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection
 
 
 class L2Config(Config):
@@ -59,17 +59,8 @@ class L2(Head):
 
     @torch.no_grad()
     def sample(
-        self,
-        z: Float[Tensor, "R D"],
-        noise: Noise,
-        sampler: SamplerSection,
-        *,
-        z_null: Float[Tensor, "R D"] | None = None,
-        guidance_scale: float = 1.0,
+        self, condition: Condition, noise: Noise, sampler: SamplerSection
     ) -> Float[Tensor, "R C"]:
         """Return the prediction of each row; the noise is not used."""
         assert isinstance(sampler, L2Sampler)
-        value = self.linear(z).float()
-        if z_null is None:
-            return value
-        return guide(self.linear(z_null).float(), value, guidance_scale)
+        return condition.predict(lambda z: self.linear(z).float())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mar import seeds
 from mar.config import Config
-from mar.heads.base import Noise
+from mar.heads.base import Condition, Noise
 from mar.heads.registry import HEADS, SamplerConfig
 from mar.model import masking
 from mar.model.mar import MAR, GeneratorConfig
@@ -204,10 +204,8 @@ class _Drawing:
         scale: float,
     ) -> Shaped[Tensor, "B M C"]:
         """Draw the tokens of one generation step."""
-        z, z_null = self._z(tokens, visible, drawn)
-        values = self.head.sample(
-            z, self.noise.at(drawn), self.sampler, z_null=z_null, guidance_scale=scale
-        )
+        condition = self._condition(tokens, visible, drawn, scale)
+        values = self.head.sample(condition, self.noise.at(drawn), self.sampler)
         return values.reshape(*drawn.shape, -1)
 
     def surest_last(
@@ -220,26 +218,23 @@ class _Drawing:
     ) -> tuple[Int[Tensor, "B M"], Shaped[Tensor, "B M C"]]:
         """Draw all hidden tokens; return positions and tokens, the most probable draws last."""
         hidden = hidden.sort(dim=1).values
-        z, z_null = self._z(tokens, visible, hidden)
-        noise = self.noise.at(hidden, step)
+        condition = self._condition(tokens, visible, hidden, scale)
         values, probability = self.head.sample_with_probability(
-            z, noise, self.sampler, z_null=z_null, guidance_scale=scale
+            condition, self.noise.at(hidden, step), self.sampler
         )  # (B M, C), (B M, 1)
         rank = probability.reshape(hidden.shape).argsort(dim=1, stable=True)  # (B, M)
         return hidden.gather(1, rank), masking.gather_tokens(
             values.reshape(*hidden.shape, -1), rank
         )
 
-    def _z(
-        self, tokens: Tensor, visible: Tensor, drawn: Tensor
-    ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"] | None]:
+    def _condition(self, tokens: Tensor, visible: Tensor, drawn: Tensor, scale: float) -> Condition:
         """Return z of the drawn positions as rows, with class and, if guided, without."""
         copies = self.copies
         z = self.predict(
             tokens.repeat(copies, 1, 1), visible.repeat(copies, 1), drawn.repeat(copies, 1)
         )  # (B or 2 B, M, D)
         given, *null = z.flatten(0, 1).chunk(copies)
-        return given, null[0] if null else None
+        return Condition(given, null[0] if null else None, scale)
 
 
 def check_fit(config: SampleConfig, generator: GeneratorConfig, num_tokens: int) -> None:

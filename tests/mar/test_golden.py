@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from mar.heads import diffusion
-from mar.heads.base import Noise
+from mar.heads.base import Condition, Noise
 from mar.heads.denoiser import DenoiserSize
 from mar.heads.diffusion_loss import DiffusionConfig, DiffusionLoss, DiffusionSampler
 from mar.latents.posterior import LatentShape, Posterior
@@ -116,11 +116,11 @@ def test_sampler(name: str) -> None:
     golden, head, case = arrays("diffloss"), denoiser_head(), CASES[name]
     count, guided = case["n"], case["cfg"] != 1
     tokens = head.sample(
-        golden["z"][:count],
+        Condition(
+            golden["z"][:count], golden["z"][count : 2 * count] if guided else None, case["cfg"]
+        ),
         Noise(golden[f"{name}/init"], golden[f"{name}/step_noise"]),
         sampler(int(case["num_sampling_steps"]), case["temperature"]),
-        z_null=golden["z"][count : 2 * count] if guided else None,
-        guidance_scale=case["cfg"],
     )
     assert_close(tokens, golden[f"{name}/out"])
 

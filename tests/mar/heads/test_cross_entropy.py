@@ -8,9 +8,14 @@ from scipy import stats
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mar.heads import cross_entropy
-from mar.heads.base import Noise
-from mar.heads.cross_entropy import CrossEntropy, CrossEntropyConfig, CrossEntropySampler
+from mar.heads.base import Condition, Noise
+from mar.heads.cross_entropy import (
+    ROWS,
+    CrossEntropy,
+    CrossEntropyConfig,
+    CrossEntropySampler,
+    invert_cdf,
+)
 
 
 @pytest.fixture
@@ -31,7 +36,9 @@ def noise_of(count: int, rng: torch.Generator) -> Noise:
 def test_the_loss_is_the_negative_log_likelihood(head: CrossEntropy, rng: torch.Generator) -> None:
     z = torch.randn(2, 3, 4, generator=rng)
     codes = torch.tensor([[0, 6, 2], [1, 1, 5]])[:, :, None]
-    probabilities = head.probabilities(z.flatten(0, 1), sampler()).gather(1, codes.flatten(0, 1))
+    probabilities = head.probabilities(Condition(z.flatten(0, 1)), sampler()).gather(
+        1, codes.flatten(0, 1)
+    )
     loss = head(z, codes, head.draw(2, 3, rng))
     assert loss.shape == (2, 3, 1)
     assert torch.allclose(loss.double().flatten(), -probabilities.log().flatten(), rtol=1e-5)
@@ -43,21 +50,21 @@ def test_codes_are_drawn_with_their_probabilities(
 ) -> None:
     z = torch.randn(1, 4, generator=rng)
     expected = (head.linear(z).double() / temperature).softmax(dim=1)[0].detach()
-    codes = head.sample(z.expand(5000, -1), noise_of(5000, rng), sampler(temperature))
+    codes = head.sample(Condition(z.expand(5000, -1)), noise_of(5000, rng), sampler(temperature))
     counts = codes.flatten().bincount(minlength=7)
     assert stats.chisquare(counts.numpy(), (5000 * expected).numpy()).pvalue > 0.01
 
 
 def test_a_cold_draw_is_the_likeliest_code(head: CrossEntropy, rng: torch.Generator) -> None:
     z = torch.randn(50, 4, generator=rng)
-    codes = head.sample(z, noise_of(50, rng), sampler(1e-6))
+    codes = head.sample(Condition(z), noise_of(50, rng), sampler(1e-6))
     assert torch.equal(codes.flatten(), head.linear(z).argmax(dim=1))
 
 
 @pytest.mark.parametrize("extreme", [-40.0, 40.0])
 def test_extreme_noise_draws_a_code_nevertheless(head: CrossEntropy, extreme: float) -> None:
     noise = Noise(torch.full((3, 1), extreme), torch.zeros(0, 3, 1))
-    codes = head.sample(torch.zeros(3, 4), noise, sampler())
+    codes = head.sample(Condition(torch.zeros(3, 4)), noise, sampler())
     assert codes.flatten().tolist() == [0 if extreme < 0 else 6] * 3
 
 
@@ -65,22 +72,20 @@ def test_guidance_combines_the_logits(head: CrossEntropy, rng: torch.Generator) 
     z, z_null = torch.randn(2, 5, 4, generator=rng)
 
     def guided(scale: float) -> Tensor:
-        return head.probabilities(z, sampler(), z_null=z_null, guidance_scale=scale)
+        return head.probabilities(Condition(z, z_null, scale), sampler())
 
-    assert torch.allclose(guided(1.0), head.probabilities(z, sampler()))
-    assert torch.allclose(guided(0.0), head.probabilities(z_null, sampler()))
+    assert torch.allclose(guided(1.0), head.probabilities(Condition(z), sampler()))
+    assert torch.allclose(guided(0.0), head.probabilities(Condition(z_null), sampler()))
     logits = 3 * head.linear(z) - 2 * head.linear(z_null)
     assert torch.allclose(guided(3.0), logits.double().softmax(dim=1), atol=1e-6)
 
 
 def test_a_code_comes_with_its_probability(head: CrossEntropy, rng: torch.Generator) -> None:
     z, z_null = torch.randn(2, 50, 4, generator=rng)
-    noise = noise_of(50, rng)
-    drawn = head.sample_with_probability(z, noise, sampler(), z_null=z_null, guidance_scale=2.0)
-    expected = head.probabilities(z, sampler(), z_null=z_null, guidance_scale=2.0)
-    assert torch.equal(
-        drawn.tokens, head.sample(z, noise, sampler(), z_null=z_null, guidance_scale=2.0)
-    )
+    condition, noise = Condition(z, z_null, 2.0), noise_of(50, rng)
+    drawn = head.sample_with_probability(condition, noise, sampler())
+    expected = head.probabilities(condition, sampler())
+    assert torch.equal(drawn.tokens, head.sample(condition, noise, sampler()))
     assert torch.allclose(drawn.probability, expected.gather(1, drawn.tokens))
 
 
@@ -98,15 +103,22 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_distributions_are_held_for_some_rows_at_a_time(
-    head: CrossEntropy, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    z, z_null = torch.randn(2, 50, 4, generator=rng)
-    noise = noise_of(50, rng)
-    together = head.sample_with_probability(z, noise, sampler(), z_null=z_null)
-    monkeypatch.setattr(cross_entropy, "ROWS", 8)
+def test_distributions_are_held_for_some_rows_at_a_time(rng: torch.Generator) -> None:
+    head = CrossEntropy(CrossEntropyConfig(kind="cross_entropy"), channels=64, z_width=4)
+    head.initialize(rng)
+    z, z_null = torch.randn(2, 2 * ROWS + 50, 4, generator=rng)
+    condition, noise = Condition(z, z_null, 2.0), noise_of(len(z), rng)
     with Largest() as largest:
-        parted = head.sample_with_probability(z, noise, sampler(), z_null=z_null)
-    assert torch.equal(parted.tokens, together.tokens)
-    assert torch.allclose(parted.probability, together.probability)
-    assert largest.numbers == 8 * 7  # codes
+        drawn = head.sample_with_probability(condition, noise, sampler())
+    assert largest.numbers == ROWS * 64  # codes
+    together = head.probabilities(condition, sampler())
+    assert torch.equal(drawn.tokens, invert_cdf(together, noise.initial))
+    assert torch.allclose(drawn.probability, together.gather(1, drawn.tokens))
+
+
+def test_a_device_without_float64_draws_the_same_codes(rng: torch.Generator) -> None:
+    probabilities = torch.randn(500, 64, generator=rng, dtype=torch.float64).softmax(dim=1)
+    normal = torch.randn(500, 1, generator=rng)
+    codes = invert_cdf(probabilities, normal)
+    assert len(codes.unique()) > 32
+    assert torch.equal(invert_cdf(probabilities.float(), normal), codes)

@@ -6,7 +6,7 @@ from scipy import stats
 from torch import Tensor
 
 from mar.heads import diffusion
-from mar.heads.base import Noise
+from mar.heads.base import Condition, Noise
 from mar.heads.diffusion_loss import DiffusionLoss, DiffusionSampler
 from mar.model.mar import MAR
 
@@ -66,15 +66,15 @@ def test_a_token_s_loss_trains_its_own_z_alone(head: DiffusionLoss, rng: torch.G
 
 
 def test_guidance_of_one_is_no_guidance(head: DiffusionLoss, z: Tensor, noise: Noise) -> None:
-    guided = head.sample(z, noise, SAMPLER, z_null=z.flip(0), guidance_scale=1.0)
-    assert torch.allclose(guided, head.sample(z, noise, SAMPLER), atol=1e-5)
+    guided = head.sample(Condition(z, z.flip(0), 1.0), noise, SAMPLER)
+    assert torch.allclose(guided, head.sample(Condition(z), noise, SAMPLER), atol=1e-5)
 
 
 def test_guidance_towards_the_same_condition_changes_nothing(
     head: DiffusionLoss, z: Tensor, noise: Noise
 ) -> None:
-    guided = head.sample(z, noise, SAMPLER, z_null=z, guidance_scale=4.0)
-    plain = head.sample(z, noise, SAMPLER)
+    guided = head.sample(Condition(z, z, 4.0), noise, SAMPLER)
+    plain = head.sample(Condition(z), noise, SAMPLER)
     assert torch.allclose(guided, plain, rtol=1e-3, atol=1e-4)
 
 
@@ -92,17 +92,15 @@ def test_guidance_combines_eps_and_keeps_the_variance_of_the_class(
         combined, diffusion.sampling_schedule(6), *noise, temperature=0.9, x_0_bound=3.0
     )
     guided = head.sample(
-        z,
+        Condition(z, z_null, 2.5),
         noise,
         SAMPLER.model_copy(update={"temperature": 0.9, "x_0_bound": 3.0}),
-        z_null=z_null,
-        guidance_scale=2.5,
     )
     assert torch.allclose(guided, expected, atol=1e-4)
-    assert not torch.allclose(guided, head.sample(z, noise, SAMPLER), atol=0.1)
+    assert not torch.allclose(guided, head.sample(Condition(z), noise, SAMPLER), atol=0.1)
 
 
 def test_a_row_is_drawn_as_it_is_alone(head: DiffusionLoss, z: Tensor, noise: Noise) -> None:
-    together = head.sample(z, noise, SAMPLER)
+    together = head.sample(Condition(z), noise, SAMPLER)
     alone = Noise(noise.initial[4:5], noise.steps[:, 4:5])
-    assert torch.allclose(head.sample(z[4:5], alone, SAMPLER), together[4:5], atol=1e-5)
+    assert torch.allclose(head.sample(Condition(z[4:5]), alone, SAMPLER), together[4:5], atol=1e-5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mar.heads.base import Noise
+from mar.heads.base import Condition, Noise
 from mar.heads.denoiser import DenoiserSize
 from mar.heads.flow import FlowConfig, FlowSampler, RectifiedFlow
 
@@ -68,10 +68,10 @@ def test_solvers_converge_with_their_order(head: RectifiedFlow, rng: torch.Gener
         for parameter in head.denoiser.time_mlp.parameters():
             parameter.zero_()
     z, noise = torch.randn(20, 4, generator=rng), noise_of(20, rng)
-    exact = head.sample(z, noise, sampler(400, "heun"))
+    exact = head.sample(Condition(z), noise, sampler(400, "heun"))
 
     def error(num_steps: int, solver: str) -> float:
-        return float((head.sample(z, noise, sampler(num_steps, solver)) - exact).norm())
+        return float((head.sample(Condition(z), noise, sampler(num_steps, solver)) - exact).norm())
 
     assert error(20, "euler") / error(40, "euler") == pytest.approx(2, rel=0.2)
     assert error(20, "heun") / error(40, "heun") == pytest.approx(4, rel=0.4)
@@ -80,16 +80,18 @@ def test_solvers_converge_with_their_order(head: RectifiedFlow, rng: torch.Gener
 def test_guidance_of_one_is_no_guidance(head: RectifiedFlow, rng: torch.Generator) -> None:
     moved(head, rng)
     z, noise = torch.randn(6, 4, generator=rng), noise_of(6, rng)
-    plain = head.sample(z, noise, sampler(5))
-    one = head.sample(z, noise, sampler(5), z_null=z.flip(0), guidance_scale=1.0)
+    plain = head.sample(Condition(z), noise, sampler(5))
+    one = head.sample(Condition(z, z.flip(0), 1.0), noise, sampler(5))
     assert torch.allclose(one, plain, atol=1e-5)
-    strong = head.sample(z, noise, sampler(5), z_null=z.flip(0), guidance_scale=4.0)
+    strong = head.sample(Condition(z, z.flip(0), 4.0), noise, sampler(5))
     assert not torch.allclose(strong, plain, atol=0.1)
 
 
 def test_temperature_scales_the_start(head: RectifiedFlow, rng: torch.Generator) -> None:
     z, noise = torch.zeros(6, 4), noise_of(6, rng)  # a new network's velocity is zero
-    assert torch.equal(head.sample(z, noise, sampler(3, "heun", 0.5)), 0.5 * noise.initial)
+    assert torch.equal(
+        head.sample(Condition(z), noise, sampler(3, "heun", 0.5)), 0.5 * noise.initial
+    )
 
 
 def test_two_clusters_are_learnt_by_their_condition(
@@ -104,5 +106,5 @@ def test_two_clusters_are_learnt_by_their_condition(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    drawn = head.sample(z[0], noise_of(64, rng), sampler(8, "heun"))
+    drawn = head.sample(Condition(z[0]), noise_of(64, rng), sampler(8, "heun"))
     assert float((drawn - centres.repeat(32, 1)).norm(dim=1).mean()) < 0.5

@@ -2,7 +2,7 @@
 
 import torch
 
-from mar.heads.base import Noise
+from mar.heads.base import Condition, Noise
 from mar.heads.l2 import L2, L2Config, L2Sampler
 
 
@@ -29,7 +29,7 @@ def test_of_two_clusters_it_learns_the_middle(rng: torch.Generator) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    drawn = head.sample(z[0, :8], noise_of(rng), SAMPLER)
+    drawn = head.sample(Condition(z[0, :8]), noise_of(rng), SAMPLER)
     assert torch.allclose(drawn, torch.tensor([1.0, 2.0]).expand(8, 2), atol=1e-2)
 
 
@@ -44,7 +44,7 @@ def test_guidance_combines_predictions(rng: torch.Generator) -> None:
     head = new_head(rng)
     z, z_null = torch.randn(2, 8, 4, generator=rng)
     noise = noise_of(rng)
-    guided = head.sample(z, noise, SAMPLER, z_null=z_null, guidance_scale=3.0)
-    plain, null = head.sample(z, noise, SAMPLER), head.sample(z_null, noise, SAMPLER)
+    guided = head.sample(Condition(z, z_null, 3.0), noise, SAMPLER)
+    plain, null = (head.sample(Condition(each), noise, SAMPLER) for each in (z, z_null))
     assert torch.allclose(guided, 3 * plain - 2 * null, atol=1e-5)
-    assert torch.equal(head.sample(z, noise_of(rng), SAMPLER), plain)
+    assert torch.equal(head.sample(Condition(z), noise_of(rng), SAMPLER), plain)

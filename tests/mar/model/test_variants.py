@@ -9,6 +9,7 @@ import torch
 from sample_configs import sample_config
 from torch import Tensor
 
+from mar.heads.base import Condition
 from mar.model import masking
 from mar.model.mar import MAR
 from mar.sampling.generate import KnownTokens, SampleConfig, SamplingNoise, draw_noise, generate
@@ -94,7 +95,7 @@ def test_step_by_step_generation_is_teacher_forcing(make: Callable[..., MAR]) ->
     with torch.no_grad():
         z = model.transformer(tokens, noise.orders.flip(1), condition)
         forced = model.head.sample(
-            z.flatten(0, 1), noise.at(torch.arange(12).expand(4, 12)), config.head
+            Condition(z.flatten(0, 1)), noise.at(torch.arange(12).expand(4, 12)), config.head
         )
     assert torch.allclose(forced.reshape(tokens.shape), tokens, atol=1e-4)
 
@@ -110,10 +111,10 @@ def test_a_head_samples_in_float32_under_autocast(
     noise = noise_of(model, config).at(torch.arange(12).expand(4, 12))
     width = model.transformer.head_position.shape[2]
     z, z_null = torch.randn(2, 48, width, generator=rng)
-    guided: dict[str, Any] = {"z_null": z_null, "guidance_scale": 2.0}
-    exact = [model.head.sample(z, noise, config.head, **given) for given in ({}, guided)]
+    conditions = (Condition(z), Condition(z, z_null, 2.0))
+    exact = [model.head.sample(each, noise, config.head) for each in conditions]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = [model.head.sample(z, noise, config.head, **given) for given in ({}, guided)]
+        found = [model.head.sample(each, noise, config.head) for each in conditions]
     for one, other in zip(exact, found, strict=True):
         assert torch.equal(one, other)
 
@@ -155,7 +156,7 @@ def test_by_confidence_the_surest_codes_are_kept(make: Callable[..., MAR]) -> No
     with torch.no_grad():
         z = model.transformer(torch.zeros_like(codes), nothing, condition)
         everywhere = torch.arange(48).expand(4, 48)
-        drawn = model.head.sample(z.flatten(0, 1), noise.at(everywhere), config.head)
+        drawn = model.head.sample(Condition(z.flatten(0, 1)), noise.at(everywhere), config.head)
         logits = model.head.get_submodule("linear")(z.flatten(0, 1))
     sure = logits.softmax(dim=1).gather(1, drawn).reshape(4, 48)
     for row, kept in enumerate(first):
