@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mar.config import Config
 from mar.files import atomic
@@ -19,6 +20,7 @@ from mar.files import atomic
 M = TypeVar("M", bound=nn.Module)
 
 History = list[dict[str, float | int]]  # points of curves: a step and the numbers measured at it
+Average = Callable[[list[Tensor], list[Tensor], int | None], None]  # averages, values, unused
 ParameterGroup = dict[str, list[nn.Parameter] | float]  # as torch's optimisers take them
 
 
@@ -89,6 +91,7 @@ class Trainer(Generic[M]):
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.lr, betas=(config.beta_1, config.beta_2), fused=True
         )
+        self.average: Average = get_ema_multi_avg_fn(config.ema_decay)
         self.step = 0
 
     def update(self, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> Step:
@@ -110,16 +113,9 @@ class Trainer(Generic[M]):
                 totals[name] = totals.get(name, 0) + value.detach()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         self.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-        self._average()
+        self.average(list(self.ema.parameters()), list(self.model.parameters()), None)
         self.step += 1
         return Step(self.step, totals.pop("loss"), totals, norm, lr)
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        pairs = zip(self.ema.parameters(), self.model.parameters(), strict=True)
-        averages, values = zip(*pairs, strict=True)
-        lerp = torch._foreach_lerp_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-        lerp(averages, values, 1 - self.config.ema_decay)
 
     def parts(self) -> dict[str, Stateful]:
         """Return all that has a state to save; a training of more parts adds them."""

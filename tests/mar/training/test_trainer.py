@@ -110,6 +110,15 @@ def test_the_average_is_that_of_its_closed_form() -> None:
         assert not averaged.requires_grad
 
 
+def test_a_step_moves_the_average_by_lerp_to_the_last_bit() -> None:
+    """Published digests of averaged weights rely on the rounding of this very formula."""
+    trainer = make_trainer(ema_decay=0.9999)
+    before = values(trainer.ema)
+    trainer.update([(loss(trainer), {})])
+    for old, new, averaged in zip(before, values(trainer.model), values(trainer.ema), strict=True):
+        assert torch.equal(averaged, old.lerp(new, 1 - 0.9999))
+
+
 def test_a_step_is_one_in_training_mode_and_the_average_stays_out_of_it() -> None:
     trainer = make_trainer()
     trainer.model.eval()
