@@ -12,7 +12,7 @@ from pipelines.clone import Clone
 
 # The distance of the generated images from the real ones, by the extractor that it is measured
 # with; `mar.evaluation.metrics` names them.
-DISTANCES = ("classifier_fid", "fid", "fd_dinov2")
+DISTANCES = ("classifier_fid", "untrained_fid", "fid", "fd_dinov2")
 PUBLISHED = re.compile(r"FID ([\d.]+) without guidance, ([\d.]+) with\b")
 
 

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mar.data.config import DataConfig, NoData
-from mar.evaluation.extractors import ClassifierReference, InceptionReference, ReferenceConfig
+from mar.evaluation.extractors import (
+    ClassifierReference,
+    InceptionReference,
+    ReferenceConfig,
+    one_class_warning,
+)
 from mar.evaluation.metrics import EvaluateConfig, check_sizes
 from mar.latents.info import LatentsConfig
 from mar.model.mar import GeneratorConfig, check_size, narrow_denoiser_warning
@@ -18,6 +23,7 @@ from mar.released.shapes import check_layout
 from mar.released.tokenizer import ReleasedAutoencoder, TokenizerSource
 from mar.sampling.generate import SampleConfig, balanced_labels, check_fit
 from mar.tokenizer_training.perceptual import ClassifierDistanceConfig
+from mar.tokenizer_training.perceptual import one_class_warning as one_class_distance_warning
 from mar.tokenizer_training.trainer import TokenizerTrainingConfig
 from mar.tokenizer_training.trainer import check_size as check_losses
 from mar.tokenizers.detok import DeTokConfig
@@ -75,14 +81,19 @@ def config_warnings(configs: dict[str, Any]) -> list[str]:
     return [] if doubt is None else [doubt]
 
 
-def check_classes(configs: dict[str, Any], classes: Path) -> None:
-    """Refuse classes to generate that the data, as `prepare` found them, do not have.
+def check_classes(configs: dict[str, Any], classes: Path) -> list[str]:
+    """Compare the sections with the classes that `prepare` found; return warnings.
 
     Raises:
-        ValueError: the message names the class.
+        ValueError: a class to generate does not exist; the message names it.
     """
     num_classes = len(json.loads(classes.read_text(encoding="utf-8")))
     balanced_labels(1, configs["sample"].labels, num_classes)
+    warnings = [one_class_warning(configs["reference"], num_classes)]
+    if configs["tokenizer_training"].steps:
+        distance = configs["tokenizer_training"].perceptual
+        warnings.append(one_class_distance_warning(distance, num_classes))
+    return [warning for warning in warnings if warning is not None]
 
 
 def _check_fit(configs: dict[str, Any]) -> None:

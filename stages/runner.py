@@ -109,11 +109,12 @@ def _check_params(name: str) -> None:
         if before != state:
             check = import_module("stages.check")
             configs = check.check_all()
-            if CLASSES in files and CLASSES.is_file():
-                check.check_classes(configs, CLASSES)
+            warnings: list[str] = []
             if state[0] not in before:  # once for each params.yaml
-                lines = [f"{params.FILE}: {doubt}\n" for doubt in check.config_warnings(configs)]
-                sys.stderr.writelines(lines)
+                warnings += check.config_warnings(configs)
+            if CLASSES in files and CLASSES.is_file():
+                warnings += check.check_classes(configs, CLASSES)
+            sys.stderr.writelines(f"{params.FILE}: {warning}\n" for warning in warnings)
             atomic.write_text(passed, "\n".join(state))
 
 

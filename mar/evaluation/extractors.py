@@ -37,7 +37,8 @@ INCEPTION = "inception-v3-compat"  # TensorFlow's weights of 2015, which all pub
 INCEPTION_FILE = downloads.PublishedFile(URL_INCEPTION_V3, hash_prefix="6726825d")  # in its name
 BATCH = 64  # images; torch-fidelity's default
 
-Kind = Literal["classifier", "inception", "dinov2"]
+# "untrained" is the classifier of images of one class, which has nothing to learn.
+Kind = Literal["classifier", "untrained", "inception", "dinov2"]
 
 
 class ClassifierReference(Config):
@@ -161,6 +162,17 @@ class ClassifierExtractor(FeatureExtractorBase):
 register_feature_extractor(CLASSIFIER, ClassifierExtractor)
 
 
+def one_class_warning(config: ReferenceConfig, num_classes: int) -> str | None:
+    """Return a warning if the classifier would have nothing to learn, else nothing."""
+    if num_classes > 1 or not isinstance(config, ClassifierReference):
+        return None
+    return (
+        "reference.extractor: 'classifier' cannot be trained on images of a single class, so its "
+        "features are those of random weights, and scores are called untrained_fid, untrained_kid "
+        "and so on; 'inception' and 'dinov2' need no classes"
+    )
+
+
 def load(config: ReferenceConfig, folder: Path, *, base: Path = Path()) -> Extractor:
     """Return the extractor of a config, in evaluation mode.
 
@@ -172,10 +184,12 @@ def load(config: ReferenceConfig, folder: Path, *, base: Path = Path()) -> Extra
     Raises:
         ValueError: there is no such file, it is not what it should be, or a download fails.
     """
+    kind: Kind = config.extractor
     match config:
         case ClassifierReference():
             path = folder / "classifier.safetensors"
             module = ClassifierExtractor(CLASSIFIER, ["features", "logits"], path)
+            kind = "classifier" if module.model.num_classes > 1 else "untrained"
         case InceptionReference():
             path = downloads.locate(
                 config.weights,
@@ -187,7 +201,7 @@ def load(config: ReferenceConfig, folder: Path, *, base: Path = Path()) -> Extra
             module = _inception(path)
         case DinoReference():
             module = _dinov2(f"dinov2-vit-{config.size}-14")
-    return Extractor(config.extractor, module.requires_grad_(False).eval())
+    return Extractor(kind, module.requires_grad_(False).eval())
 
 
 def extract(

@@ -41,6 +41,12 @@ NAMES: dict[Kind, dict[str, str]] = {
         KEY_METRIC_PRECISION: "classifier_precision",
         KEY_METRIC_RECALL: "classifier_recall",
     },
+    "untrained": {  # no Inception score: it is 1 for a single class
+        KEY_METRIC_FID: "untrained_fid",
+        KEY_METRIC_KID_MEAN: "untrained_kid",
+        KEY_METRIC_PRECISION: "untrained_precision",
+        KEY_METRIC_RECALL: "untrained_recall",
+    },
     "inception": {
         KEY_METRIC_FID: "fid",
         KEY_METRIC_ISC_MEAN: "inception_score",

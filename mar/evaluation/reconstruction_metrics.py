@@ -23,6 +23,7 @@ from mar.evaluation.reference import Moments, Statistics
 # The plain name is Inception's, as in `mar.evaluation.metrics`.
 NAMES: dict[Kind, str] = {
     "classifier": "classifier_rfid",
+    "untrained": "untrained_rfid",
     "inception": "rfid",
     "dinov2": "rfd_dinov2",
 }

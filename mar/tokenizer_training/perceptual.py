@@ -43,6 +43,16 @@ PerceptualConfig = Annotated[
 ]
 
 
+def one_class_warning(config: PerceptualConfig, num_classes: int) -> str | None:
+    """Return a warning if the classifier would have nothing to learn, else nothing."""
+    if num_classes > 1 or not isinstance(config, ClassifierDistanceConfig):
+        return None
+    return (
+        f"{KEY}.kind: 'classifier' cannot be trained on images of a single class, so the distance "
+        "is that of features of random weights; 'lpips' needs no classes, 'none' no network"
+    )
+
+
 class ClassifierDistance(nn.Module):
     """The distance that LPIPS has before its weights were fitted to people's judgements, by the
     features of a classifier at all of its depths; their mean, as there may be few or many.

@@ -285,6 +285,20 @@ def test_a_tokenizer_is_not_trained_on_the_network_that_scores_it(
     )
 
 
+def test_a_classifier_with_nothing_to_learn_is_warned_of(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    content["tokenizer_training"]["perceptual"] = PERCEPTUAL
+    configs = check.check_all(write(tmp_path, content))
+    classes = tmp_path / "classes.json"
+    classes.write_text('["cat", "dog"]')
+    assert check.check_classes(configs, classes) == []
+    classes.write_text('["cat"]')
+    extractor, distance = check.check_classes(configs, classes)
+    assert extractor.startswith("reference.extractor: 'classifier' cannot be trained")
+    assert distance.startswith("tokenizer_training.perceptual.kind: 'classifier' cannot be")
+
+
 def test_losses_for_larger_images_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
     content["tokenizer_training"]["adversarial"] = {
         "start_step": 1, "warmup_steps": 0, "weight": 0.5, "max_weight": 1e4, "lr": 0.001,

@@ -11,7 +11,14 @@ from torch_fidelity import calculate_metrics
 
 from mar.evaluation import extractors
 from mar.evaluation.classifier import ClassifierConfig, new_classifier, save_classifier
-from mar.evaluation.extractors import ClassifierReference, Features, Kind, extract, gather
+from mar.evaluation.extractors import (
+    ClassifierReference,
+    Features,
+    Kind,
+    extract,
+    gather,
+    one_class_warning,
+)
 from mar.evaluation.metrics import (
     NAMES,
     EvaluateConfig,
@@ -243,8 +250,7 @@ class Pictures(Dataset[Tensor]):
         return self.images[indices]
 
 
-@pytest.fixture
-def reference_config(tmp_path: Path) -> ClassifierReference:
+def save_extractor(folder: Path, *, num_classes: int) -> ClassifierReference:
     classifier = ClassifierConfig(
         seed=3,
         width=8,
@@ -257,11 +263,35 @@ def reference_config(tmp_path: Path) -> ClassifierReference:
         flip=False,
         noise=0.0,
     )
-    model = new_classifier(classifier, image_size=8, num_classes=5)
+    model = new_classifier(classifier, image_size=8, num_classes=num_classes)
     with torch.no_grad():
         model.head.weight.mul_(1000)  # else every class is as likely, and IS is 1
-    save_classifier(tmp_path / "classifier.safetensors", model.eval())
+    save_classifier(folder / "classifier.safetensors", model.eval())
     return ClassifierReference(extractor="classifier", num_features=1000, classifier=classifier)
+
+
+@pytest.fixture
+def reference_config(tmp_path: Path) -> ClassifierReference:
+    return save_extractor(tmp_path, num_classes=5)
+
+
+def test_scores_by_a_classifier_of_one_class_are_called_untrained(tmp_path: Path) -> None:
+    """There is nothing that it could have learned."""
+    config = save_extractor(tmp_path, num_classes=1)
+    extractor = extractors.load(config, tmp_path)
+    pictures = Pictures(80, 0, brightest=256)
+    found = gather(extract(extractor, pictures, name="pictures", device=CPU, workers=0))
+    scores = score_of(found, reference_of(normal(60, 16, 1)), extractor.kind)
+    assert set(scores) == {
+        "untrained_fid",
+        "untrained_kid",
+        "untrained_precision",
+        "untrained_recall",
+    }
+    warning = one_class_warning(config, 1)
+    assert warning is not None
+    assert "untrained_fid" in warning
+    assert one_class_warning(config, 2) is None
 
 
 def test_every_score_equals_that_of_torch_fidelity_called_whole(

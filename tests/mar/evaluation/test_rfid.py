@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from mar.evaluation.extractors import Extractor, Kind
-from mar.evaluation.reconstruction_metrics import NAMES, ReconstructionDistance, score
+from mar.evaluation.reconstruction_metrics import ReconstructionDistance, score
 from mar.evaluation.reference import Statistics
 
 
@@ -35,8 +35,18 @@ def pictures(values: Tensor) -> Tensor:
     return values.to(torch.uint8)[:, None, None, None].expand(-1, 3, 16, 16)
 
 
-@pytest.mark.parametrize("kind", list(NAMES))
-def test_both_distances_are_those_of_their_closed_form(rng: torch.Generator, kind: Kind) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("classifier", "classifier_rfid"),
+        ("untrained", "untrained_rfid"),
+        ("inception", "rfid"),
+        ("dinov2", "rfd_dinov2"),
+    ],
+)
+def test_both_distances_are_those_of_their_closed_form(
+    rng: torch.Generator, kind: Kind, name: str
+) -> None:
     originals = torch.randint(60, 200, (40,), generator=rng)
     reconstructions = originals // 2 + 30
     distance = ReconstructionDistance(Extractor(kind, Brightness()), train(100.0, 20.0), CPU)
@@ -48,7 +58,6 @@ def test_both_distances_are_those_of_their_closed_form(rng: torch.Generator, kin
         found = reconstructions.double()
         return (float(found.mean()) - mean) ** 2 + (float(found.std()) - std) ** 2
 
-    name = {"classifier": "classifier_rfid", "inception": "rfid", "dinov2": "rfd_dinov2"}[kind]
     x = originals.double()
     assert distance.compute() == {
         f"{name}_held_out": pytest.approx(frechet(float(x.mean()), float(x.std())), rel=1e-6),
