@@ -7,20 +7,21 @@ import pandas as pd
 from PIL.Image import Image
 
 from mar.evaluation import extractors
-from mar.evaluation.confusion import confusion_matrix, confusion_picture
+from mar.evaluation.confusion import confusion_picture
 from mar.evaluation.extractors import Features, ReferenceConfig
-from mar.evaluation.image_grid import label_grid, save_png
+from mar.evaluation.image_grid import label_grid
 from mar.evaluation.metrics import EvaluateConfig, check_sizes, distance_to_reference, score
 from mar.evaluation.reference import Reference, ReferenceInfo
 from mar.files import atomic
 from mar.sampling.store import SampleSet
+from stages import pictures
 from stages.stage import Stage, run
 
 
 SAMPLES = Path("out/sample/samples")
 REFERENCE = Path("out/reference/extractor")
 CLASSES = Path("out/prepare/classes.json")
-SHOWN = 50  # images in the picture of the strangest
+SHOWN = 50  # images in the picture of the farthest
 
 
 def main(stage: Stage) -> None:
@@ -41,7 +42,6 @@ def main(stage: Stage) -> None:
 
     table = pd.DataFrame({"samples": scores, "held_out": info.held_out}).rename_axis("metric")
     atomic.write_text(stage.out / "scores.csv", table.to_csv())
-    _draw(stage, info, samples, found, reference)
     stage.write_metrics(
         {
             "samples": scores,
@@ -53,28 +53,34 @@ def main(stage: Stage) -> None:
             "num_held_out": info.num_held_out,
         }
     )
+    _draw(stage, info, samples, found, reference)
 
 
 def _draw(
     stage: Stage, info: ReferenceInfo, samples: SampleSet, found: Features, reference: Reference
 ) -> None:
-    """Draw the samples least like any real image and, with a classifier, what it takes them for."""
-    class_names = json.loads(CLASSES.read_text(encoding="utf-8"))
-    pictures: dict[str, Image] = {}
-    if len(reference.features):
-        distances = distance_to_reference(found, reference)
-        farthest = distances.argsort(descending=True)[:SHOWN]
-        images, labels = samples.stack(farthest.tolist()), samples.labels[farthest]
-        pictures["farthest"] = label_grid(images, labels, class_names=class_names, columns=10)
-    if info.extractor == "classifier" and found.logits is not None:
-        predicted = found.logits.argmax(dim=1)
-        matrix = confusion_matrix(samples.labels, predicted, num_classes=len(class_names))
-        pictures["confusion"] = confusion_picture(matrix, class_names)
+    """Draw the samples that are least like any real image and, with a classifier, its confusion
+    matrix.
+    """
     folder = stage.out / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures.items():
-        save_png(folder / f"{name}.png", picture)
-        stage.run.picture(folder / f"{name}.png")
+    class_names = json.loads(CLASSES.read_text(encoding="utf-8"))
+
+    def farthest() -> Image:
+        distances = distance_to_reference(found, reference)
+        chosen = distances.argsort(descending=True)[:SHOWN]
+        images, labels = samples.stack(chosen.tolist()), samples.labels[chosen]
+        return label_grid(images, labels, class_names=class_names, columns=10)
+
+    def confusion() -> Image:
+        assert found.logits is not None
+        predicted = found.logits.argmax(dim=1)
+        return confusion_picture(samples.labels, predicted, class_names)
+
+    if len(reference.features):
+        pictures.save(stage, folder / "farthest.png", farthest)
+    if info.extractor == "classifier" and found.logits is not None:
+        pictures.save(stage, folder / "confusion.png", confusion)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from mar.data.dataset import ImageSet
-from mar.evaluation.image_grid import comparison_grid, save_png
+from mar.evaluation.image_grid import comparison_grid
 from mar.evaluation.reconstruction_metrics import difference
 from mar.latents.cache import LatentCache
 from mar.tokenizers import comparison as preflight
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
-from stages import previews
+from stages import pictures, previews
 from stages.stage import Stage
 
 
@@ -76,14 +76,14 @@ def _compare(
         for what, mirrored in flips.items()
         for content in contents
     }
-    pictures: dict[str, Tensor] = {}
+    shown: dict[str, Tensor] = {}
     for (what, content), found in compared.items():
-        pictures[what] = found.originals
-        pictures[f"{what}, decoded from cached {content}"] = found.cached
-        pictures[f"{what}, differences from cached {content}, 4 x"] = difference(
+        shown[what] = found.originals
+        shown[f"{what}, decoded from cached {content}"] = found.cached
+        shown[f"{what}, differences from cached {content}, 4 x"] = difference(
             found.originals, found.cached, gain=4
         )
-    _draw(stage, pictures)
+    _draw(stage, shown)
     for (what, _), found in compared.items():
         found.check(what)
     preflight.check_scale(cache, chosen)
@@ -95,5 +95,4 @@ def _compare(
 
 def _draw(stage: Stage, rows: Mapping[str, Tensor]) -> None:
     path = previews.folder(stage) / "preflight.png"
-    save_png(path, comparison_grid(rows))
-    stage.run.picture(path)
+    pictures.save(stage, path, lambda: comparison_grid(rows))

@@ -3,13 +3,14 @@
 import sys
 from pathlib import Path
 
+from PIL.Image import Image
 from tqdm import tqdm
 
 from mar.data.dataset import ImageSet
 from mar.data.workers import map_chunks, ranges
 from mar.evaluation import extractors, lpips
 from mar.evaluation.extractors import ReferenceConfig
-from mar.evaluation.image_grid import comparison_grid, save_png
+from mar.evaluation.image_grid import comparison_grid
 from mar.evaluation.lpips import LPIPSConfig, LPIPSScore
 from mar.evaluation.reconstruction_metrics import ReconstructionDistance, difference, score
 from mar.evaluation.reference import Reference, ReferenceInfo
@@ -21,6 +22,7 @@ from mar.tokenizers.codebook import CodebookUse
 from mar.tokenizers.codec import reconstruct
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
+from stages import pictures
 from stages.stage import Stage, run
 
 
@@ -59,7 +61,6 @@ def main(stage: Stage) -> None:
     scores = score(pairs, measures)
     if warning := distance.sample_count_warning():
         sys.stderr.write(f"{stage.name}: {warning}\n")
-    _draw(stage, model, images)
     stage.write_metrics(
         {
             **scores,
@@ -71,6 +72,8 @@ def main(stage: Stage) -> None:
             "num_images": len(images),
         }
     )
+    path = stage.out / "reconstructions.png"
+    pictures.save(stage, path, lambda: _comparison(model, images))
 
 
 def _lpips(stage: Stage, image_size: int) -> list[LPIPSScore]:
@@ -95,7 +98,7 @@ def _lpips(stage: Stage, image_size: int) -> list[LPIPSScore]:
     return [LPIPSScore(network.to(stage.device))]
 
 
-def _draw(stage: Stage, model: Tokenizer, images: ImageSet) -> None:
+def _comparison(model: Tokenizer, images: ImageSet) -> Image:
     originals = images.spread(SHOWN)
     restored = reconstruct(model, originals)
     rows = {
@@ -103,9 +106,7 @@ def _draw(stage: Stage, model: Tokenizer, images: ImageSet) -> None:
         "reconstructions": restored,
         "differences, 4 x": difference(originals, restored, gain=4),
     }
-    picture = stage.out / "reconstructions.png"
-    save_png(picture, comparison_grid(rows))
-    stage.run.picture(picture)
+    return comparison_grid(rows)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 
-from mar.evaluation.image_grid import label_grid, save_png
+from mar.evaluation.image_grid import label_grid
 from mar.files import atomic
 from mar.latents.info import LatentsInfo
 from mar.model.mar import load_mar
@@ -14,6 +15,7 @@ from mar.sampling.generate import SampleConfig, balanced_labels
 from mar.sampling.images import generate_images
 from mar.sampling.store import SampleSet, shard_path, write_shard
 from mar.tokenizers.registry import load_tokenizer
+from stages import pictures
 from stages.generation_progress import generation_bar, step_counter
 from stages.stage import Stage, read_count, run
 
@@ -70,21 +72,19 @@ def main(stage: Stage) -> None:
     speed = generated / (time.monotonic() - started) if generated else None
     stage.log_speeds(images_per_second=speed)
     atomic.publish_folder(folder, stage.out / "samples")
-    _draw_grid(stage)
     stage.write_metrics({"num_images": config.num_images})
+    pictures.save(stage, stage.out / "grid.png", lambda: _grid(stage.out / "samples"))
 
 
-def _draw_grid(stage: Stage) -> None:
-    samples = SampleSet(stage.out / "samples")
+def _grid(folder: Path) -> Image:
+    samples = SampleSet(folder)
     shown = range(min(SHOWN, len(samples)))
-    grid = label_grid(
+    return label_grid(
         torch.stack([samples[index] for index in shown]),
         samples.labels[: len(shown)],
         class_names=json.loads(CLASSES.read_text(encoding="utf-8")),
         columns=10,
     )
-    save_png(stage.out / "grid.png", grid)
-    stage.run.picture(stage.out / "grid.png")
 
 
 if __name__ == "__main__":

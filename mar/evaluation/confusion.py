@@ -1,53 +1,80 @@
-"""How often images of one class are taken for another, as numbers and as a picture.
+"""How often images of one class are taken for another, as a picture.
 
-Shapes: B images, K classes.
+Shapes: B images.
 """
-# matplotlib's keyword arguments have no types:
-# pyright: reportUnknownMemberType=false
+# Neither matplotlib nor scikit-learn has types:
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+import warnings
 from collections.abc import Sequence
 
+import matplotlib.style
 import numpy as np
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 from torch import Tensor
+
+from mar.evaluation.image_grid import one_line
 
 
 MAX_NUMBERS, MAX_NAMES = 20, 40  # classes: with more, numbers and names would overlap
+MAX_LETTERS = 24  # of a name: longer ones would leave no room for the matrix
+# The settings of a user's matplotlibrc do not count, and a `$` in a name is a dollar sign.
+STYLE = ["default", {"text.parse_math": False}]
 
 
-def confusion_matrix(
-    labels: Int[Tensor, " B"], predicted: Int[Tensor, " B"], *, num_classes: int
-) -> Float[Tensor, "K K"]:
-    """Return the share of each class's images (rows) that is taken for each class (columns).
+def confusion_figure(
+    labels: Int[Tensor, " B"], predicted: Int[Tensor, " B"], class_names: Sequence[str]
+) -> Figure:
+    """Draw the share of each class's images (rows) that is taken for each class (columns).
 
-    The row of a class without images is zero.
+    The row of a class without images is zero. Between many classes, numbers and names are left
+    out.
     """
-    counts = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
-    counts = counts.reshape(num_classes, num_classes).float()  # (K, K)
-    return counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    num_classes = len(class_names)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="A single label was found")
+        shares = confusion_matrix(
+            labels.numpy(), predicted.numpy(), labels=range(num_classes), normalize="true"
+        )  # (K, K)
+    names = [_shorten(one_line(name)) for name in class_names if num_classes <= MAX_NAMES]
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
+        axes = figure.add_subplot()
+        display = ConfusionMatrixDisplay(100 * shares).plot(
+            ax=axes,
+            cmap="Blues",
+            colorbar=False,
+            include_values=num_classes <= MAX_NUMBERS,
+            values_format=".0f",
+            im_kw={"vmin": 0, "vmax": 100},
+        )
+        axes.set_title("share of the images of each label, in percent")
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("label")
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        for text in display.text_.flat if display.text_ is not None else []:
+            if text.get_text() == "0":
+                text.set_text("")
+    return figure
 
 
-def confusion_picture(matrix: Float[Tensor, "K K"], class_names: Sequence[str]) -> Image.Image:
-    """Draw a confusion matrix in percent; what does not fit between many classes is left out."""
-    figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
+def confusion_picture(
+    labels: Int[Tensor, " B"], predicted: Int[Tensor, " B"], class_names: Sequence[str]
+) -> Image.Image:
+    """Return `confusion_figure` as an image."""
+    figure = confusion_figure(labels, predicted, class_names)
     canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.imshow(matrix.numpy(), vmin=0, vmax=1, cmap="Blues")
-    axes.set_title("share of the images of each label, in percent")
-    axes.set_xlabel("taken for")
-    axes.set_ylabel("label")
-    if len(class_names) <= MAX_NAMES:
-        axes.set_xticks(range(len(class_names)), class_names, rotation=90)
-        axes.set_yticks(range(len(class_names)), class_names)
-    if len(class_names) <= MAX_NUMBERS:
-        for (row, column), share in np.ndenumerate(matrix.numpy()):
-            if share >= 0.005:  # nothing that would show as 0
-                color = "white" if share > 0.5 else "black"
-                text = f"{100 * share:.0f}"
-                axes.text(column, row, text, ha="center", va="center", color=color)
-    canvas.draw()
+    with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", message="Glyph|Matplotlib currently does not support")
+        canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 3]}..."

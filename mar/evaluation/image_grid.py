@@ -70,6 +70,14 @@ def comparison_grid(rows: Mapping[str, UInt8[Tensor, "B 3 H W"]]) -> Image.Image
     return picture
 
 
+def one_line(text: str) -> str:
+    """Return text that every font can be asked to draw: spaces stand for what is not printable.
+
+    A class may be called anything that a file system or a table can hold, line breaks included.
+    """
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def save_png(path: Path, picture: Image.Image) -> None:
     """Write a picture; the same picture gives the same bytes."""
     with replacing(path) as partial:
@@ -89,7 +97,7 @@ def _factor(sides: Sequence[int]) -> int:
 
 def _write(picture: Image.Image, position: tuple[int, int], text: str, width: int) -> None:
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default()
-    kept = text
+    kept = one_line(text)
     while kept and draw.textlength(kept, font=font) > width:
         kept = kept[:-1]
     draw.text(position, kept, fill=BLACK, font=font)

@@ -5,8 +5,11 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from mar.data.dataset import ImageSet
@@ -120,6 +123,58 @@ def test_real_images_score_well_and_blurred_ones_badly() -> None:
     assert list(curves.columns) == ["step", "loss", "accuracy"]
     assert curves["step"].tolist() == list(range(10, 90, 10))
     assert curves["loss"].iloc[-1] < 0.8 * curves["loss"].iloc[0]
+
+
+@pytest.mark.usefixtures("project")
+def test_no_class_name_costs_a_result() -> None:
+    names = [
+        "$1_$5",
+        "two\nlines",
+        r"\alpha",
+        "\N{GRINNING FACE}",
+        "",
+        "$",
+        "_",
+        "^",
+        "{",
+        "a" * 500,
+    ]
+    Path("out/prepare/classes.json").write_text(json.dumps(names))
+    write_samples(*real_images(100))
+    evaluate.main(stage("evaluate"))
+    pictures = Path("out/evaluate/pictures")
+    assert {path.name for path in pictures.iterdir()} == {"confusion.png", "farthest.png"}
+
+
+@pytest.mark.usefixtures("project")
+def test_a_picture_that_fails_is_reported_after_the_scores(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("out/prepare/classes.json").write_text('["too", "few", "names"]')
+    write_samples(*real_images(100))
+    evaluate.main(stage("evaluate"))
+    assert set(metrics("evaluate")["samples"]) == SCORES
+    assert "evaluate: cannot draw farthest.png: IndexError" in capsys.readouterr().err
+    with Image.open("out/evaluate/pictures/farthest.png") as picture:
+        assert picture.size == (600, 40)  # the reason
+
+
+@pytest.mark.usefixtures("project")
+def test_images_of_one_class_are_scored_by_an_extractor_called_untrained() -> None:
+    table = pq.read_table(MANIFEST)
+    labels = table.schema.get_field_index("label")
+    zeros = pa.array([0] * len(table), table.schema.field(labels).type)
+    table = table.set_column(labels, table.schema.field(labels), zeros)
+    metadata = {**table.schema.metadata, b"class_names": b'["digit"]'}
+    pq.write_table(table.replace_schema_metadata(metadata), MANIFEST)
+    Path("out/prepare/classes.json").write_text('["digit"]')
+    reference.main(stage("reference"))
+    write_samples(*real_images(100))
+    evaluate.main(stage("evaluate"))
+    assert metrics("evaluate")["extractor"] == "untrained"
+    expected = {f"untrained_{name}" for name in ("fid", "kid", "precision", "recall")}
+    assert set(metrics("evaluate")["samples"]) == expected
+    assert set(metrics("reference")["held_out"]) == expected
 
 
 @pytest.mark.usefixtures("project")

@@ -2,13 +2,15 @@
 
 import pickle
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch_fidelity import FeatureExtractorInceptionV3
+from torch.utils.data import Dataset
+from torch_fidelity import FeatureExtractorInceptionV3, calculate_metrics
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
 from mar.evaluation import extractors
 from mar.evaluation.extractors import (
@@ -112,20 +114,60 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         patch.setattr(torch, "load", lambda *_, **__: {})
         model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], "nowhere")
+    rng = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):  # else features hardly depend on the image
+            nn.init.kaiming_normal_(module.weight, generator=rng)
     torch.save(model.state_dict(), path)
     return path
 
 
-def test_inception_of_a_file_gives_features_and_logits(weights: Path) -> None:
+class Noise(Dataset[Tensor]):
+    """Random images, for us and for torch-fidelity."""
+
+    image_size = 16
+
+    def __init__(self, brightest: int) -> None:
+        rng = torch.Generator().manual_seed(brightest)
+        self.images = torch.randint(brightest, (4, 3, 16, 16), generator=rng).to(torch.uint8)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+    def stack(self, indices: list[int]) -> Tensor:
+        return self.images[indices]
+
+
+def test_scores_by_inception_are_those_of_torch_fidelity_called_whole(weights: Path) -> None:
     config = inception(weights=str(weights), weights_sha256=digest(weights))
     extractor = extractors.load(config, Path("nowhere"))
-    image = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
-    features, logits = extractor.module(image)
-    assert features.shape == (2, INCEPTION_WIDTH)
-    assert logits.shape == (2, 1008)
-    assert bool(features.isfinite().all())
-    assert torch.equal(features[0], features[1])
     assert extractor.digest() == digest_tensors(torch.load(weights, weights_only=True))
+    samples, real = (
+        gather(extract(extractor, Noise(brightest), name="noise", device=CPU, workers=0))
+        for brightest in (256, 30)
+    )
+    assert samples.features.shape == real.features.shape == (4, INCEPTION_WIDTH)
+    assert samples.logits is not None
+    options = {"kid_subsets": 1, "kid_subset_size": 4, "rng_seed": 0, "verbose": False}
+    found = isc_features_to_metric(samples.logits, 1, rng_seed=0)
+    found |= kid_features_to_metric(samples.features.double(), real.features.double(), **options)
+    expected = calculate_metrics(
+        input1=Noise(256),
+        input2=Noise(30),
+        feature_extractor_weights_path=str(weights),
+        isc=True,
+        isc_splits=1,
+        kid=True,
+        cuda=False,
+        save_cpu_ram=True,
+        **options,
+    )
+    for name in (KEY_METRIC_ISC_MEAN, KEY_METRIC_KID_MEAN):
+        assert found[name] == pytest.approx(expected[name], rel=1e-3), name
+    assert found[KEY_METRIC_KID_MEAN] > 1e-3  # the two sets differ
 
 
 def test_a_relative_weight_file_begins_at_the_base(weights: Path, tmp_path: Path) -> None:
@@ -210,7 +252,7 @@ def test_an_earlier_download_is_used(
     assert extractors.load(inception(), Path("nowhere")).kind == "inception"
 
 
-# PublishedFile statistics
+# Published statistics
 
 
 def save_statistics(path: Path, **arrays: np.ndarray) -> str:
@@ -275,29 +317,45 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
 
 # DINOv2
 
+HUBCONF = """
+import torch
 
-def test_dinov2_gives_features_and_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Network(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.mean(dim=(2, 3))
 
-    def give(repository: str, name: str) -> nn.Module:
-        assert (repository, name) == ("facebookresearch/dinov2", "dinov2_vitl14")
-        return Network()
+class Network(torch.nn.Module):
+    def forward(self, x):
+        return x.mean(dim=(2, 3))
 
-    monkeypatch.setattr(torch.hub, "load", give)
+
+def dinov2_vitl14():
+    return Network()
+"""
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where torch.hub looks for an earlier download; the network is away."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for variable in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody listens there
+    return tmp_path / "hub"
+
+
+def test_dinov2_sees_normalised_colours_and_knows_no_classes(hub: Path) -> None:
+    repository = hub / "facebookresearch_dinov2_main"
+    repository.mkdir(parents=True)
+    (repository / "hubconf.py").write_text(HUBCONF)
     config = DinoReference(extractor="dinov2", num_features=10, size="l")
     extractor = extractors.load(config, Path("nowhere"))
     found = gather(extract(extractor, Pictures(), name="pictures", device=CPU, workers=0))
-    assert found.features.shape == (150, 3)
+    colours = torch.arange(150.0)[:, None] / 255
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    assert torch.allclose(found.features, (colours - mean) / deviation, atol=1e-4)
     assert found.logits is None
 
 
-def test_without_a_network_dinov2_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr(torch.hub, "load", fail)
+@pytest.mark.usefixtures("hub")
+def test_without_a_network_dinov2_says_so() -> None:
     config = DinoReference(extractor="dinov2", num_features=10, size="s")
-    with pytest.raises(ValueError, match=r"reference\.extractor: torch\.hub cannot .*no network"):
+    message = r"reference\.extractor: torch\.hub cannot download facebookresearch/dinov2"
+    with pytest.raises(ValueError, match=message):
         extractors.load(config, Path("nowhere"))

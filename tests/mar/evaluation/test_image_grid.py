@@ -67,6 +67,15 @@ def test_a_long_caption_is_cut_at_the_side_of_its_cell() -> None:
     assert beyond.min() == 255
 
 
+@pytest.mark.parametrize(
+    "name", ["two\nlines", "\0\ud800\t", "\N{GRINNING FACE}", "$1_$5", "\u05d0"]
+)
+def test_any_class_name_makes_a_caption_of_one_line(name: str) -> None:
+    labels = torch.tensor([0, 0])
+    picture = label_grid(make_images(2, 64), labels, class_names=[name], columns=1)
+    assert picture.size == (2 * PADDING + 64, PADDING + 2 * (64 + LINE + PADDING))
+
+
 def test_compared_images_share_a_column_under_the_titles_of_their_rows() -> None:
     rows = {"originals": make_images(3, 64), "reconstructions": 255 - make_images(3, 64)}
     picture = comparison_grid(rows)
