@@ -12,6 +12,7 @@ from mar.latents.info import LatentsInfo
 from mar.model.mar import MAR
 from mar.sampling.generate import SampleConfig, balanced_labels
 from mar.sampling.images import generate_images
+from mar.sampling.labels import resolve_labels
 from mar.tokenizers.codec import reconstruct
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
@@ -37,7 +38,8 @@ def samples(stage: Stage, *, model: MAR, info: LatentsInfo, step: int) -> None:
     decoder = load_tokenizer(TOKENIZER).to(stage.device)
     assert atomic.digest(TOKENIZER) == info.tokenizer
     shown = 2 * SHOWN
-    labels = balanced_labels(shown, config.labels, model.num_classes)
+    names = json.loads(CLASSES.read_text(encoding="utf-8"))
+    labels = balanced_labels(shown, resolve_labels(config.labels, names), model.num_classes)
     images = generate_images(
         model,
         decoder,
@@ -47,7 +49,6 @@ def samples(stage: Stage, *, model: MAR, info: LatentsInfo, step: int) -> None:
         latent_std=info.latent_std,
         autocast=stage.autocast,
     )
-    names = json.loads(CLASSES.read_text(encoding="utf-8"))
     _keep(stage, label_grid(images, labels, class_names=names, columns=SHOWN), step)
 
 

@@ -1,6 +1,7 @@
 """Generate images with the trained generator."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mar.latents.info import LatentsInfo
 from mar.model.mar import load_mar
 from mar.sampling.generate import SampleConfig, balanced_labels
 from mar.sampling.images import generate_images
+from mar.sampling.labels import resolve_labels
 from mar.sampling.store import SampleSet, shard_path, write_shard
 from mar.tokenizers.registry import load_tokenizer
 from stages import pictures
@@ -36,7 +38,12 @@ def main(stage: Stage) -> None:
     info.check({"tokenizer": digest})
     model = load_mar(GENERATOR, digest).to(stage.device)
     decoder = load_tokenizer(TOKENIZER).to(stage.device)
-    labels = balanced_labels(config.num_images, config.labels, model.num_classes)
+    class_names = json.loads(CLASSES.read_text(encoding="utf-8"))
+    chosen = resolve_labels(config.labels, class_names)
+    if chosen is not None:
+        described = ", ".join(f"{label} ({class_names[label]})" for label in chosen)
+        sys.stderr.write(f"{stage.name}: images of the classes {described}\n")
+    labels = balanced_labels(config.num_images, chosen, model.num_classes)
     batch_size = read_count("MAR_SAMPLE_BATCH", 256, least=1)
     folder = stage.work / "samples"
     started, generated = time.monotonic(), 0
@@ -73,16 +80,16 @@ def main(stage: Stage) -> None:
     stage.log_speeds(images_per_second=speed)
     atomic.publish_folder(folder, stage.out / "samples")
     stage.write_metrics({"num_images": config.num_images})
-    pictures.save(stage, stage.out / "grid.png", lambda: _grid(stage.out / "samples"))
+    pictures.save(stage, stage.out / "grid.png", lambda: _grid(stage.out / "samples", class_names))
 
 
-def _grid(folder: Path) -> Image:
+def _grid(folder: Path, class_names: list[str]) -> Image:
     samples = SampleSet(folder)
     shown = range(min(SHOWN, len(samples)))
     return label_grid(
         torch.stack([samples[index] for index in shown]),
         samples.labels[: len(shown)],
-        class_names=json.loads(CLASSES.read_text(encoding="utf-8")),
+        class_names=class_names,
         columns=10,
     )
 

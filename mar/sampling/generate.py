@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from torch import Tensor
 
 from mar import seeds
-from mar.config import Config
+from mar.config import Config, name_or_fields
 from mar.heads.base import Condition, Noise
 from mar.heads.registry import HEADS, SamplerConfig
 from mar.model import masking
@@ -22,14 +22,22 @@ from mar.model.mar import MAR, GeneratorConfig
 from mar.model.transformer import Predictor
 
 
+ClassChoice = Annotated[
+    Annotated[str, Field(min_length=1), Tag("name")] | Annotated[int, Field(ge=0), Tag("fields")],
+    Discriminator(name_or_fields),
+]
+
+
 class SampleConfig(Config):
     """Section `sample` of `params.yaml`: how images are generated."""
 
     seed: int = Field(ge=0, description="seed of orders and noise")
     num_images: int = Field(gt=0, description="images to generate")
-    labels: list[Annotated[int, Field(ge=0)]] | None = Field(
+    labels: list[ClassChoice] | None = Field(
         min_length=1,
-        description="classes to cycle through; null for all of them, equally often",
+        description="classes to cycle through, by number (counted from 0, in the order of "
+        "classes.json) or by name (text, so in quotes where it is a number); null for all of them, "
+        "equally often",
     )
     num_steps: int = Field(gt=0, description="generation steps, each a set of tokens")
     order: Literal["random", "raster", "confidence"] = Field(

@@ -1,0 +1,49 @@
+"""Classes to generate, by number or by name."""
+
+import difflib
+from collections.abc import Sequence
+from unicodedata import normalize
+
+
+def resolve_labels(
+    classes: Sequence[int | str] | None, class_names: Sequence[str]
+) -> list[int] | None:
+    """Return the number of each class of `sample.labels` (None: all).
+
+    A number counts the classes from 0, in the order of `classes.json`; text is a class's name.
+    Where a class is called by another's number, the number alone could mean either, and is refused.
+
+    Raises:
+        ValueError: a class does not exist, or it is not clear which is meant.
+    """
+    if classes is None:
+        return None
+    names = [normalize("NFC", name) for name in class_names]
+    return [_resolve(chosen, names) for chosen in classes]
+
+
+def _resolve(chosen: int | str, names: list[str]) -> int:
+    if isinstance(chosen, int):
+        if chosen >= len(names):
+            raise ValueError(
+                f"sample.labels: {chosen} is not a class, they are 0 to {len(names) - 1}"
+            )
+        if str(chosen) in names and names[chosen] != str(chosen):
+            raise ValueError(
+                f"sample.labels: {chosen} may be the class called '{chosen}', which is number "
+                f"{names.index(str(chosen))}, or class number {chosen}, which is called "
+                f"{names[chosen]!r}; give the name in quotes"
+            )
+        return chosen
+    places = [label for label, name in enumerate(names) if name == normalize("NFC", chosen)]
+    if len(places) > 1:
+        numbers = ", ".join(str(label) for label in places)
+        raise ValueError(
+            f"sample.labels: {len(places)} classes are called {chosen!r}; give the number of one: "
+            f"{numbers}"
+        )
+    if not places:
+        close = difflib.get_close_matches(chosen, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"sample.labels: {chosen!r} is not the name of a class{hint}")
+    return places[0]
