@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mar.data.config import DataConfig, NoData
 from mar.evaluation.extractors import (
     ClassifierReference,
     InceptionReference,
@@ -21,7 +20,9 @@ from mar.model.mar import GeneratorConfig, check_size, narrow_denoiser_warning
 from mar.released.generator import GeneratorSource, ReleasedGenerator
 from mar.released.shapes import check_layout
 from mar.released.tokenizer import ReleasedAutoencoder, TokenizerSource
-from mar.sampling.generate import SampleConfig, balanced_labels, check_fit
+from mar.sampling.generate import SampleConfig, check_fit
+from mar.sampling.labels import resolve_labels
+from mar.sources.registry import DataConfig
 from mar.tokenizer_training.perceptual import ClassifierDistanceConfig
 from mar.tokenizer_training.perceptual import one_class_warning as one_class_distance_warning
 from mar.tokenizer_training.trainer import TokenizerTrainingConfig
@@ -87,8 +88,9 @@ def check_classes(configs: dict[str, Any], classes: Path) -> list[str]:
     Raises:
         ValueError: a class to generate does not exist; the message names it.
     """
-    num_classes = len(json.loads(classes.read_text(encoding="utf-8")))
-    balanced_labels(1, configs["sample"].labels, num_classes)
+    class_names = json.loads(classes.read_text(encoding="utf-8"))
+    resolve_labels(configs["sample"].labels, class_names)
+    num_classes = len(class_names)
     warnings = [one_class_warning(configs["reference"], num_classes)]
     if configs["tokenizer_training"].steps:
         distance = configs["tokenizer_training"].perceptual
@@ -113,7 +115,7 @@ def _check_fit(configs: dict[str, Any]) -> None:
         _check_warmup(name, configs[name])
     _check_phases(configs["tokenizer"], configs["tokenizer_training"])
     _check_sources(configs)
-    if isinstance(configs["data"], NoData):
+    if not configs["data"].has_images:
         _check_without_images(configs)
     check_sizes(
         configs["evaluate"],

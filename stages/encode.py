@@ -18,6 +18,7 @@ from mar.latents.info import TRANSFORM, LatentsConfig, LatentsInfo, latent_std
 from mar.latents.scale import UNMEASURED, check_latent_std, check_scale, weak_channels_warning
 from mar.tokenizers.codec import EncodedImages, concatenate, encode_images
 from mar.tokenizers.registry import latent_shape, load_tokenizer
+from stages.images import open_images
 from stages.stage import Stage, run
 
 
@@ -30,8 +31,7 @@ def main(stage: Stage) -> None:
     image_size = stage.params("data.image_size", int)
     config = stage.params("latents", LatentsConfig)
     model = load_tokenizer(TOKENIZER).to(stage.device)
-    images = ImageSet(MANIFEST, "train", image_size, base=stage.root)
-    images.verify_listing()
+    images = open_images(stage, MANIFEST, "train", image_size)
     shape = latent_shape(model.config, image_size)
     folder = stage.work / "latents"
     names = images.names

@@ -19,8 +19,6 @@ from PIL import Image
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from mar.data.config import NoData
-from mar.data.sources import collect
 from mar.evaluation.image_grid import label_grid, save_png
 from mar.files import atomic
 from mar.latents.info import LatentsInfo
@@ -32,6 +30,8 @@ from mar.released.pickles import read_generator, read_tokenizer
 from mar.released.shapes import describe_generator
 from mar.sampling.generate import SampleConfig, check_fit
 from mar.sampling.images import generate_images
+from mar.sources.no_images import NoData
+from mar.sources.source import Surroundings
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.kl import AutoencoderConfig, AutoencoderKL
 from mar.tokenizers.registry import load_tokenizer
@@ -179,7 +179,7 @@ def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:
         mar.requires_grad_(False).eval(),
         codec.requires_grad_(False).eval(),
         1 / sections["latents"]["scale"],
-        collect(parsed["data"], workers=0).info.class_names,
+        parsed["data"].collect(Surroundings(Path(), workers=0, max_pixels=1)).class_names,
         parsed["sample"],
     )
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mar.data.dataset import ImageSet
 from mar.evaluation.image_grid import comparison_grid
 from mar.evaluation.reconstruction_metrics import difference
 from mar.latents.cache import LatentCache
@@ -20,6 +19,7 @@ from mar.tokenizers import comparison as preflight
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
 from stages import pictures, previews
+from stages.images import open_images
 from stages.stage import Stage
 
 
@@ -45,7 +45,7 @@ def check(stage: Stage, *, cache: LatentCache, weights: Path, image_size: int) -
     rows: dict[int, int] = {}
     images = None
     if MANIFEST.is_file():
-        images = ImageSet(MANIFEST, "train", image_size, base=stage.root)
+        images = open_images(stage, MANIFEST, "train", image_size)
         places = preflight.rows_of_manifest(cache, images.names, images.labels)
         rows = {index: int(places[index]) for index in chosen}
         rows = {index: row for index, row in rows.items() if images.is_present(row)}

@@ -4,40 +4,56 @@ import sys
 
 import pandas as pd
 
-from mar.data.config import DataConfig
-from mar.data.image_folder import EXTENSIONS
 from mar.data.manifest import write_manifest
-from mar.data.sources import collect, describe
 from mar.files.atomic import write_json, write_text
-from stages.stage import Stage, run
+from mar.sources.registry import DataConfig
+from mar.sources.source import Collection, Surroundings
+from stages.stage import Stage, read_count, run
+
+
+MAX_PIXELS = 178_956_970  # Pillow's limit: of more, it takes a file for an attack
+NAMED = 3  # classes
 
 
 def main(stage: Stage) -> None:
-    """Write the manifest, the class names and the list of files that cannot be decoded."""
+    """Write the manifest, the class names and the list of files that cannot be decoded.
+
+    DVC runs this every time, as it cannot know whether a folder of images has changed. What is
+    known of the files is kept, so only new and changed ones are read, and the same images give
+    the same manifest, after which nothing else runs.
+    """
     config = stage.params("data", DataConfig)
-    collection = collect(config, stage.workers, stage.root)
-    if collection.unreadable:
-        total = len(collection.rows) + len(collection.unreadable)
-        sys.stderr.write(
-            f"left out {len(collection.unreadable)} of {total} files that cannot be decoded:\n"
-            f"{describe(collection.unreadable)}\n"
-        )
-    if collection.ignored:
-        sys.stderr.write(
-            f"ignored {len(collection.ignored)} file(s) that are no images by their names, as "
-            f"{collection.ignored[0]}; images end in {', '.join(EXTENSIONS)}\n"
-        )
-    write_manifest(stage.out / "manifest.parquet", collection.info, collection.rows)
-    write_json(stage.out / "classes.json", collection.info.class_names)
+    surroundings = Surroundings(
+        base=stage.root,
+        workers=stage.workers,
+        max_pixels=read_count("MAR_MAX_PIXELS", MAX_PIXELS, least=1),
+        kept=stage.root / "work" / "checked_images",
+    )
+    collection = config.collect(surroundings)
+    for text in (*collection.remarks, *(f"warning: {text}" for text in collection.warnings)):
+        sys.stderr.write(f"{stage.name}: {text}\n")
+    write_manifest(stage.out / "manifest.parquet", collection.class_names, collection.rows)
+    write_json(stage.out / "classes.json", collection.class_names)
     unreadable = pd.DataFrame(collection.unreadable.items(), columns=["path", "reason"])
     write_text(stage.out / "unreadable.csv", unreadable.to_csv(index=False))
     stage.write_metrics(
         {
             "num_train": collection.count("train"),
             "num_held_out": collection.count("held_out"),
-            "num_classes": len(collection.info.class_names),
+            "num_classes": len(collection.class_names),
             "num_unreadable": len(collection.unreadable),
         }
+    )
+    sys.stderr.write(f"{stage.name}: {_summary(collection)}\n")
+
+
+def _summary(collection: Collection) -> str:
+    names = collection.class_names
+    examples = ", ".join(names[:NAMED])
+    read = f" ({collection.num_read} new or changed)" if collection.num_known else ""
+    return (
+        f"{len(collection.rows)} images{read}, {len(names)} classes, e.g. {examples}, "
+        f"{collection.count('held_out')} held out"
     )
 
 

@@ -23,6 +23,7 @@ from mar.tokenizers.codec import reconstruct
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
 from stages import pictures
+from stages.images import open_images
 from stages.stage import Stage, run
 
 
@@ -36,8 +37,7 @@ def main(stage: Stage) -> None:
     """Score reconstructions of the held-out split and draw some beside their originals."""
     image_size = stage.params("data.image_size", int)
     model = load_tokenizer(TOKENIZER).to(stage.device)
-    images = ImageSet(MANIFEST, "held_out", image_size, base=stage.root)
-    images.verify_listing()
+    images = open_images(stage, MANIFEST, "held_out", image_size)
     info = ReferenceInfo.read(REFERENCE / "reference.json")
     extractor = extractors.load(
         stage.params("reference", ReferenceConfig), REFERENCE, base=stage.root

@@ -12,6 +12,7 @@ from mar.evaluation.metrics import EvaluateConfig, check_sizes, score
 from mar.evaluation.reference import ReferenceInfo, measure
 from mar.files import atomic
 from stages import classifier_training
+from stages.images import open_images
 from stages.stage import Stage, run
 
 
@@ -23,9 +24,8 @@ def main(stage: Stage) -> None:
     image_size = stage.params("data.image_size", int)
     config = stage.params("reference", ReferenceConfig)
     evaluate = stage.params("evaluate", EvaluateConfig)
-    train = ImageSet(MANIFEST, "train", image_size, base=stage.root)
-    held_out = ImageSet(MANIFEST, "held_out", image_size, base=stage.root)
-    train.verify_listing()
+    train = open_images(stage, MANIFEST, "train", image_size)
+    held_out = open_images(stage, MANIFEST, "held_out", image_size)
     num_features = min(config.num_features, len(train))
     if len(held_out):
         check_sizes(evaluate, "held-out images", len(held_out), num_features=num_features)

@@ -17,6 +17,7 @@ import torch
 from mar.config import Config
 from mar.files import atomic
 from stages import params
+from stages.cpus import count_cpus
 
 
 T = TypeVar("T")
@@ -74,7 +75,7 @@ class Stage:
     @property
     def workers(self) -> int:
         """Processes that decode images (`MAR_WORKERS`; by default one per CPU that is ours)."""
-        return read_count("MAR_WORKERS", _count_cpus(), least=0)
+        return read_count("MAR_WORKERS", count_cpus(), least=0)
 
     @property
     def micro_batch(self) -> int:
@@ -162,10 +163,3 @@ def read_count(variable: str, default: int, *, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise ValueError(f"{variable}: must be a whole number, {least} or more, got {text!r}")
     return int(text)
-
-
-def _count_cpus() -> int:
-    """Return how many CPUs this process may use, which can be fewer than there are."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

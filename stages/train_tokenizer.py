@@ -15,6 +15,7 @@ from mar.tokenizer_training.trainer import TokenizerTrainingConfig
 from mar.tokenizers.codec import reconstruct
 from mar.tokenizers.registry import build_tokenizer, save_tokenizer
 from stages import classifier_training, train_loop
+from stages.images import open_images
 from stages.stage import Stage, run
 
 
@@ -29,8 +30,7 @@ def main(stage: Stage) -> None:
     section = stage.params("tokenizer", TokenizerSource)
     model = build_tokenizer(section)
     given = tokenizer_source.released_weights(section, model, base=stage.root)
-    images = ImageSet(MANIFEST, "train", image_size, base=stage.root)
-    images.verify_listing()
+    images = open_images(stage, MANIFEST, "train", image_size)
     distance = None
     if tokenizer_training.takes_steps(model, config):  # without the weights of LPIPS it ends here
         distance = perceptual.load(
@@ -53,7 +53,7 @@ def main(stage: Stage) -> None:
             trainer, batches, config, micro_batch=stage.micro_batch, autocast=stage.autocast
         )
 
-    held_out = ImageSet(MANIFEST, "held_out", image_size, base=stage.root)
+    held_out = open_images(stage, MANIFEST, "held_out", image_size)
 
     def preview(step: int) -> None:
         stage.preview("reconstructions", tokenizer=trainer.ema, images=held_out, step=step)

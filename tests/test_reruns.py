@@ -96,6 +96,7 @@ def test_a_second_run_looks_at_the_images_and_does_nothing_else(finished: Path) 
     [
         ("mar/evaluation/metrics.py", ["reference", "reconstruct", "evaluate"]),
         ("mar/released/pickles.py", ["train_tokenizer", "train_generator"]),
+        ("mar/sources/doubts.py", []),
         ("stages/previews.py", []),
         ("stages/tracking.py", []),
         ("mar/tokenizer_training/adversary.py", ["train_tokenizer"]),

@@ -1,1 +1,1 @@
-"""Images: where they come from, which there are, and how they become batches of square tensors."""
+"""Images that a manifest lists: how they are read and become batches of square tensors."""

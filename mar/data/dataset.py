@@ -3,6 +3,7 @@
 Shapes: B batch, S side of an image in pixels.
 """
 
+import hashlib
 from collections.abc import Iterator
 from itertools import count, tee
 from pathlib import Path
@@ -13,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from mar.data import image_folder as folder
 from mar.data.batches import batch_indices
-from mar.data.images import center_crop, decode
+from mar.data.decoding import read_square
 from mar.data.manifest import Manifest, Split
+from mar.data.reading import read_file
 from mar.data.spread import spread
 from mar.data.workers import map_chunks, ranges
 
@@ -36,21 +37,19 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self, manifest: Path, split: Split, image_size: int, *, base: Path = Path()
+        self, manifest: Path, split: Split, image_size: int, *, root: Path = Path()
     ) -> None:
-        """Open a manifest; `base` is where the path of its data folder begins, if it is relative.
+        """Open a manifest of images that lie in the folder `root`, or in the manifest itself.
 
         Raises:
-            ValueError: the file is not a manifest, or lists no images of the split and its data are
-                not `none`.
+            ValueError: it lists images of other splits, but none of this one.
         """
-        self._file = manifest
         self._manifest = Manifest(manifest, split)
-        self._root = base / Path(self._manifest.info.root).expanduser()
-        if not len(self) and self._manifest.info.source != "none":
+        self._root = root
+        if not len(self) and self._manifest.num_all:
             raise ValueError(f"{manifest} lists no images of the split {split}")
         self.labels: Int64[Tensor, " B"] = self._manifest.labels()
-        self.class_names = self._manifest.info.class_names
+        self.class_names = self._manifest.class_names
         self.num_classes = len(self.class_names)
         self.image_size = image_size
 
@@ -61,7 +60,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """Return an image and its label.
 
         Raises:
-            ValueError: the file is gone, cannot be decoded, or its size is not the one that
+            ValueError: the file is gone, cannot be decoded, or its content is not the one that
                 `prepare` saw.
         """
         path = self._manifest.path(index)
@@ -69,8 +68,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         name = path if content is not None else str(self._root / path)
         if content is None:
             content = _read(self._root / path, self._manifest.size(index))
-        image = center_crop(decode(content, name), self.image_size)
-        return image, int(self.labels[index])
+        if hashlib.sha256(content).digest() != self._manifest.sha256(index):
+            raise ValueError(f"{name} has other content than when prepare ran")
+        return read_square(content, name, self.image_size), int(self.labels[index])
 
     @property
     def names(self) -> list[str]:
@@ -92,16 +92,6 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def spread(self, num: int) -> UInt8[Tensor, "B 3 S S"]:
         """Return `num` images, evenly spread over the set, or all of them if fewer."""
         return self.stack([int(index) for index in spread(len(self), num)])
-
-    def verify_listing(self) -> None:
-        """Check by their names that the folder still holds the images that `prepare` saw.
-
-        Raises:
-            ValueError: images were added or removed.
-        """
-        info = self._manifest.info
-        if info.source == "folder":
-            folder.verify(self._root, {*Manifest(self._file).paths(), *info.unreadable})
 
 
 def load_images(images: ImageSet, workers: int) -> UInt8[Tensor, "B 3 S S"]:
@@ -138,6 +128,7 @@ def image_batches(
 def _decoded_ahead(
     images: ImageSet, steps: Iterator[Int64[Tensor, " B"]], workers: int
 ) -> Iterator[tuple[UInt8[Tensor, "B 3 S S"], Int64[Tensor, " B"]]]:
+    workers = min(workers, -(-len(images) // CHUNK))
     steps, steps_of_workers = tee(steps)
     parts = map_chunks(images.stack, _cut(steps_of_workers), workers)
     for chosen in steps:
@@ -159,11 +150,13 @@ def _empty(images: ImageSet, num: int) -> UInt8[Tensor, "B 3 S S"]:
 
 def _read(file: Path, expected_bytes: int) -> bytes:
     try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"{file} is gone since prepare ran") from None
-    except OSError as error:
-        raise ValueError(f"{file}: {error.strerror}") from None
+        content, _ = read_file(file)
+    except ValueError as error:
+        if not file.exists():
+            raise ValueError(
+                f"{file} is gone since prepare ran, or the data folder (data.path) lies elsewhere"
+            ) from None
+        raise ValueError(f"{file}: {error}") from None
     if len(content) != expected_bytes:
         raise ValueError(f"{file} has {len(content)} bytes, {expected_bytes} when prepare ran")
     return content

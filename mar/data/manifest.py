@@ -1,8 +1,9 @@
 """The manifest: a Parquet file that lists the images of a data set with their labels and splits.
 
 Columns: `path` (relative to the data folder), `image` (the file's content, null where it stays in
-the folder), `label`, `bytes` (the file's size), `split`. What holds for all images is in the
-schema's metadata.
+the folder), `label`, `bytes` (the file's size), `sha256` (of its content), `split`. The classes'
+names are in the schema's metadata. Where the folder lies is not: the same images make the same
+manifest anywhere.
 """
 
 # pyarrow has no type stubs, so everything that it returns is unknown to pyright.
@@ -11,7 +12,6 @@ schema's metadata.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -32,6 +32,7 @@ COLUMNS = pa.schema(
         ("image", pa.binary()),
         ("label", pa.int32()),
         ("bytes", pa.int64()),
+        ("sha256", pa.binary(32)),
         ("split", pa.string()),
     ]
 )
@@ -44,43 +45,26 @@ class Row(NamedTuple):
     image: bytes | None
     label: int
     size: int
+    sha256: bytes
     split: Split
-
-
-@dataclass(frozen=True)
-class Info:
-    """What holds for all images of a manifest.
-
-    Attributes:
-        source: The kind of data: `digits`, `folder`, or `none` for no images.
-        root: The data folder as the user gave it; where relative paths begin is for
-            the reader to say.
-        class_names: The name of each label.
-        unreadable: Paths of the files that were left out because they cannot be decoded.
-    """
-
-    source: str
-    root: str
-    class_names: list[str]
-    unreadable: list[str]
 
 
 class Manifest:
     """The rows of one split, or of all, kept as Arrow columns.
 
     Millions of Python strings would be copied by every worker process that only looks at them.
+
+    Attributes:
+        class_names: The name of each label.
+        num_all: The number of rows of all splits.
     """
 
     def __init__(self, path: Path, split: Split | None = None) -> None:
         filters = None if split is None else [("split", "=", split)]
         self._rows = pq.read_table(path, filters=filters).combine_chunks()
-        metadata = pq.read_schema(path).metadata
-        self.info = Info(
-            source=metadata[b"source"].decode(),
-            root=metadata[b"root"].decode(),
-            class_names=json.loads(metadata[b"class_names"]),
-            unreadable=json.loads(metadata[b"unreadable"]),
-        )
+        described = pq.read_metadata(path)
+        self.class_names: list[str] = json.loads(described.metadata[b"class_names"])
+        self.num_all: int = described.num_rows
 
     def __len__(self) -> int:
         return self._rows.num_rows
@@ -105,19 +89,17 @@ class Manifest:
         """Return the size of a row's file in bytes."""
         return self._rows["bytes"][index].as_py()
 
+    def sha256(self, index: int) -> bytes:
+        """Return the digest of a row's image."""
+        return self._rows["sha256"][index].as_py()
 
-def write_manifest(path: Path, info: Info, rows: Sequence[Row]) -> None:
+
+def write_manifest(path: Path, class_names: Sequence[str], rows: Sequence[Row]) -> None:
     """Write a manifest in one piece; the same rows make the same bytes, with one pyarrow."""
-    metadata = {
-        "source": info.source,
-        "root": info.root,
-        "class_names": json.dumps(info.class_names),
-        "unreadable": json.dumps(info.unreadable),
-    }
     columns = list(zip(*rows, strict=True)) or [()] * len(COLUMNS)
     table = pa.table(
         [pa.array(values, kind) for values, kind in zip(columns, COLUMNS.types, strict=True)],
-        schema=COLUMNS.with_metadata(metadata),
+        schema=COLUMNS.with_metadata({"class_names": json.dumps(list(class_names))}),
     )
     with replacing(path) as partial:
         pq.write_table(table, partial)

@@ -1,14 +1,19 @@
 """Work on many samples in worker processes, in order."""
 
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 
 R = TypeVar("R")
+
+HINT = "fewer of them need less, and none are started with MAR_WORKERS=0"
 
 
 def map_chunks(
@@ -16,25 +21,22 @@ def map_chunks(
 ) -> Iterator[R]:
     """Yield `function(chunk)` for each chunk of indices, in their order; the chunks may be endless.
 
-    With 0 workers all happens in this process. The workers are those of a DataLoader, which end
-    with this process even when it is killed (those of `concurrent.futures` do not), and when the
-    iterator is closed or forgotten.
+    With 0 workers all happens in this process, and there are never more workers than chunks. They
+    are those of a DataLoader, which end with this process even when it is killed (those of
+    `concurrent.futures` do not), and when the iterator is closed or forgotten. Tensors come back
+    through pipes, not in shared memory, of which containers often have 64 MB: where it is full,
+    a DataLoader waits for ever.
 
     Raises:
-        ValueError: a call raised it; with the same message, and not the worker's traceback.
+        ValueError: a call raised it, with the same message and not the worker's traceback; or
+            workers cannot be started, or die.
     """
-    loader: DataLoader[R | _Failure] = DataLoader(
-        _Calls(function),
-        batch_sampler=chunks,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        collate_fn=_unchanged,
-        generator=torch.Generator(),  # else it would draw a seed from the global one
-    )
-    for result in loader:
+    if isinstance(chunks, Sized):
+        workers = min(workers, len(chunks))
+    for result in _results(_Calls(function, piped=workers > 0), chunks, workers):
         if isinstance(result, _Failure):
             raise ValueError(result.message)
-        yield result
+        yield _unpiped(result)
 
 
 def ranges(num: int, size: int) -> list[list[int]]:
@@ -47,16 +49,73 @@ class _Failure:
     message: str
 
 
-class _Calls(Dataset[R], Generic[R]):
-    def __init__(self, function: Callable[[list[int]], R]) -> None:
-        self.function = function
+@dataclass(frozen=True)
+class _Piped:
+    """A tensor, which a worker would otherwise put into shared memory."""
 
-    def __getitems__(self, chunk: list[int]) -> R | _Failure:
+    values: "np.ndarray[Any, np.dtype[Any]]"
+
+
+class _Calls(Dataset[R], Generic[R]):
+    def __init__(self, function: Callable[[list[int]], R], *, piped: bool) -> None:
+        self.function = function
+        self.piped = piped
+
+    def __getitems__(self, chunk: list[int]) -> R | _Failure | _Piped:
         """Do a whole chunk (DataLoader looks for this name before `__getitem__`)."""
         try:
-            return self.function(chunk)
+            result = self.function(chunk)
         except ValueError as error:
             return _Failure(str(error))
+        if self.piped and isinstance(result, Tensor):
+            return _Piped(result.numpy())
+        return result
+
+
+def _results(calls: Dataset[Any], chunks: Iterable[list[int]], workers: int) -> Iterator[Any]:
+    """Yield what a loader yields.
+
+    Raises:
+        ValueError: its workers cannot be started (no memory, no more processes, no /dev/shm for
+            their locks), or one has died.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # as many as asked for
+            results = iter(
+                DataLoader(
+                    calls,
+                    batch_sampler=chunks,
+                    num_workers=workers,
+                    prefetch_factor=4 if workers else None,
+                    collate_fn=_unchanged,
+                    generator=torch.Generator(),  # else it would draw a seed from the global one
+                )
+            )
+    except OSError as error:
+        raise ValueError(
+            f"{workers} worker processes cannot be started ({error.strerror}; they need memory and "
+            f"a few bytes of /dev/shm): {HINT}"
+        ) from None
+    while True:
+        try:
+            result = next(results)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if workers and "exited unexpectedly" in str(error):
+                raise ValueError(
+                    f"one of {workers} worker processes was killed, mostly for want of memory: "
+                    f"{HINT}"
+                ) from None
+            raise
+        yield result
+
+
+def _unpiped(result: Any) -> Any:
+    if isinstance(result, _Piped):
+        return torch.from_numpy(result.values)  # pyright: ignore[reportUnknownMemberType]
+    return result
 
 
 def _unchanged(result: R) -> R:

@@ -6,7 +6,6 @@ import pytest
 from pydantic import Field, ValidationError
 
 from mar.config import Config, cut_down
-from mar.data.config import NoData
 from mar.evaluation.lpips import LPIPSConfig
 from mar.heads.denoiser import DenoiserSize
 from mar.heads.registry import HEADS
@@ -16,6 +15,7 @@ from mar.model.transformer import Widths
 from mar.released.generator import ReleasedGenerator, TrainedGenerator
 from mar.released.tokenizer import ReleasedAutoencoder, TrainedAutoencoder
 from mar.sampling.generate import SampleConfig
+from mar.sources.no_images import NoData
 from mar.tokenizer_training.adversary import AdversarialConfig, LeCamConfig, R1Config
 from mar.tokenizer_training.perceptual import ClassifierDistanceConfig
 from mar.tokenizer_training.trainer import TokenizerTrainingConfig

@@ -1,15 +1,22 @@
 """`prepare` writes a manifest of every image that can be decoded, or nothing."""
 
 import json
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
+from ruamel.yaml import YAML
 
 from mar.data.dataset import ImageSet
+from mar.data.formats import EXPECTED
+from mar.sources.registry import DataConfig
+from mar.sources.source import DataSource
 from stages import prepare
+from stages.images import open_images
 from stages.stage import Stage
 from stages.tracking import Run
 
@@ -66,7 +73,7 @@ def test_a_file_that_cannot_be_decoded_is_named_and_left_out(
     make_photos(8)
     Path("photos/a/0.png").write_text("hello, world")
     prepare.main(stage)
-    reason = "not a BMP, GIF, JPEG, PNG, PPM, TIFF or WebP image"
+    reason = f"not an image of a known format, expected {EXPECTED}"
     expected = f"left out 1 of 8 files that cannot be decoded:\n  a/0.png: {reason}\n"
     assert expected in capsys.readouterr().err
     listed = Path("out/prepare/unreadable.csv").read_text()
@@ -86,14 +93,19 @@ def test_a_file_that_cannot_be_decoded_is_named_and_left_out(
     assert metrics["num_unreadable"] == 1
 
 
-def test_ignored_files_are_counted_once(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_odd_is_said_once_and_the_last_line_sums_up(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("params.yaml").write_text(FOLDER)
     make_photos(8)
-    for name in ("photos/notes.txt", "photos/a/1.heic", "photos/b/2.HEIC"):
+    for name in ("photos/notes.txt", "photos/a/1.heic", "photos/b/2.HEIC", "photos/.DS_Store"):
         Path(name).touch()
+    Path("photos/__MACOSX").mkdir()
     prepare.main(stage)
     said = capsys.readouterr().err
-    assert said.count("ignored 3 file(s) that are no images by their names, as a/1.heic; ") == 1
+    assert said.count("prepare: ignored 3 of 11 files (27 %) that are no images by their") == 1
+    assert said.count("prepare: skipped 2 hidden files and folders and those of operating s") == 1
+    assert said.splitlines()[-1] == "prepare: 8 images, 2 classes, e.g. a, b, 4 held out"
 
 
 def test_too_many_broken_files_stop_before_anything_is_written(stage: Stage) -> None:
@@ -104,6 +116,61 @@ def test_too_many_broken_files_stop_before_anything_is_written(stage: Stage) -> 
     with pytest.raises(ValueError, match=r"^2 of 8 files in \S*photos cannot be decoded, "):
         prepare.main(stage)
     assert not stage.out.exists()
+
+
+def manifest_after(stage: Stage, params: str) -> bytes:
+    Path("params.yaml").write_text(params)
+    prepare.main(stage)
+    return Path("out/prepare/manifest.parquet").read_bytes()
+
+
+def test_where_the_images_lie_and_how_many_may_be_broken_do_not_change_the_manifest(
+    stage: Stage,
+) -> None:
+    make_photos(8)
+    first = manifest_after(stage, FOLDER)
+    Path("photos").rename("elsewhere")
+    assert manifest_after(stage, FOLDER.replace("path: photos", "path: elsewhere")) == first
+    moved = FOLDER.replace("path: photos", f"path: {Path('elsewhere').absolute()}")
+    assert manifest_after(stage, moved.replace("unreadable: 1", "unreadable: 5")) == first
+    Path("elsewhere/a/broken.png").touch()
+    assert manifest_after(stage, moved) == first
+    make_photos(2)
+    Path("photos/a/0.png").rename("elsewhere/a/new.png")
+    assert manifest_after(stage, moved) != first
+
+
+def test_later_starts_read_new_and_changed_files_alone(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_photos(8)
+    time.sleep(0.1)  # files just written are read again, as they may still change
+    first = manifest_after(stage, FOLDER)
+    capsys.readouterr()
+    assert manifest_after(stage, FOLDER) == first
+    assert "8 images (0 new or changed), 2 classes" in capsys.readouterr().err
+    Image.new("RGB", (8, 8), (200, 0, 0)).save("photos/a/0.png")
+    assert manifest_after(stage, FOLDER) != first
+    assert "8 images (1 new or changed), 2 classes" in capsys.readouterr().err
+
+
+def test_larger_images_are_read_with_a_variable(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_photos(8)
+    monkeypatch.setenv("MAR_MAX_PIXELS", "63")
+    with pytest.raises(ValueError, match="up to MAR_MAX_PIXELS of them are read, which is 63"):
+        manifest_after(stage, FOLDER)
+    monkeypatch.setenv("MAR_MAX_PIXELS", "64")
+    manifest_after(stage, FOLDER)
+
+
+def test_every_source_answers_whether_it_has_images() -> None:
+    sections = YAML(typ="safe").load(DIGITS)
+    adapter: TypeAdapter[DataSource] = TypeAdapter(DataConfig)
+    none = {"source": "none", "image_size": 8, "classes": ["a"]}
+    assert adapter.validate_python(sections["data"]).has_images
+    assert not adapter.validate_python(none).has_images
 
 
 def test_the_outputs_are_the_same_bytes_each_time(stage: Stage) -> None:
@@ -126,8 +193,8 @@ def test_a_relative_folder_is_found_from_a_temporary_copy_of_the_repository(
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     Path("params.yaml").write_text(FOLDER)
     prepare.main(stage)
-    images = ImageSet(Path("out/prepare/manifest.parquet"), "train", 8, base=stage.root)
-    images.verify_listing()
+    images = open_images(stage, Path("out/prepare/manifest.parquet"), "train", 8)
+    assert images.image_size == 8
     assert {int(image[0, 0, 0]) for image, _ in (images[i] for i in range(len(images)))} < {
         *range(8)
     }

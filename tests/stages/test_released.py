@@ -21,13 +21,13 @@ from ruamel.yaml import YAML
 from torch import Tensor
 from torch_fidelity import FeatureExtractorInceptionV3
 
-from mar.data.config import NoData
-from mar.data.sources import collect
 from mar.files import weights
 from mar.latents.info import LatentsInfo
 from mar.released.names import from_released
 from mar.released.pickles import read_generator, read_tokenizer
 from mar.sampling.store import SampleSet
+from mar.sources.no_images import NoData
+from mar.sources.source import Surroundings
 from mar.training.trainer import Trainer
 from stages import export, previews, train_loop
 
@@ -244,6 +244,6 @@ def test_all_stages_pass_without_an_image(tmp_path: Path, inception: dict[str, A
 
 def test_the_classes_of_imagenet_are_known_by_name() -> None:
     data = NoData(source="none", image_size=256, classes="imagenet")
-    names = collect(data, 0).info.class_names
+    names = data.collect(Surroundings(Path(), workers=0, max_pixels=1)).class_names
     assert len(names) == len(set(names)) == 1000
     assert (names[0], names[207], names[999]) == ("tench", "golden retriever", "toilet tissue")

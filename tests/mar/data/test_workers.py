@@ -2,11 +2,15 @@
 
 import multiprocessing
 import os
+import resource
+import signal
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from mar.data.workers import map_chunks, ranges
 
@@ -61,6 +65,47 @@ def test_the_global_generator_is_left_alone(workers: int) -> None:
     state = torch.get_rng_state()
     list(map_chunks(square, [[0], [1]], workers))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def images(chunk: list[int]) -> Tensor:
+    return torch.full((3,), chunk[0], dtype=torch.uint8)
+
+
+def test_tensors_of_workers_are_in_no_shared_memory() -> None:
+    """Containers often have little, and where it is full, a DataLoader waits for ever."""
+    results = list(map_chunks(images, [[0], [1]], 1))
+    assert [result.tolist() for result in results] == [[0] * 3, [1] * 3]
+    assert not any(result.is_shared() for result in results)
+
+
+def test_there_are_no_more_workers_than_chunks() -> None:
+    results = map_chunks(square, [[1], [2], [3]], 3000)
+    assert next(results) == [1]
+    assert len(multiprocessing.active_children()) == 3
+    assert list(results) == [[4], [9]]
+
+
+def die(chunk: list[int]) -> list[int]:
+    if chunk == [1]:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory is full
+    return chunk
+
+
+def test_a_worker_that_is_killed_ends_the_work_with_a_reason() -> None:
+    with pytest.raises(ValueError, match=r"^one of 1 worker processes was killed, .*MAR_WORKERS=0"):
+        list(map_chunks(die, [[0], [1], [2]], 1))
+
+
+def test_workers_that_cannot_start_are_an_error_with_a_reason() -> None:
+    """Here for want of a file, as they need some; without /dev/shm it is the same."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = len(os.listdir("/proc/self/fd")) if Path("/proc").is_dir() else 50  # noqa: PTH208
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held + 1, limits[1]))
+        with pytest.raises(ValueError, match=r"cannot be started .*/dev/shm.*MAR_WORKERS=0$"):
+            next(map_chunks(square, [[0], [1]], 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_ranges_cut_indices_into_chunks() -> None:

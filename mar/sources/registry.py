@@ -1,0 +1,12 @@
+"""Which data sources there are: a file for each, and its name here."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from mar.sources.digits import DigitsData
+from mar.sources.folder import FolderData
+from mar.sources.no_images import NoData
+
+
+DataConfig = Annotated[DigitsData | FolderData | NoData, Field(discriminator="source")]
