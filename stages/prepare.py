@@ -30,6 +30,8 @@ def main(stage: Stage) -> None:
         kept=stage.root / "work" / "checked_images",
     )
     collection = config.collect(surroundings)
+    if collection.num_known:
+        sys.stderr.write(f"{stage.name}: {collection.num_known} files are as they were when read\n")
     for text in (*collection.remarks, *(f"warning: {text}" for text in collection.warnings)):
         sys.stderr.write(f"{stage.name}: {text}\n")
     write_manifest(stage.out / "manifest.parquet", collection.class_names, collection.rows)
@@ -49,10 +51,9 @@ def main(stage: Stage) -> None:
 
 def _summary(collection: Collection) -> str:
     names = collection.class_names
-    examples = ", ".join(names[:NAMED])
-    read = f" ({collection.num_read} new or changed)" if collection.num_known else ""
+    classes = "1 class" if len(names) == 1 else f"{len(names)} classes"
     return (
-        f"{len(collection.rows)} images{read}, {len(names)} classes, e.g. {examples}, "
+        f"{len(collection.rows)} images, {classes}, e.g. {', '.join(names[:NAMED])}, "
         f"{collection.count('held_out')} held out"
     )
 

@@ -24,7 +24,7 @@ def remarks(listing: Listing) -> list[str]:
         found.append(f"the folder {listing.left_alone} is left alone")
     if junk := listing.skipped.junk:
         found.append(
-            f"skipped {len(junk)} hidden files and folders and those of operating systems, as "
+            f"skipped {len(junk)} hidden files or folders, or those of operating systems, as "
             f"{show(min(junk))}"
         )
     if loops := listing.skipped.loops:
@@ -60,10 +60,9 @@ def _nested(listing: Listing) -> list[str]:
         return []
     name, folders = next(iter(nested.items()))
     return [
-        f"{sum(folder.total() for folder in nested.values())} images of {len(nested)} of "
-        f"{len(listing.class_names)} classes lie in folders within their class folders, which are "
-        f"no classes of their own: {name} has {len(folders)} such folders, as "
-        f"{name}/{next(iter(folders))}"
+        f"{sum(folder.total() for folder in nested.values())} images lie in folders within class "
+        f"folders, which are no classes of their own ({len(nested)} of {len(listing.class_names)} "
+        f"classes; {name} has {len(folders)}, as {name}/{next(iter(folders))})"
     ]
 
 

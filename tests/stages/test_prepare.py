@@ -104,7 +104,7 @@ def test_what_is_odd_is_said_once_and_the_last_line_sums_up(
     prepare.main(stage)
     said = capsys.readouterr().err
     assert said.count("prepare: ignored 3 of 11 files (27 %) that are no images by their") == 1
-    assert said.count("prepare: skipped 2 hidden files and folders and those of operating s") == 1
+    assert said.count("prepare: skipped 2 hidden files or folders, or those of operating s") == 1
     assert said.splitlines()[-1] == "prepare: 8 images, 2 classes, e.g. a, b, 4 held out"
 
 
@@ -148,10 +148,10 @@ def test_later_starts_read_new_and_changed_files_alone(
     first = manifest_after(stage, FOLDER)
     capsys.readouterr()
     assert manifest_after(stage, FOLDER) == first
-    assert "8 images (0 new or changed), 2 classes" in capsys.readouterr().err
+    assert "prepare: 8 files are as they were when read\n" in capsys.readouterr().err
     Image.new("RGB", (8, 8), (200, 0, 0)).save("photos/a/0.png")
     assert manifest_after(stage, FOLDER) != first
-    assert "8 images (1 new or changed), 2 classes" in capsys.readouterr().err
+    assert "prepare: 7 files are as they were when read\n" in capsys.readouterr().err
 
 
 def test_larger_images_are_read_with_a_variable(

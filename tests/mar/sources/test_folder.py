@@ -206,8 +206,8 @@ def test_nested_folders_are_said_with_their_counts(tmp_path: Path) -> None:
     make_images(tmp_path, "dogs/beagle/1.png", "dogs/beagle/2.png", "dogs/pug/1.png", "cats/1.png")
     make_images(tmp_path, "cats/2.png")
     assert warning(collect_folder(tmp_path), "folders within") == (
-        "3 images of 1 of 2 classes lie in folders within their class folders, which are no "
-        "classes of their own: dogs has 2 such folders, as dogs/beagle"
+        "3 images lie in folders within class folders, which are no classes of their own (1 of 2 "
+        "classes; dogs has 2, as dogs/beagle)"
     )
 
 
