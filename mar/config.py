@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]  # of a file, in hexadecimal
+MOST = 1_000_000_000  # of anything that is counted: steps, images, pixels, codes
 PathText = Annotated[str, Field(min_length=1)]  # of a file or a folder; empty, it would be one
 
 
@@ -15,10 +16,18 @@ class Config(BaseModel):
 
     Unknown keys, missing keys and values of another type are refused (`1` is a valid float; `'1'`,
     infinity and nan are not), and a config cannot be changed once it is made. Fields have no
-    defaults, so `params.yaml` shows every value that shapes a result.
+    defaults, so `params.yaml` shows every value that shapes a result. No count is over `MOST`; what
+    a machine's memory cannot hold is refused by `stages.memory`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _refuse_absurd(cls, value: object, info: Any) -> object:
+        if isinstance(value, int) and abs(value) > MOST and info.field_name != "seed":
+            raise ValueError(f"must be at most {MOST:,}")
+        return value
 
 
 C = TypeVar("C", bound=Config)

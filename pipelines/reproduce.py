@@ -13,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from mar.files import atomic
 from pipelines import command, graph, program
 
 
@@ -105,7 +106,7 @@ def _publish(project: Path, outcomes: list[Outcome]) -> None:
 
 def _metrics(project: Path, stage: str) -> dict[str, object]:
     path = project / "out" / stage / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return atomic.read_json(path) if path.is_file() else {}
 
 
 def main() -> None:

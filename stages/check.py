@@ -3,7 +3,6 @@
 Run as a program it says whether the file is fine; every stage runs it before it begins.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from mar.evaluation.extractors import (
     one_class_warning,
 )
 from mar.evaluation.metrics import EvaluateConfig, check_sizes
+from mar.files import atomic
 from mar.latents.info import LatentsConfig
 from mar.model.mar import GeneratorConfig, check_size, narrow_denoiser_warning
 from mar.released.generator import GeneratorSource, ReleasedGenerator
@@ -88,7 +88,7 @@ def check_classes(configs: dict[str, Any], classes: Path) -> list[str]:
     Raises:
         ValueError: a class to generate does not exist; the message names it.
     """
-    class_names = json.loads(classes.read_text(encoding="utf-8"))
+    class_names = atomic.read_json(classes)
     resolve_labels(configs["sample"].labels, class_names)
     num_classes = len(class_names)
     warnings = [one_class_warning(configs["reference"], num_classes)]

@@ -15,7 +15,13 @@ from mar.data.workers import map_chunks
 from mar.files import atomic
 from mar.latents.cache import measure_latents, write_latents
 from mar.latents.info import TRANSFORM, LatentsConfig, LatentsInfo, latent_std
-from mar.latents.scale import UNMEASURED, check_latent_std, check_scale, weak_channels_warning
+from mar.latents.scale import (
+    UNMEASURED,
+    check_latent_std,
+    check_scale,
+    outliers_warning,
+    weak_channels_warning,
+)
 from mar.tokenizers.codec import EncodedImages, concatenate, encode_images
 from mar.tokenizers.registry import latent_shape, load_tokenizer
 from stages.images import open_images
@@ -44,6 +50,8 @@ def main(stage: Stage) -> None:
             mirrored += [encode_images(model, pixels.flip(3)).cpu()] if config.flips else []
         _write(path, plain, mirrored, images, indices, names, config, model.codebook_size)
     measured = measure_latents(folder, shape)
+    if warning := outliers_warning(measured, names):
+        sys.stderr.write(f"{stage.name}: {warning}\n")
     check_scale(measured)
     if warning := weak_channels_warning(measured):
         sys.stderr.write(f"{stage.name}: {warning}\n")
@@ -63,7 +71,7 @@ def main(stage: Stage) -> None:
         **scale,
     )
     atomic.publish_folder(folder, stage.out / "latents")
-    atomic.write_json(stage.out / "latents.json", info.model_dump())
+    info.write(stage.out / "latents.json")
     stage.write_metrics({"count": info.count, "latent_std": divided_by, **measured.summary()})
 
 
@@ -72,11 +80,8 @@ def _missing_shards(
 ) -> Iterator[tuple[Path, list[int], Iterator[Tensor]]]:
     """Yield path, image indices and batches of pixels of each shard that is not written yet."""
     parts = torch.arange(len(images)).split(config.shard_images) if len(images) else []
-    missing = [
-        (folder / f"{number:05d}.arrow", part.tolist())
-        for number, part in enumerate(parts)
-        if not (folder / f"{number:05d}.arrow").is_file()
-    ]
+    shards = [(folder / f"{n:05d}.arrow", part.tolist()) for n, part in enumerate(parts)]
+    missing = [(path, part) for path, part in shards if not stage.is_made(path)]
     size = config.batch_size
     chunks = [part[i : i + size] for _, part in missing for i in range(0, len(part), size)]
     decoded = map_chunks(images.stack, chunks, stage.workers)

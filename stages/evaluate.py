@@ -1,6 +1,5 @@
 """Score the generated images against the real ones."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -64,7 +63,7 @@ def _draw(
     """
     folder = stage.out / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
-    class_names = json.loads(CLASSES.read_text(encoding="utf-8"))
+    class_names = atomic.read_json(CLASSES)
 
     def farthest() -> Image:
         distances = distance_to_reference(found, reference)

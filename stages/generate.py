@@ -5,7 +5,6 @@ pictures for a person, and nothing depends on them.
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -136,7 +135,7 @@ def trained_weights(ema: bool) -> Weights:
         load_mar(OUT / "train_generator" / f"{name}.safetensors", digest),
         load_tokenizer(tokenizer),
         info.latent_std,
-        json.loads(classes.read_text(encoding="utf-8")),
+        atomic.read_json(classes),
         params.load("sample", SampleConfig),
     )
 

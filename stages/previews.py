@@ -1,6 +1,5 @@
 """Pictures of a training along the way, for people; they change nothing that a stage makes."""
 
-import json
 from pathlib import Path
 
 from PIL import Image
@@ -38,7 +37,7 @@ def samples(stage: Stage, *, model: MAR, info: LatentsInfo, step: int) -> None:
     decoder = load_tokenizer(TOKENIZER).to(stage.device)
     assert atomic.digest(TOKENIZER) == info.tokenizer
     shown = 2 * SHOWN
-    names = json.loads(CLASSES.read_text(encoding="utf-8"))
+    names = atomic.read_json(CLASSES)
     labels = balanced_labels(shown, resolve_labels(config.labels, names), model.num_classes)
     images = generate_images(
         model,

@@ -52,7 +52,7 @@ def main(stage: Stage) -> None:
         gathered = extractors.gather(found)
         scores = score(gathered, labels, reference, kind=extractor.kind, config=evaluate)
     info = ReferenceInfo.describe(extractor, reference, image_size, len(held_out), scores)
-    atomic.write_json(folder / "reference.json", info.model_dump())
+    info.write(folder / "reference.json")
     stage.write_metrics(
         {
             "held_out": scores,

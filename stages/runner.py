@@ -21,7 +21,7 @@ from types import FrameType
 import torch
 
 from mar.files import atomic
-from stages import params, tracking, work
+from stages import failures, params, tracking, work
 from stages.locks import locked
 from stages.stage import OUT, Stage, root
 
@@ -53,16 +53,11 @@ def start(name: str, main: Callable[[Stage], None]) -> None:
             raise
         sys.stderr.write(f"{name}: interrupted; the same command goes on from what is saved\n")
         raise SystemExit(128 + signal.SIGINT) from None
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        if os.environ.get("MAR_TRACEBACK"):
+    except Exception as error:
+        lines = failures.explain(name, error)
+        if lines is None or os.environ.get("MAR_TRACEBACK"):
             raise
-        sys.stderr.write(f"{name}: {error}\n")
-        if isinstance(error, torch.OutOfMemoryError):
-            sys.stderr.write(
-                f"{name}: less memory is taken with a smaller MAR_MICRO_BATCH (trainings), "
-                "MAR_SAMPLE_BATCH (sample) or latents.batch_size (encode), and with "
-                "MAR_CHECKPOINTING=1 (train_generator)\n"
-            )
+        sys.stderr.writelines(f"{name}: {line}\n" for line in lines)
         raise SystemExit(1) from None
 
 
@@ -120,6 +115,7 @@ def _check_params(name: str) -> None:
 
 def _run_tracked(name: str, main: Callable[[Stage], None]) -> None:
     device = choose_device()
+    import_module("stages.memory").check(name, device)  # imports what prepare does without
     work.remove_recorded()
     read, inputs = work.sections(name), work.input_digests(name)
     folder = work.open_folder(name, inputs)

@@ -1,6 +1,5 @@
 """Generate images with the trained generator."""
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from mar.model.mar import load_mar
 from mar.sampling.generate import SampleConfig, balanced_labels
 from mar.sampling.images import generate_images
 from mar.sampling.labels import resolve_labels
+from mar.sampling.reach import Reach
 from mar.sampling.store import SampleSet, shard_path, write_shard
 from mar.tokenizers.registry import load_tokenizer
 from stages import pictures
@@ -38,7 +38,7 @@ def main(stage: Stage) -> None:
     info.check({"tokenizer": digest})
     model = load_mar(GENERATOR, digest).to(stage.device)
     decoder = load_tokenizer(TOKENIZER).to(stage.device)
-    class_names = json.loads(CLASSES.read_text(encoding="utf-8"))
+    class_names = atomic.read_json(CLASSES)
     chosen = resolve_labels(config.labels, class_names)
     if chosen is not None:
         described = ", ".join(f"{label} ({class_names[label]})" for label in chosen)
@@ -47,13 +47,15 @@ def main(stage: Stage) -> None:
     batch_size = read_count("MAR_SAMPLE_BATCH", 256, least=1)
     folder = stage.work / "samples"
     started, generated = time.monotonic(), 0
+    reach = Reach(info.largest, info.latent_std)
 
     shards = torch.arange(config.num_images).split(config.shard_images)
     paths = [shard_path(folder, number) for number in range(len(shards))]
-    done = sum(len(shard) for path, shard in zip(paths, shards, strict=True) if path.is_file())
+    written = [stage.is_made(path) for path in paths]
+    done = sum(len(shard) for shard, whole in zip(shards, written, strict=True) if whole)
     with generation_bar(stage.name, config.num_images, done) as progress:
-        for path, shard in zip(paths, shards, strict=True):
-            if not path.is_file():
+        for path, shard, whole in zip(paths, shards, written, strict=True):
+            if not whole:
                 batches = []
                 for indices in shard.split(batch_size):
                     batch = generate_images(
@@ -65,6 +67,7 @@ def main(stage: Stage) -> None:
                         latent_std=info.latent_std,
                         autocast=stage.autocast,
                         on_step=step_counter(progress, len(indices), model.num_tokens),
+                        on_latents=reach.update,
                     )
                     batches.append(batch)
                     generated += len(batch)
@@ -75,6 +78,8 @@ def main(stage: Stage) -> None:
                     first_index=int(shard[0]),
                     num_classes=model.num_classes,
                 )
+    if warning := reach.warning():
+        sys.stderr.write(f"{stage.name}: {warning}\n")
     # Of this start alone: an earlier one, that was killed, may have made some or all.
     speed = generated / (time.monotonic() - started) if generated else None
     stage.log_speeds(images_per_second=speed)

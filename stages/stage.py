@@ -15,7 +15,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from mar.config import Config
-from mar.files import atomic
+from mar.files import atomic, seal
+from mar.files.seal import DamagedFileError
 from stages import params
 from stages.cpus import count_cpus
 
@@ -111,6 +112,21 @@ class Stage:
     def log_speeds(self, **values: float | None) -> None:
         """Log what differs from run to run: to MLflow, and to `work/speeds/<stage>.json`."""
         self.run.speeds({name: value for name, value in values.items() if value is not None})
+
+    def is_made(self, path: Path) -> bool:
+        """Say whether an earlier start of the stage has made a file of its work folder.
+
+        A damaged one is removed, which is said, so that it is made again.
+        """
+        if not path.is_file():
+            return False
+        try:
+            seal.check(path)
+        except DamagedFileError as error:
+            sys.stderr.write(f"{self.name}: {error}; it is made again\n")
+            path.unlink()
+            return False
+        return True
 
     def preview(self, kind: str, **values: Any) -> None:
         """Draw a picture of the work so far, for people, with `stages.previews.<kind>`.

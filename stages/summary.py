@@ -1,9 +1,10 @@
 """Say in a few lines what the last run of the pipeline made: `python -m stages.summary`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from mar.files import atomic
 
 
 OUT = Path("out")
@@ -18,7 +19,7 @@ def summarise(out: Path = OUT) -> str:
     path = out / "evaluate" / "metrics.json"
     if not path.is_file():
         raise ValueError(f"{path} is missing; `dvc repro` has not finished")
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    result: dict[str, Any] = atomic.read_json(path)
     lines = [
         f"{result['num_samples']} generated images against {result['num_reference']} real ones "
         f"(extractor {result['extractor']}, reference {result['reference']}):",

@@ -1,14 +1,17 @@
 """Drive a training: continue a killed one, show progress, keep curves and checkpoints."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
 from mar.files import atomic
+from mar.files.seal import DamagedFileError
 from mar.training.trainer import History, OptimisationConfig, Step, Trainer
 from stages.signals import DeferredSignals
 from stages.stage import Stage, read_count
@@ -34,7 +37,7 @@ def run(
             own, `<name>.csv`: they have few points, and plots take an empty cell for zero.
     """
     checkpoint = stage.work / "checkpoint.pt"
-    history = trainer.load(checkpoint) if checkpoint.is_file() else []
+    history = _resume(stage, trainer, checkpoint)
     measures = measures or {}
     begun = trainer.step
     if begun and begun < config.steps:
@@ -43,7 +46,7 @@ def run(
     speed = _Speed(config.batch_size, trainer.step)
 
     def save() -> None:
-        trainer.save(checkpoint, history)
+        _save(trainer, checkpoint, history)
 
     progress_bar = tqdm(
         total=config.steps, initial=trainer.step, desc=stage.name, unit="step", mininterval=1
@@ -84,6 +87,42 @@ def run(
     stage.log_speeds(images_per_second=speed.mean())
     _write_curves(stage, history, list(measures))
     return history
+
+
+def _resume(stage: Stage, trainer: Trainer, checkpoint: Path) -> History:
+    """Continue from the last checkpoint that is whole, and return the curves up to there."""
+    damaged = False
+    for path in (checkpoint, _before(checkpoint)):
+        if path.is_file():
+            try:
+                history = trainer.load(path)
+            except DamagedFileError as error:
+                sys.stderr.write(f"{stage.name}: {error}; it is removed\n")
+                path.unlink()
+                damaged = True
+                continue
+            if damaged:
+                sys.stderr.write(f"{stage.name}: goes on from step {trainer.step}, of {path}\n")
+            return history
+    if damaged:
+        sys.stderr.write(f"{stage.name}: no other checkpoint is kept, so it begins at step 0\n")
+    return []
+
+
+def _save(trainer: Trainer, checkpoint: Path, history: History) -> None:
+    """Write a checkpoint, and keep the one before it; at no time is there none."""
+    if checkpoint.is_file():
+        before = _before(checkpoint)
+        before.unlink(missing_ok=True)
+        try:
+            os.link(checkpoint, before)
+        except OSError:  # a disk without links
+            checkpoint.replace(before)
+    trainer.save(checkpoint, history)
+
+
+def _before(checkpoint: Path) -> Path:
+    return checkpoint.with_stem(f"{checkpoint.stem}-before")
 
 
 def _write_curves(stage: Stage, history: History, measured: Sequence[str]) -> None:

@@ -80,7 +80,7 @@ def main(stage: Stage) -> None:
 def _classifier(stage: Stage, config: ClassifierConfig, images: ImageSet) -> Classifier:
     """Return a classifier that is trained once: a killed stage finds it where it works."""
     path = stage.work / "perceptual.safetensors"
-    if not path.is_file():
+    if not stage.is_made(path):
         model, _ = classifier_training.train(stage, config, images, prefix="perceptual_")
         save_classifier(path, model)
     return load_classifier(path)

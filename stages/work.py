@@ -10,14 +10,17 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from mar.files import atomic
+from mar.files import atomic, seal
+from mar.files.seal import DamagedFileError
 from stages import params
 from stages.locks import PATIENCE, locked
 
@@ -27,9 +30,14 @@ FINISHED = "finished"  # in a folder: its settings, and how dvc.lock recorded th
 RUN_ID = "run_id"  # in a folder: of its MLflow run
 
 
+def declarations() -> dict[str, Any]:
+    """Return what `dvc.yaml` says about each stage."""
+    return _read_yaml(Path("dvc.yaml"))["stages"]
+
+
 def declaration(stage: str) -> dict[str, Any]:
     """Return what `dvc.yaml` says about a stage."""
-    stages = YAML(typ="safe").load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = declarations()
     if stage not in stages:
         raise ValueError(f"dvc.yaml: {stage} is not a stage{params.suggest(stage, stages)}")
     return stages[stage]
@@ -126,7 +134,7 @@ def finish(folder: Path) -> list[Path]:
     if os.environ.get("DVC_STAGE"):
         stage = folder.parent.name
         state = {"sections": sections(stage), "recorded": _recorded().get(stage)}
-        atomic.write_text(folder / FINISHED, json.dumps(state, default=str))
+        seal.write_json(folder / FINISHED, json.loads(json.dumps(state, default=str)))
     else:
         shutil.rmtree(folder)
     return [other for other in sorted(folder.parent.glob("*/")) if other != folder]
@@ -139,7 +147,12 @@ def remove_recorded() -> None:
     with locked(ROOT / "recorded.lock"):  # stages may start side by side
         recorded = _recorded()
         for marker in sorted(ROOT.glob(f"*/*/{FINISHED}")):
-            before = json.loads(marker.read_text(encoding="utf-8"))
+            try:
+                before = seal.read_json(marker)
+            except DamagedFileError as error:
+                sys.stderr.write(f"{error}; {marker.parent} is kept as unfinished work\n")
+                marker.unlink()
+                continue
             now = json.loads(json.dumps(recorded.get(marker.parent.parent.name), default=str))
             if now is None or now == before["recorded"]:
                 continue
@@ -152,16 +165,31 @@ def _recorded() -> dict[str, Any]:
     lock = Path("dvc.lock")
     if not lock.is_file():
         return {}
-    return YAML(typ="safe").load(lock.read_text(encoding="utf-8")).get("stages", {})
+    return _read_yaml(lock).get("stages", {})
 
 
-def _recorded_folders() -> dict[str, str]:
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold keys and values, got {content!r}")
+    return content
+
+
+def recorded_outputs() -> dict[str, str]:
+    """Return the digest of each output, as `dvc.lock` has it; of a folder it ends in `.dir`."""
     return {
         out["path"]: out["md5"]
         for stage in _recorded().values()
         for out in stage.get("outs", [])
-        if out.get("md5", "").endswith(".dir")
+        if "md5" in out
     }
+
+
+def _recorded_folders() -> dict[str, str]:
+    return {path: md5 for path, md5 in recorded_outputs().items() if md5.endswith(".dir")}
 
 
 def _content_digest(path: Path) -> str:

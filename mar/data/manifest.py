@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from mar.files.atomic import replacing
+from mar.files import seal
 
 
 Split = Literal["train", "held_out"]
@@ -57,12 +57,18 @@ class Manifest:
     Attributes:
         class_names: The name of each label.
         num_all: The number of rows of all splits.
+
+    Raises:
+        ValueError: the file is missing, damaged, or no manifest.
     """
 
     def __init__(self, path: Path, split: Split | None = None) -> None:
+        seal.check(path)
         filters = None if split is None else [("split", "=", split)]
         self._rows = pq.read_table(path, filters=filters).combine_chunks()
         described = pq.read_metadata(path)
+        if b"class_names" not in (described.metadata or {}):
+            raise ValueError(f"{path} is not a manifest: its schema lacks class_names")
         self.class_names: list[str] = json.loads(described.metadata[b"class_names"])
         self.num_all: int = described.num_rows
 
@@ -101,5 +107,6 @@ def write_manifest(path: Path, class_names: Sequence[str], rows: Sequence[Row]) 
         [pa.array(values, kind) for values, kind in zip(columns, COLUMNS.types, strict=True)],
         schema=COLUMNS.with_metadata({"class_names": json.dumps(list(class_names))}),
     )
-    with replacing(path) as partial:
-        pq.write_table(table, partial)
+    with seal.sealing(path) as partial, pq.ParquetWriter(partial, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({seal.KEY: seal.BLANK})

@@ -34,16 +34,21 @@ class ClassifierConfig(Config):
     seed: int = Field(ge=0, description="chooses initial weights, batches and augmentation")
     width: int = Field(
         ge=1,
+        le=65_536,
         description="channels at full resolution; they double with each of the first 3 halvings",
     )
     feature_width: int = Field(
-        ge=2, description="features of an image; few enough for their covariance to be measured"
+        ge=2,
+        le=65_536,
+        description="features of an image; few enough for their covariance to be measured",
     )
     steps: int = Field(ge=1, description="optimiser steps")
     batch_size: int = Field(ge=2, description="images per step")
     lr: float = Field(gt=0, description="highest learning rate of AdamW")
     weight_decay: float = Field(ge=0, description="AdamW's, of matrices and kernels")
-    shift: int = Field(ge=0, description="images move at random by up to this many pixels")
+    shift: int = Field(
+        ge=0, le=16_384, description="images move at random by up to this many pixels"
+    )
     flip: bool = Field(description="mirror half of the images left to right; false for digits")
     noise: float = Field(
         ge=0,
@@ -228,7 +233,10 @@ def load_classifier(path: Path) -> Classifier:
     tensors, description = weights.load(path)
     if description.keys() != {"config", "image_size", "num_classes"}:
         raise ValueError(f"{path} does not hold a classifier")
-    config = ClassifierConfig.model_validate(description.pop("config"))
+    try:
+        config = ClassifierConfig.model_validate(description.pop("config"))
+    except ValueError as error:
+        raise ValueError(f"{path} holds a classifier of another version: {error}") from None
     model = Classifier(config, **description)
-    model.load_state_dict(tensors, strict=True)
+    weights.load_into(model, tensors, path)
     return model.eval()

@@ -71,7 +71,9 @@ class EvaluateConfig(Config):
     is_splits: int = Field(
         ge=1, description="parts whose Inception scores are averaged; published ones use 10"
     )
-    kid_subsets: int = Field(ge=1, description="random subsets whose kernel distances are averaged")
+    kid_subsets: int = Field(
+        ge=1, le=100_000, description="random subsets whose kernel distances are averaged"
+    )
     kid_subset_size: int = Field(ge=2, description="images in each subset")
     neighbours: int = Field(
         ge=1,

@@ -9,7 +9,6 @@ Shapes: B images, K images whose features are kept, F features, S side of an ima
 # pyright: reportUnknownMemberType=false
 
 import hashlib
-import json
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from mar.evaluation.extractors import (
     digest_tensors,
     extract,
 )
-from mar.files import weights
+from mar.files import seal, weights
 from mar.files.downloads import check_file
 
 
@@ -79,8 +78,20 @@ class ReferenceInfo(Config):
 
     @classmethod
     def read(cls, path: Path) -> "ReferenceInfo":
-        """Read the JSON file that the stage `reference` wrote."""
-        return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        """Read what `write` wrote.
+
+        Raises:
+            ValueError: the file is missing, damaged or of something else.
+        """
+        content = seal.read_json(path)
+        try:
+            return cls.model_validate(content)
+        except ValueError as error:
+            raise ValueError(f"{path} does not describe real images: {error}") from None
+
+    def write(self, path: Path) -> None:
+        """Write it as one JSON file."""
+        seal.write_json(path, self.model_dump())
 
     def check(self, extractor: Extractor, *, height: int, width: int) -> None:
         """Refuse to compare images of another size, or by another network.
@@ -154,13 +165,19 @@ class Reference:
 
     def save(self, path: Path) -> None:
         """Write all of it as one file."""
-        description = json.dumps({"count": self.statistics.count, "source": self.source})
-        weights.write_tensors(path, self._tensors(), {"mar": description})
+        description = {"count": self.statistics.count, "source": self.source}
+        weights.write_tensors(path, self._tensors(), description)
 
     @classmethod
     def load(cls, path: Path) -> "Reference":
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is missing, damaged or of something else.
+        """
         tensors, description = weights.load(path)
+        if description.keys() != {"count", "source"}:
+            raise ValueError(f"{path} does not hold the statistics of real images")
         statistics = Statistics(tensors["mean"], tensors["covariance"], description["count"])
         return cls(statistics, tensors["features"], description["source"])
 

@@ -55,7 +55,10 @@ def find_download(published: PublishedFile) -> Path | None:
     if not path.is_file():
         return None
     if not (found := atomic.digest(path)).startswith(published.hash_prefix):
-        raise ValueError(f"{path} has {found}, expected {published.hash_prefix}...")
+        raise ValueError(
+            f"{path} has the SHA-256 {found}, but {published.url} has {published.hash_prefix}...: "
+            "the earlier download is damaged or another file; remove it, and it is downloaded again"
+        )
     return path
 
 
@@ -77,16 +80,19 @@ def check_file(path: Path, sha256: str | None, *, key: str) -> None:
 
 
 def _download(published: PublishedFile, key: str, otherwise: str) -> Path:
-    """Return the file that torch.hub keeps."""
-    url = published.url
-    path = _place(published)
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=published.hash_prefix)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"{key} is null and {url} cannot be downloaded ({error}); "
-                f"expected in that case: the file as {path}, or its path as {key}{otherwise}"
-            ) from None
+    """Return the file that torch.hub keeps, which is the published one."""
+    try:
+        if (earlier := find_download(published)) is not None:
+            return earlier
+    except ValueError as error:
+        raise ValueError(f"{key} is null, and {error}") from None
+    url, path = published.url, _place(published)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=published.hash_prefix)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{key} is null and {url} cannot be downloaded ({error}); "
+            f"expected in that case: the file as {path}, or its path as {key}{otherwise}"
+        ) from None
     return path

@@ -1,4 +1,4 @@
-"""Files of tensors and, in the same file, what they are."""
+"""Files of tensors and, in the same file, what they are and their seal (`mar.files.seal`)."""
 # safetensors has no types for what an opened file gives:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -12,26 +12,50 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mar.files import atomic
+from mar.files import seal
 
 
+NAME = "mar"  # the key of the description
 SHOWN = 5  # problems of each kind in a message
 
 
 def save(path: Path, model: nn.Module, description: dict[str, Any]) -> None:
     """Write a model's tensors and a description of it, as one safetensors file."""
-    # One metadata key: safetensors writes several in an order that changes from run to run.
-    metadata = {"mar": json.dumps(description, sort_keys=True)}
-    write_tensors(path, model.state_dict(), metadata)
+    write_tensors(path, model.state_dict(), description)
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]
 ) -> None:
-    """Write tensors as one safetensors file."""
+    """Write tensors and a description of them, as one safetensors file."""
     owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic.replacing(path) as partial:
-        save_file(owned, partial, metadata=dict(metadata or {}))
+    # One metadata key: safetensors writes several in an order that changes from run to run.
+    metadata = {NAME: json.dumps({**description, seal.KEY: seal.BLANK}, sort_keys=True)}
+    with seal.sealing(path) as partial:
+        save_file(owned, partial, metadata=metadata)
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Give a model the tensors of a file.
+
+    Raises:
+        ValueError: they are not those of the model; the message names the file and some of them.
+    """
+    expected = model.state_dict()
+    problems = {
+        "missing": [name for name in expected if name not in tensors],
+        "unknown": [name for name in tensors if name not in expected],
+        "of another shape": [
+            f"{name}: {list(tensors[name].shape)}, expected {list(value.shape)}"
+            for name, value in expected.items()
+            if name in tensors and tensors[name].shape != value.shape
+        ],
+    }
+    try:
+        refuse_misfits(problems, len(expected))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    model.load_state_dict(dict(tensors))
 
 
 def refuse_misfits(problems: Mapping[str, Sequence[str]], num_expected: int) -> None:
@@ -55,19 +79,20 @@ def refuse_misfits(problems: Mapping[str, Sequence[str]], num_expected: int) -> 
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save` wrote.
+    """Read what `save` or `write_tensors` wrote.
 
     Raises:
-        ValueError: the file is missing, damaged, or was not written by `save`.
+        ValueError: the file is missing, damaged, or was written by another program.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; the stage that makes it has not run")
+    seal.check(path)
     try:
         with safe_open(path, "pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
-    if "mar" not in metadata:
+    if NAME not in metadata:
         raise ValueError(f"{path} does not say what model it holds")
-    return tensors, json.loads(metadata["mar"])
+    description: dict[str, Any] = json.loads(metadata[NAME])
+    del description[seal.KEY]
+    return tensors, description

@@ -21,8 +21,8 @@ from mar.heads.base import Condition
 class DenoiserSize(Config):
     """The two numbers behind a named size."""
 
-    blocks: int = Field(gt=0, description="residual blocks of the denoiser")
-    width: int = Field(gt=0, description="width of the denoiser")
+    blocks: int = Field(gt=0, le=1_000, description="residual blocks of the denoiser")
+    width: int = Field(gt=0, le=65_536, description="width of the denoiser")
 
 
 NamedOrCustom = Annotated[

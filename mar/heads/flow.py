@@ -41,7 +41,7 @@ class FlowSampler(Config):
     """Section `sample.head` for `kind: flow`."""
 
     kind: Literal["flow"]
-    num_steps: int = Field(gt=0, description="steps of the solver for a token")
+    num_steps: int = Field(gt=0, le=10_000, description="steps of the solver for a token")
     solver: Literal["euler", "heun"] = Field(
         description="order 1, or order 2 at twice the evaluations"
     )

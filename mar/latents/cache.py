@@ -20,10 +20,12 @@ import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from tqdm import tqdm
 
 from mar import seeds
 from mar.data.batches import batch_indices
-from mar.files import atomic
+from mar.files import seal
+from mar.files.arrow import open_arrow
 from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape, Posterior
 from mar.latents.scale import LatentStatistics
@@ -70,8 +72,11 @@ def write_latents(
         columns["code_indices"] = _index_column(code_indices, codebook_size)
         if mirrored_code_indices is not None:
             columns["mirrored_code_indices"] = _index_column(mirrored_code_indices, codebook_size)
-    batch = pa.record_batch(columns)
-    with atomic.replacing(path) as partial, pa.ipc.new_file(str(partial), batch.schema) as writer:
+    batch = pa.record_batch(columns, metadata={seal.KEY: seal.BLANK})
+    with (
+        seal.sealing(path) as partial,
+        pa.ipc.new_file(str(partial), batch.schema) as writer,
+    ):
         writer.write_batch(batch)
 
 
@@ -95,11 +100,15 @@ def _index_column(indices: Int[Tensor, "B H W"], codebook_size: int) -> pa.Array
 
 
 class LatentCache:
-    """A cache opened for reading; its files stay on the disk and are mapped into memory."""
+    """A cache opened for reading; its files stay on the disk and are mapped into memory.
+
+    Raises:
+        ValueError: a file is damaged, or there are more or fewer latents than `latents.json` says.
+    """
 
     def __init__(self, folder: Path, info: LatentsInfo) -> None:
         self.info = info
-        shards = [_open_shard(path) for path in sorted(folder.glob("*.arrow"))]
+        shards = list(_open_shards(folder))
         # For each content the rows of images and those of mirror images, by shard.
         self._moments = _Rows(shards, "moments", "mirrored", info.flips)
         self._indices = None
@@ -212,8 +221,8 @@ class LatentCache:
 def measure_latents(folder: Path, shape: LatentShape) -> LatentStatistics:
     """Return the statistics of all cached latents; mirror images are left out."""
     statistics = LatentStatistics(shape.channels)
-    for path in sorted(folder.glob("*.arrow")):
-        rows = np.asarray(_rows(_open_shard(path), "moments"))
+    for shard in _open_shards(folder):
+        rows = np.asarray(_rows(shard, "moments"))
         for start in range(0, len(rows), 4096):
             part = torch.from_numpy(rows[start : start + 4096].astype(np.float32))
             moments = part.reshape(len(part), -1, shape.height, shape.width)
@@ -234,11 +243,12 @@ class _Rows:
         return (self._mirrored if mirrored else self._plain)[shard][index]
 
 
-def _open_shard(path: Path) -> pa.RecordBatch:
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a readable Arrow file: {error}") from None
+def _open_shards(folder: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the shards of a cache, each compared with its seal first."""
+    paths = sorted(folder.glob("*.arrow"))
+    for path in tqdm(paths, desc=f"check {folder}", unit="file", delay=3, leave=False):
+        seal.check(path)
+        yield open_arrow(path).get_batch(0)
 
 
 def _rows(shard: pa.RecordBatch, column: str) -> Shaped[np.ndarray, "N V"]:

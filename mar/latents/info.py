@@ -1,6 +1,5 @@
 """What is known of a latent cache without opening it: how it was made, and the latents' scale."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -8,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from mar.config import Config
+from mar.files import seal
 from mar.latents.posterior import LatentShape
 
 
@@ -53,6 +53,10 @@ class LatentsInfo(Config):
     latent_std: float = Field(
         description="latents are divided by it: their std, or 1 / latents.scale"
     )
+    largest: float | None = Field(
+        description="largest absolute value of a latent, with 3 standard deviations where a latent "
+        "has a variance; null without images"
+    )
     mean: float | None = Field(description="mean of sampled latents; null without images")
     std: float | None = Field(description="their standard deviation")
     channel_mean: list[float] = Field(description="mean of each channel")
@@ -69,12 +73,17 @@ class LatentsInfo(Config):
         """Read `latents.json`.
 
         Raises:
-            ValueError: the file is damaged, or is another.
+            ValueError: the file is missing, damaged, or another.
         """
+        content = seal.read_json(path)
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(content)
         except ValueError as error:
             raise ValueError(f"{path} does not describe a latent cache: {error}") from None
+
+    def write(self, path: Path) -> None:
+        """Write `latents.json`."""
+        seal.write_json(path, self.model_dump())
 
     def check(self, expected: Mapping[str, object]) -> None:
         """Refuse a cache that was not made as expected.

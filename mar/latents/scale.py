@@ -1,13 +1,16 @@
 """The scale of latents: measured over many of them, and judged before anything is trained on it.
 
-Shapes: B batch, c channels of a latent, h w the latent grid.
+Shapes: B batch, N images, c channels of a latent, h w the latent grid.
 """
 # Tensor.tolist has no types:
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from mar.latents.posterior import Posterior
 
@@ -31,10 +34,19 @@ CHANNEL_RATIO = 100.0
 LEAST_SIGNAL = 0.01
 
 
+# How far from its mean a latent is thought to be drawn, in standard deviations of its posterior.
+REACH = 3.0
+
+# An image is far from the others if its largest latent is this many times that of half of them.
+# Those of one data set are within a factor of three; a broken encoder's or file's are not.
+FAR = 10.0
+
+
 class Scale(TypedDict):
     """What `latents.json` says of the scale; the fields of `LatentsInfo` of the same names."""
 
     count: int
+    largest: float
     mean: float
     std: float
     channel_mean: list[float]
@@ -45,6 +57,7 @@ class Unmeasured(TypedDict):
     """The same where there are no images."""
 
     count: int
+    largest: None
     mean: None
     std: None
     channel_mean: list[float]
@@ -53,6 +66,7 @@ class Unmeasured(TypedDict):
 
 UNMEASURED: Unmeasured = {
     "count": 0,
+    "largest": None,
     "mean": None,
     "std": None,
     "channel_mean": [],
@@ -72,17 +86,21 @@ class LatentStatistics:
         self._has_variance = False
         # Of each channel: mean, squared mean, variance and log variance of the posteriors.
         self._sums = torch.zeros(4, channels, dtype=torch.float64)
+        self._largest: list[Tensor] = []  # of each image
 
     def update(self, posterior: Posterior) -> None:
         """Add the latents of some images."""
         mean = posterior.mean.cpu().double()
         parts = [mean, mean.square()]
+        reach = mean.abs()
         if posterior.log_variance is not None:
             log_variance = posterior.log_variance.cpu().double()
             parts += [log_variance.exp(), log_variance]
+            reach = reach + REACH * (0.5 * log_variance).exp()
             self._has_variance = True
         for row, part in zip(self._sums, parts, strict=False):
             row += part.sum(dim=(0, 2, 3))
+        self._largest.append(reach.flatten(1).amax(dim=1))
         self.count += len(mean)
         self._values += mean[:, 0].numel()
 
@@ -93,12 +111,20 @@ class LatentStatistics:
         total = second.mean() - mean.mean().square()
         return {
             "count": self.count,
+            "largest": float(self.largest().max()),
             "mean": float(mean.mean()),
             # Of equal values the difference may be less than 0 by a rounding.
             "std": float(total.clamp(min=0).sqrt()),
             "channel_mean": mean.tolist(),
             "channel_std": (second - mean.square()).clamp(min=0).sqrt().tolist(),
         }
+
+    def largest(self) -> Float[Tensor, " N"]:
+        """Return the largest absolute value that a latent of each image takes.
+
+        Where a latent has a variance, that is its mean and three standard deviations.
+        """
+        return torch.cat(self._largest)
 
     def signal(self) -> list[float]:
         """Return the share of each channel's variance that is not the noise of its posterior."""
@@ -195,6 +221,23 @@ def weak_channels_warning(statistics: LatentStatistics) -> str | None:
             "from the images, the rest noise, which a generator learns in vain"
         )
     return "; ".join(parts) if parts else None
+
+
+def outliers_warning(statistics: LatentStatistics, names: Sequence[str]) -> str | None:
+    """Return a warning about images whose latents are far larger than those of the others."""
+    if not statistics.count:
+        return None
+    largest = statistics.largest()
+    usual = float(largest.median())
+    num_far = int(torch.count_nonzero(largest > FAR * usual))
+    if not num_far or not usual:
+        return None
+    first = int(largest.argmax())
+    return (
+        f"{names[first]}: its latents reach {float(largest[first]):.5g}, those of half of the "
+        f"images at most {usual:.5g}; such values shift the scale of all latents ({num_far} of "
+        f"{statistics.count} images reach over {FAR:g} times as far as that half)"
+    )
 
 
 def _channels(numbers: list[int], count: int) -> str:

@@ -50,8 +50,12 @@ class GeneratorConfig(Config):
     order: Literal["random", "raster"] = Field(
         description="order of the tokens, which attention and training know"
     )
-    patch_size: int = Field(gt=0, description="side of the square of latents that makes a token")
-    condition_tokens: int = Field(gt=0, description="slots that hold the class (MAR: buffer size)")
+    patch_size: int = Field(
+        gt=0, le=1_000, description="side of the square of latents that makes a token"
+    )
+    condition_tokens: int = Field(
+        gt=0, le=65_536, description="slots that hold the class (MAR: buffer size)"
+    )
     dropout: float = Field(ge=0, lt=1, description="dropout on attention and on projections")
     label_drop: float = Field(ge=0, lt=1, description="share of samples trained without class")
     mask_ratio: MaskRatio | None = Field(
@@ -241,10 +245,13 @@ def load_mar(path: Path, tokenizer: str) -> MAR:
             f"{path} was trained on latents of tokenizer {description['tokenizer'][:12]}, "
             f"got tokenizer {tokenizer[:12]}"
         )
-    config = GeneratorConfig.model_validate(description["generator"])
+    try:
+        config = GeneratorConfig.model_validate(description["generator"])
+    except ValueError as error:
+        raise ValueError(f"{path} holds a generator of another version: {error}") from None
     latent = LatentShape(**description["latent"])
     model = MAR(config, latent, description["num_classes"], description["codebook_size"])
-    model.load_state_dict(tensors)
+    weights.load_into(model, tensors, path)
     return model.requires_grad_(False).eval()
 
 

@@ -22,12 +22,12 @@ from mar.model.masking import expand_index, gather_tokens
 class Widths(Config):
     """The transformer's sizes."""
 
-    encoder_width: int = Field(gt=0, description="width of the encoder")
-    encoder_blocks: int = Field(gt=0, description="transformer blocks of the encoder")
-    encoder_heads: int = Field(gt=0, description="attention heads of the encoder")
-    decoder_width: int = Field(gt=0, description="width of the decoder, and of z")
-    decoder_blocks: int = Field(gt=0, description="transformer blocks of the decoder")
-    decoder_heads: int = Field(gt=0, description="attention heads of the decoder")
+    encoder_width: int = Field(gt=0, le=65_536, description="width of the encoder")
+    encoder_blocks: int = Field(gt=0, le=1_000, description="transformer blocks of the encoder")
+    encoder_heads: int = Field(gt=0, le=65_536, description="attention heads of the encoder")
+    decoder_width: int = Field(gt=0, le=65_536, description="width of the decoder, and of z")
+    decoder_blocks: int = Field(gt=0, le=1_000, description="transformer blocks of the decoder")
+    decoder_heads: int = Field(gt=0, le=65_536, description="attention heads of the decoder")
 
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)

@@ -32,6 +32,7 @@ def generate_images(
     autocast: Callable[[], AbstractContextManager[object]],
     known: KnownTokens | None = None,
     on_step: Callable[[int], None] | None = None,
+    on_latents: Callable[[Tensor], None] | None = None,
 ) -> UInt8[Tensor, "B 3 H W"]:
     """Generate the images `indices` of a run, whose randomness is theirs alone.
 
@@ -46,6 +47,7 @@ def generate_images(
             float32, as wherever a tokenizer is measured.
         known: Tokens to keep, from `mar.sampling.editing.keep`.
         on_step: Is called after each generation step with the number of tokens known in an image.
+        on_latents: Is called with what is decoded.
 
     Raises:
         ValueError: an image came out as NaN.
@@ -54,6 +56,8 @@ def generate_images(
     noise = draw_noise(model, indices, config).to(device)
     with autocast():
         latents = generate(model, labels.to(device), noise, config, known=known, on_step=on_step)
+    if on_latents is not None:
+        on_latents(latents)
     parts = [
         decode_tokens(tokenizer, latents[start : start + DECODED], latent_std)
         for start in range(0, len(latents), DECODED)

@@ -1,7 +1,8 @@
 """The store of generated images: a folder of Arrow IPC files, read through a memory map.
 
 Each shard holds the columns `index`, `label` and `image` (bytes in the layout H, W, RGB) and, as
-metadata of its schema, `height`, `width` and `num_classes`. Any Arrow reader opens it.
+metadata of its schema, `height`, `width`, `num_classes` and its seal (`mar.files.seal`). Any Arrow
+reader opens it.
 
 Shapes: B images, H height, W width.
 """
@@ -10,6 +11,8 @@ Shapes: B images, H height, W width.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownParameterType=false
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +22,10 @@ from jaxtyping import Int, UInt8
 from pyarrow import ipc
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from mar.files.atomic import replacing
+from mar.files import seal
+from mar.files.arrow import open_arrow
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -49,7 +54,7 @@ def write_shard(
         pa.array(labels.cpu().numpy().astype(np.int32)),
         pa.FixedSizeBinaryArray.from_buffers(schema.field("image").type, count, [None, values]),
     ]
-    with replacing(path) as partial, ipc.new_file(str(partial), schema) as writer:
+    with seal.sealing(path) as unfinished, ipc.new_file(str(unfinished), schema) as writer:
         writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
@@ -67,18 +72,28 @@ class SampleSet(Dataset[Tensor]):
             in size or number of classes, or an index is missing or doubled.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, checked: bool = False) -> None:
+        """Open the shards of a folder.
+
+        Args:
+            folder: Where they are.
+            checked: Whether they were compared with their seals before, by the process that
+                started this one.
+        """
         self.folder = folder
         paths = sorted(folder.glob("*.arrow"))
         if not paths:
             raise ValueError(f"{folder} holds no samples (*.arrow)")
+        if not checked:
+            for path in tqdm(paths, desc=f"check {folder}", unit="file", delay=3, leave=False):
+                seal.check(path)
         self._images: list[np.ndarray] = []
         self._first: list[int] = []
         labels: list[np.ndarray] = []
         schema, count = _open(paths[0]).schema, 0
         for path in paths:
             table = _open(path)
-            if table.schema.metadata != schema.metadata:
+            if _metadata(table.schema) != _metadata(schema):
                 found, expected = _describe(table.schema), _describe(schema)
                 raise ValueError(f"{path} holds {found}, but {paths[0].name} {expected}")
             index = table["index"].to_numpy()
@@ -111,8 +126,8 @@ class SampleSet(Dataset[Tensor]):
         """Return some of the images as one tensor."""
         return torch.stack([self[index] for index in indices])
 
-    def __reduce__(self) -> tuple[type["SampleSet"], tuple[Path]]:
-        return SampleSet, (self.folder,)  # a worker process maps the files itself
+    def __reduce__(self) -> tuple[Callable[[], "SampleSet"], tuple[()]]:
+        return partial(SampleSet, self.folder, checked=True), ()  # a worker maps the files itself
 
 
 def _schema(height: int, width: int, num_classes: int) -> pa.Schema:
@@ -122,14 +137,11 @@ def _schema(height: int, width: int, num_classes: int) -> pa.Schema:
         pa.field("image", pa.binary(3 * height * width), nullable=False),
     ]
     metadata = {"height": str(height), "width": str(width), "num_classes": str(num_classes)}
-    return pa.schema(fields, metadata=metadata)
+    return pa.schema(fields, metadata={**metadata, seal.KEY: seal.BLANK})
 
 
 def _open(path: Path) -> pa.Table:
-    try:
-        table = ipc.open_file(pa.memory_map(str(path))).read_all()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not an Arrow file: {error}") from None
+    table = open_arrow(path).read_all()
     try:
         expected = _schema(*_metadata(table.schema))
     except (KeyError, ValueError):

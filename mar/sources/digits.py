@@ -22,7 +22,9 @@ class DigitsData(DataSource):
     """1,797 handwritten digits of 8 x 8 pixels, which come with scikit-learn."""
 
     source: Literal["digits"] = Field(description="the data set built in")
-    image_size: int = Field(gt=0, description="side to which the images are scaled, in pixels")
+    image_size: int = Field(
+        gt=0, le=16_384, description="side to which the images are scaled, in pixels"
+    )
     held_out_fraction: float = Field(gt=0, lt=1, description="share of each class not trained on")
     seed: int = Field(ge=0, description="chooses the images that are held out")
 

@@ -27,7 +27,9 @@ class FolderData(DataSource):
 
     source: Literal["folder"] = Field(description="a folder of images")
     path: str = Field(min_length=1, description="the folder, absolute or from the repository")
-    image_size: int = Field(gt=0, description="side of the square cut from each image, in pixels")
+    image_size: int = Field(
+        gt=0, le=16_384, description="side of the square cut from each image, in pixels"
+    )
     held_out_fraction: float = Field(
         gt=0, lt=1, description="share of each class not trained on, unless there is a folder val"
     )

@@ -14,7 +14,9 @@ class NoData(DataSource):
     has_images: ClassVar[bool] = False
 
     source: Literal["none"] = Field(description="no images")
-    image_size: int = Field(gt=0, description="side of the images to generate, in pixels")
+    image_size: int = Field(
+        gt=0, le=16_384, description="side of the images to generate, in pixels"
+    )
     classes: Annotated[
         Annotated[Literal["imagenet"], Tag("name")]
         | Annotated[list[str], Field(min_length=1), Tag("fields")],

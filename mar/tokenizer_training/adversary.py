@@ -61,8 +61,12 @@ class AdversarialConfig(Config):
     lr: float = Field(
         gt=0, description="its learning rate, constant; decays of the means are the tokenizer's"
     )
-    base_channels: int = Field(gt=0, description="channels after its first layer (LDM: 64)")
-    num_layers: int = Field(gt=0, description="its layers that halve the resolution (LDM: 3)")
+    base_channels: int = Field(
+        gt=0, le=65_536, description="channels after its first layer (LDM: 64)"
+    )
+    num_layers: int = Field(
+        gt=0, le=12, description="its layers that halve the resolution (LDM: 3)"
+    )
     regulariser: Annotated[
         Annotated[Literal["none"], Tag("none")]
         | Annotated[R1Config, Tag("r1")]

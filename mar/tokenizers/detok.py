@@ -28,9 +28,11 @@ from mar.tokenizers.interface import Draws, Reconstruction, Tokenizer
 class StackSize(Config):
     """The sizes of a stack of transformer blocks."""
 
-    width: int = Field(gt=0, description="width of the blocks")
-    blocks: int = Field(gt=0, description="transformer blocks")
-    heads: int = Field(gt=0, description="attention heads; each has a multiple of 4 channels")
+    width: int = Field(gt=0, le=65_536, description="width of the blocks")
+    blocks: int = Field(gt=0, le=1_000, description="transformer blocks")
+    heads: int = Field(
+        gt=0, le=65_536, description="attention heads; each has a multiple of 4 channels"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "StackSize":
@@ -51,10 +53,14 @@ class DeTokConfig(Config):
     """Section `tokenizer` of `params.yaml` for `kind: detok`."""
 
     kind: Literal["detok"]
-    latent_channels: int = Field(gt=0, description="channels of a latent")
-    patch_size: int = Field(gt=0, description="side of the patch that a latent stands for, pixels")
+    latent_channels: int = Field(gt=0, le=65_536, description="channels of a latent")
+    patch_size: int = Field(
+        gt=0, le=16_384, description="side of the patch that a latent stands for, pixels"
+    )
     grid: int = Field(
-        gt=0, description="latents in a row and in a column, for which positions are learned"
+        gt=0,
+        le=16_384,
+        description="latents in a row and in a column, for which positions are learned",
     )
     encoder: NamedOrCustom = Field(description="a size by name, or its three numbers")
     decoder: NamedOrCustom = Field(description="a size by name, or its three numbers")

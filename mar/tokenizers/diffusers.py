@@ -5,7 +5,7 @@ is a tokenizer like any other, saved and loaded in our own format. The folder's 
 `shift_factor` are not used: the latents of the training images are measured when they are cached.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,14 +22,16 @@ class DiffusersConfig(Config):
     """
 
     kind: Literal["diffusers"]
-    latent_channels: int = Field(gt=0, description="channels of a latent")
-    block_out_channels: list[int] = Field(
-        min_length=1, description="channels of each level; the stride is 2^(levels - 1)"
+    latent_channels: int = Field(gt=0, le=65_536, description="channels of a latent")
+    block_out_channels: list[Annotated[int, Field(le=65_536)]] = Field(
+        min_length=1,
+        max_length=12,
+        description="channels of each level; the stride is 2^(levels - 1)",
     )
     layers_per_block: int = Field(
-        gt=0, description="residual blocks of a level (one more in the decoder)"
+        gt=0, le=1_000, description="residual blocks of a level (one more in the decoder)"
     )
-    norm_num_groups: int = Field(gt=0, description="groups of each group norm")
+    norm_num_groups: int = Field(gt=0, le=65_536, description="groups of each group norm")
     use_quant_conv: bool = Field(description="a 1x1 convolution behind the encoder")
     use_post_quant_conv: bool = Field(description="a 1x1 convolution before the decoder")
     mid_block_add_attention: bool = Field(description="attention at the lowest resolution")

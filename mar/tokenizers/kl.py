@@ -54,14 +54,15 @@ class Layout:
 class EncoderDecoderConfig(Config):
     """The sizes of an encoder and its decoder, whatever lies between them."""
 
-    latent_channels: int = Field(gt=0, description="channels of a latent")
-    base_channels: int = Field(gt=0, description="channels at full resolution")
-    channel_multipliers: list[Annotated[int, Field(gt=0)]] = Field(
+    latent_channels: int = Field(gt=0, le=65_536, description="channels of a latent")
+    base_channels: int = Field(gt=0, le=65_536, description="channels at full resolution")
+    channel_multipliers: list[Annotated[int, Field(gt=0, le=1_000)]] = Field(
         min_length=1,
+        max_length=12,
         description="channels of each level, in base channels; the stride is 2^(levels - 1)",
     )
     num_res_blocks: int = Field(
-        gt=0, description="residual blocks of a level (one more in the decoder)"
+        gt=0, le=1_000, description="residual blocks of a level (one more in the decoder)"
     )
     encoder_attention: bool = Field(
         description="attention after each block of the encoder's last level, as in KL-16"

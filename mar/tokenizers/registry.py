@@ -73,6 +73,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if not isinstance(description.get("tokenizer"), dict):  # a generator's is a digest
         raise ValueError(f"{path} does not hold a tokenizer")
     adapter: TypeAdapter[TokenizerConfig] = TypeAdapter(TokenizerConfig)
-    tokenizer = build_tokenizer(adapter.validate_python(description["tokenizer"]))
-    tokenizer.load_state_dict(tensors)
+    try:
+        config = adapter.validate_python(description["tokenizer"])
+    except ValueError as error:
+        raise ValueError(f"{path} holds a tokenizer of another version: {error}") from None
+    tokenizer = build_tokenizer(config)
+    weights.load_into(tokenizer, tensors, path)
     return tokenizer.requires_grad_(False).eval()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mar.config import Config
-from mar.files import atomic
+from mar.files import seal
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -124,11 +124,17 @@ class Trainer(Generic[M]):
     def save(self, path: Path, history: History) -> None:
         """Write all that a resumed training needs, and the curves up to here."""
         states = {name: part.state_dict() for name, part in self.parts().items()}
-        with atomic.replacing(path) as partial:
+        with seal.sealing(path) as partial:
             torch.save({"step": self.step, "history": history, **states}, partial)
+            seal.add_to_zip(partial)
 
     def load(self, path: Path) -> History:
-        """Continue from what `save` wrote; return the curves up to there."""
+        """Continue from what `save` wrote; return the curves up to there.
+
+        Raises:
+            DamagedFileError: the file is not what was written; nothing has changed.
+        """
+        seal.check(path)
         device = next(self.model.parameters()).device
         state = torch.load(path, map_location=device, weights_only=True)
         for name, part in self.parts().items():

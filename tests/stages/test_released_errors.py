@@ -1,7 +1,6 @@
 """Files that are not whole, not safe or not ours are refused; so are exports without a layout."""
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import torch
 from pydantic import TypeAdapter
 from released_project import KL16, MAR_FILE, released_params, write_params
 
-from mar.files import atomic
+from mar.files import atomic, seal
 from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR, GeneratorConfig, save_mar
 from mar.tokenizers.registry import TokenizerConfig, build_tokenizer, save_tokenizer
@@ -152,8 +151,7 @@ def test_a_generator_of_another_size_or_for_other_classes_is_refused() -> None:
     params["generator"]["condition_tokens"] = 4
     write_params(params)
     path = Path("out/encode/latents.json")
-    info = json.loads(path.read_text())
-    path.write_text(json.dumps({**info, "num_classes": 7}))
+    seal.write_json(path, {**seal.read_json(path), "num_classes": 7})
     refuse("train_generator", f"{MAR_FILE} generates 10 classes, the data have 7")
 
 

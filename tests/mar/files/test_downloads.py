@@ -39,6 +39,7 @@ def test_a_given_path_wins_and_is_checked(file: Path) -> None:
 def test_a_download_is_kept_and_checked(
     file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    published = PublishedFile(FILE.url, digest(file)[:8])
     asked: list[tuple[str, str]] = []
 
     def give(url: str, target: str, hash_prefix: str) -> None:
@@ -49,10 +50,17 @@ def test_a_download_is_kept_and_checked(
     monkeypatch.setattr(torch.hub, "download_url_to_file", give)
     expected = tmp_path / "hub" / "checkpoints" / "weights-0123abcd.pth"
     for _ in range(2):
-        assert locate(None, digest(file), FILE, key="section.weights") == expected
-    assert asked == [(FILE.url, FILE.hash_prefix)]  # once
+        assert locate(None, digest(file), published, key="section.weights") == expected
+    assert asked == [(FILE.url, published.hash_prefix)]  # once
     with pytest.raises(ValueError, match=r"section\.weights_sha256"):
-        locate(None, "0" * 64, FILE, key="section.weights")
+        locate(None, "0" * 64, published, key="section.weights")
+    expected.write_text("garbage")
+    message = (
+        rf"section\.weights is null, and .*pth has the SHA-256 {digest(expected)}, .* remove it"
+    )
+    with pytest.raises(ValueError, match=message):
+        locate(None, None, published, key="section.weights")
+    assert len(asked) == 1
 
 
 @pytest.mark.usefixtures("without_network")

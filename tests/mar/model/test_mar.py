@@ -269,5 +269,5 @@ def test_a_damaged_generator_is_named(tiny_model: MAR, tmp_path: Path) -> None:
     path = tmp_path / "generator.safetensors"
     save_mar(path, tiny_model, "digest")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"generator\.safetensors is not a readable"):
+    with pytest.raises(ValueError, match=r"generator\.safetensors is damaged"):
         load_mar(path, "digest")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pyarrow import ipc
 
+from mar.files import seal
 from mar.sampling.store import SampleSet, shard_path, write_shard
 
 
@@ -45,7 +46,9 @@ def test_any_arrow_reader_finds_rgb_rows(tmp_path: Path) -> None:
     assert table["index"].to_pylist() == [4, 5]
     assert table["label"].to_pylist() == [7, 0]
     assert table["image"][1].as_py() == images[1].permute(1, 2, 0).numpy().tobytes()
-    assert table.schema.metadata == {b"height": b"2", b"width": b"3", b"num_classes": b"9"}
+    metadata = table.schema.metadata
+    assert metadata.pop(b"seal").startswith(b"mar-sha256:")
+    assert metadata == {b"height": b"2", b"width": b"3", b"num_classes": b"9"}
 
 
 def test_the_same_images_make_the_same_bytes(tmp_path: Path) -> None:
@@ -72,7 +75,8 @@ def test_shards_of_several_record_batches_are_read(tmp_path: Path) -> None:
     images = write(tmp_path, 0, 6, 0)
     path = shard_path(tmp_path, 0)
     table = ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
-    with ipc.new_file(path, table.schema) as writer:
+    table = table.replace_schema_metadata({**table.schema.metadata, b"seal": seal.BLANK})
+    with seal.sealing(path) as partial, ipc.new_file(partial, table.schema) as writer:
         writer.write_table(table, max_chunksize=4)
     assert torch.equal(SampleSet(tmp_path).stack(list(range(6))), images)
 
@@ -109,18 +113,20 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     write(tmp_path, 0, 2, 0)
     content = shard_path(tmp_path, 0).read_bytes()
     shard_path(tmp_path, 0).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"00000\.arrow is not an Arrow file"):
+    with pytest.raises(ValueError, match=r"00000\.arrow is damaged"):
         SampleSet(tmp_path)
 
 
 def test_an_empty_file_is_named(tmp_path: Path) -> None:
     shard_path(tmp_path, 0).touch()
-    with pytest.raises(ValueError, match=r"00000\.arrow is not an Arrow file"):
+    with pytest.raises(ValueError, match=r"00000\.arrow is damaged: it is empty"):
         SampleSet(tmp_path)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    with ipc.new_file(path, table.schema) as writer:
+    metadata = {**(table.schema.metadata or {}), "seal": seal.BLANK}
+    table = table.replace_schema_metadata(metadata)
+    with seal.sealing(path) as partial, ipc.new_file(partial, table.schema) as writer:
         writer.write_table(table)
 
 

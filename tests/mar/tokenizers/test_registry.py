@@ -100,7 +100,7 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.safetensors"
     save_tokenizer(path, build_tokenizer(CONFIG))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"tokenizer\.safetensors is not a readable"):
+    with pytest.raises(ValueError, match=r"tokenizer\.safetensors is damaged"):
         load_tokenizer(path)
 
 

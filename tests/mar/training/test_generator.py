@@ -69,6 +69,7 @@ def make_cache(tmp_path: Path) -> Callable[..., LatentCache]:
             codebook_size=None,
             shape=[shape.channels, shape.height, shape.width],
             latent_std=1.0,
+            largest=None,
             mean=0.0,
             std=1.0,
             channel_mean=[],

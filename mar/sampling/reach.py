@@ -1,0 +1,53 @@
+"""Whether generated latents are as large as those of the data, or have run away.
+
+Diffusion that was trained too little runs away where nothing bounds x_0, to values in the
+thousands, of which a decoder makes pictures all the same.
+
+Shapes: B batch, c channels of a latent, h w the latent grid.
+"""
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+MOST = 0.001  # share of values beyond the data's largest; of good samples, one in a million is
+
+
+class Reach:
+    """Counts the values of generated latents that are larger than all of the cached ones."""
+
+    def __init__(self, largest: float | None, latent_std: float) -> None:
+        """Begin to count.
+
+        Args:
+            largest: Of the cached latents (`latents.json`); without images, nothing is counted.
+            latent_std: What they are divided by.
+        """
+        self._largest = largest
+        self._latent_std = latent_std
+        self._values = 0
+        self._beyond = 0
+
+    def update(self, latents: Shaped[Tensor, "B c h w"]) -> None:
+        """Count normalised latents; indices of codes are all within."""
+        if self._largest is None or not latents.is_floating_point():
+            return
+        within = latents.abs() * self._latent_std <= self._largest  # nor is nan
+        self._values += within.numel()
+        self._beyond += int(torch.count_nonzero(~within))
+
+    @property
+    def share(self) -> float:
+        """The share of all values that are beyond the largest."""
+        return self._beyond / self._values if self._values else 0.0
+
+    def warning(self) -> str | None:
+        """Return a warning if there are too many of them."""
+        if self.share <= MOST:
+            return None
+        return (
+            f"{self.share:.2%} of the values of the generated latents are beyond "
+            f"{self._largest:.4g}, the largest of the cached latents: the generator is trained too "
+            "little, or nothing bounds what it draws (sample.head.x_0_bound)"
+        )
