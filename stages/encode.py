@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mar.data.dataset import ImageSet
 from mar.data.workers import map_chunks
-from mar.files import atomic
+from mar.files import atomic, seal
 from mar.latents.cache import measure_latents, write_latents
 from mar.latents.info import TRANSFORM, LatentsConfig, LatentsInfo, latent_std
 from mar.latents.scale import (
@@ -60,7 +60,7 @@ def main(stage: Stage) -> None:
     if measured.count:
         check_latent_std(scale["std"], divided_by, "latents.scale")
     info = LatentsInfo(
-        tokenizer=atomic.digest(TOKENIZER),
+        tokenizer=seal.digest(TOKENIZER),
         transform=TRANSFORM.format(size=image_size),
         dtype=config.dtype,
         flips=config.flips,

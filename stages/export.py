@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mar.files import atomic
+from mar.files import seal
 from mar.latents.info import LatentsInfo
 from mar.model.mar import MAR, load_mar
 from mar.released.names import to_released
@@ -39,7 +39,7 @@ def export(folder: Path) -> str:
     if not isinstance(codec, AutoencoderKL):
         kind = codec.config.model_dump()["kind"]
         raise ValueError(f"tokenizer.kind: must be 'kl' in the released layout, got {kind!r}")
-    digest = atomic.digest(TOKENIZER)
+    digest = seal.digest(TOKENIZER)
     info = LatentsInfo.read(INFO)
     info.check({"tokenizer": digest})
     models: list[MAR] = []

@@ -78,8 +78,8 @@ def remedy(path: Path) -> str:
     quoted = shlex.quote(str(path))
     if copy is not None and _is_whole(copy):
         return (
-            f"DVC's cache holds it as it was written: rm -f {quoted} && dvc checkout {output}, "
-            "then the same command"
+            f"DVC's cache holds it as it was written: rm -f {quoted} && dvc checkout --force "
+            f"{shlex.quote(output)}, then the same command"
         )
     damaged = quoted if copy is None else f"{quoted} {shlex.quote(str(copy))}"
     which = "" if copy is None else "the copy in DVC's cache is damaged as well; "

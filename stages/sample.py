@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from PIL.Image import Image
 
-from mar.evaluation.image_grid import label_grid
-from mar.files import atomic
+from mar.evaluation.image_grid import label_grid, save_png
+from mar.files import atomic, seal
 from mar.latents.info import LatentsInfo
 from mar.model.mar import load_mar
 from mar.sampling.generate import SampleConfig, balanced_labels
@@ -34,7 +34,7 @@ def main(stage: Stage) -> None:
     config = stage.params("sample", SampleConfig)
     torch.set_float32_matmul_precision("high")  # the denoiser's products, on GPUs: TensorFloat32
     info = LatentsInfo.read(INFO)
-    digest = atomic.digest(TOKENIZER)
+    digest = seal.digest(TOKENIZER)
     info.check({"tokenizer": digest})
     model = load_mar(GENERATOR, digest).to(stage.device)
     decoder = load_tokenizer(TOKENIZER).to(stage.device)

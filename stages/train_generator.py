@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mar.activation_checkpointing import set_checkpointing
-from mar.files import atomic
+from mar.files import seal
 from mar.latents.cache import LatentCache
 from mar.latents.info import TRANSFORM, LatentsInfo, latent_std
 from mar.model.mar import MAR, save_mar
@@ -25,7 +25,7 @@ def main(stage: Stage) -> None:
     info = LatentsInfo.read(LATENTS.with_suffix(".json"))
     info.check(
         {
-            "tokenizer": atomic.digest(TOKENIZER),
+            "tokenizer": seal.digest(TOKENIZER),
             "transform": TRANSFORM.format(size=image_size),
             "dtype": stage.params("latents.dtype", str),
             "flips": stage.params("latents.flips", bool),

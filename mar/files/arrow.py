@@ -5,6 +5,7 @@
 # pyright: reportUnknownParameterType=false
 
 import errno
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,6 +24,6 @@ def open_arrow(path: Path) -> ipc.RecordBatchFileReader:
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not an Arrow file: {error}") from None
     except OSError as error:
-        if error.errno == errno.ENOMEM:
+        if os.strerror(errno.ENOMEM) in str(error):  # it gives no number
             raise MemoryError(f"{path} does not fit into the memory that is left") from None
         raise OSError(f"{path} cannot be read: {error}") from None

@@ -73,7 +73,7 @@ def check(path: Path) -> None:
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             seals = _find(file.fileno(), size)
-            found = _digest(file.fileno(), size, list(seals)) if seals else ""
+            found = _hash(file.fileno(), size, list(seals)) if seals else ""
     except OSError as error:  # of a failing disk it has no name
         raise OSError(f"{path} cannot be read: {error.strerror or error}") from None
     if not size:
@@ -91,6 +91,16 @@ def check(path: Path) -> None:
             f"is damaged: its content has the SHA-256 {found}, expected {' and '.join(expected)} "
             "as when it was written",
         )
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file that is what was written: its name in what is made of it.
+
+    Raises:
+        ValueError: it is damaged or missing.
+    """
+    check(path)
+    return atomic.digest(path)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -130,9 +140,9 @@ def _stamp(path: Path) -> None:
         seals = _find(file.fileno(), size)
         assert seals
         assert set(seals.values()) == {DIGITS * "0"}
-        digest = _digest(file.fileno(), size, list(seals))
+        digits = _hash(file.fileno(), size, list(seals)).encode()
         for start in seals:
-            os.pwrite(file.fileno(), digest.encode(), start)
+            os.pwrite(file.fileno(), digits, start)
 
 
 def _find(file: int, size: int) -> dict[int, str]:
@@ -144,10 +154,10 @@ def _find(file: int, size: int) -> dict[int, str]:
     return found
 
 
-def _digest(file: int, size: int, blanks: list[int]) -> str:
+def _hash(file: int, size: int, blanks: list[int]) -> str:
     """Return the SHA-256 of the SHA-256 of all pieces; from each place in `blanks` on are zeros."""
 
-    def digest(start: int) -> bytes:
+    def hash_piece(start: int) -> bytes:
         piece = bytearray(os.pread(file, PIECE, start))
         for place in blanks:
             first, last = max(place - start, 0), min(place + DIGITS - start, len(piece))
@@ -157,6 +167,6 @@ def _digest(file: int, size: int, blanks: list[int]) -> str:
 
     whole = hashlib.sha256()
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        for part in pool.map(digest, range(0, size, PIECE)):
+        for part in pool.map(hash_piece, range(0, size, PIECE)):
             whole.update(part)
     return whole.hexdigest()

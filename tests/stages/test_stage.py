@@ -110,7 +110,7 @@ def test_memory_that_does_not_suffice_is_said(
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit):
-            runner.start("prepare", lambda running: None)
+            runner.start("train_generator", lambda running: None)
     finally:
         signal.signal(signal.SIGTERM, before)
     said = capfd.readouterr().err

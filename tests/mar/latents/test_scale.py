@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from mar.latents.posterior import Posterior
-from mar.latents.scale import LatentStatistics, check_latent_std, check_scale, weak_channels_warning
+from mar.latents.scale import (
+    LatentStatistics,
+    check_latent_std,
+    check_scale,
+    outliers_warning,
+    weak_channels_warning,
+)
 
 
 def statistics(mean: Tensor, log_variance: Tensor | None = None) -> LatentStatistics:
@@ -127,3 +133,34 @@ def test_a_scale_of_other_latents_is_refused(ratio: float) -> None:
         ValueError, match=r"latents\.scale: .* is 4\.3, .* a scale of about 0\.2326$"
     ):
         check_latent_std(4.3, 4.3 / ratio if ratio else math.inf, "latents.scale")
+
+
+def test_the_largest_latent_of_each_image_is_known(rng: torch.Generator) -> None:
+    mean, log_variance = latents(rng, 1.0), torch.full((200, 1, 4, 3), math.log(4.0))
+    plain, noisy = statistics(mean), statistics(mean, log_variance)
+    expected = mean.abs().flatten(1).amax(dim=1).double()
+    assert torch.equal(plain.largest(), expected)
+    assert torch.allclose(noisy.largest(), expected + 3 * 2.0)
+    assert plain.scale()["largest"] == float(expected.max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_an_image_whose_latents_are_far_from_the_others_is_named(
+    rng: torch.Generator, dtype: torch.dtype
+) -> None:
+    names = [f"{index}.png" for index in range(200)]
+    mean = latents(rng, 4.3, 4.3)
+    assert outliers_warning(statistics(mean), names) is None
+    mean[17, 1, 2, 0] = -60_000
+    mean[80, 0, 0, 0] = 500
+    warning = outliers_warning(statistics(mean.to(dtype).float()), names) or ""
+    assert warning.startswith("17.png: its latents reach 6")
+    assert "2 of 200 images" in warning
+
+
+def test_latents_that_differ_as_those_of_images_do_are_no_outliers(rng: torch.Generator) -> None:
+    spread = torch.linspace(0.3, 3, 200)[:, None, None, None]
+    mean = latents(rng, 1.0) * spread
+    assert outliers_warning(statistics(mean), [""] * 200) is None
+    assert outliers_warning(statistics(torch.zeros(3, 1, 2, 2)), [""] * 3) is None
+    assert outliers_warning(LatentStatistics(1), []) is None
