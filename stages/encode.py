@@ -50,7 +50,7 @@ def main(stage: Stage) -> None:
             mirrored += [encode_images(model, pixels.flip(3)).cpu()] if config.flips else []
         _write(path, plain, mirrored, images, indices, names, config, model.codebook_size)
     measured = measure_latents(folder, shape)
-    if warning := outliers_warning(measured, names):
+    if warning := outliers_warning(measured.largest(), names):
         sys.stderr.write(f"{stage.name}: {warning}\n")
     check_scale(measured)
     if warning := weak_channels_warning(measured):

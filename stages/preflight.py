@@ -15,6 +15,7 @@ from torch import Tensor
 from mar.evaluation.image_grid import comparison_grid
 from mar.evaluation.reconstruction_metrics import difference
 from mar.latents.cache import LatentCache
+from mar.latents.scale import outliers_warning
 from mar.tokenizers import comparison as preflight
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
@@ -35,6 +36,8 @@ def check(stage: Stage, *, cache: LatentCache, weights: Path, image_size: int) -
     Raises:
         ValueError: latents and images do not belong together.
     """
+    if warning := outliers_warning(cache.largest(), cache.names):
+        sys.stderr.write(f"{stage.name}: {warning}\n")
     if not len(cache):
         nothing = torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
         _draw(stage, {"no images to look at": nothing})

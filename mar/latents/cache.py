@@ -108,6 +108,7 @@ class LatentCache:
 
     def __init__(self, folder: Path, info: LatentsInfo) -> None:
         self.info = info
+        self._paths = sorted(folder.glob("*.arrow"))
         shards = list(_open_shards(folder))
         # For each content the rows of images and those of mirror images, by shard.
         self._moments = _Rows(shards, "moments", "mirrored", info.flips)
@@ -127,6 +128,31 @@ class LatentCache:
 
     def __len__(self) -> int:
         return self.info.count
+
+    def largest(self) -> Float[Tensor, " N"]:
+        """Return the largest absolute value of the latents' means of each image, mirrored or not.
+
+        Raises:
+            ValueError: one is not finite; the message names the file and the image.
+        """
+        shape = self.info.latent
+        count = shape.channels * shape.height * shape.width
+        found = np.zeros(len(self), np.float32)
+        parts = list(self._moments.parts(4096))
+        for shard, start, rows in tqdm(parts, desc="check latents", delay=3, leave=False):
+            first = int(self._starts[shard]) + start
+            values = np.abs(rows.astype(np.float32))
+            largest = values[:, :count].max(axis=1)
+            broken = ~np.isfinite(values.max(axis=1))
+            if broken.any():
+                name = self.names[first + int(broken.argmax())]
+                raise ValueError(
+                    f"{self._paths[shard]}: the latents of {name} hold nan or infinity; the cache "
+                    "is at fault, not the training: it must be made again"
+                )
+            place = slice(first, first + len(rows))
+            found[place] = np.maximum(found[place], largest)
+        return torch.from_numpy(found)
 
     def moments(
         self, indices: Int[Tensor, " B"], mirrored: Bool[Tensor, " B"]
@@ -241,6 +267,13 @@ class _Rows:
 
     def row(self, shard: int, index: int, mirrored: bool) -> Shaped[np.ndarray, " V"]:
         return (self._mirrored if mirrored else self._plain)[shard][index]
+
+    def parts(self, size: int) -> Iterator[tuple[int, int, Shaped[np.ndarray, "N V"]]]:
+        """Yield `size` rows at a time, those of mirror images as well, with shard and first row."""
+        for matrices in (self._plain, self._mirrored):
+            for shard, rows in enumerate(matrices):
+                for start in range(0, len(rows), size):
+                    yield shard, start, rows[start : start + size]
 
 
 def _open_shards(folder: Path) -> Iterator[pa.RecordBatch]:

@@ -124,7 +124,7 @@ class LatentStatistics:
 
         Where a latent has a variance, that is its mean and three standard deviations.
         """
-        return torch.cat(self._largest)
+        return torch.cat([torch.empty(0, dtype=torch.float64), *self._largest])
 
     def signal(self) -> list[float]:
         """Return the share of each channel's variance that is not the noise of its posterior."""
@@ -223,11 +223,15 @@ def weak_channels_warning(statistics: LatentStatistics) -> str | None:
     return "; ".join(parts) if parts else None
 
 
-def outliers_warning(statistics: LatentStatistics, names: Sequence[str]) -> str | None:
-    """Return a warning about images whose latents are far larger than those of the others."""
-    if not statistics.count:
+def outliers_warning(largest: Float[Tensor, " N"], names: Sequence[str]) -> str | None:
+    """Return a warning about images whose latents are far larger than those of the others.
+
+    Args:
+        largest: The largest absolute value of each image's latents.
+        names: The name of each image.
+    """
+    if not len(largest):
         return None
-    largest = statistics.largest()
     usual = float(largest.median())
     num_far = int(torch.count_nonzero(largest > FAR * usual))
     if not num_far or not usual:
@@ -236,7 +240,7 @@ def outliers_warning(statistics: LatentStatistics, names: Sequence[str]) -> str 
     return (
         f"{names[first]}: its latents reach {float(largest[first]):.5g}, those of half of the "
         f"images at most {usual:.5g}; such values shift the scale of all latents ({num_far} of "
-        f"{statistics.count} images reach over {FAR:g} times as far as that half)"
+        f"{len(largest)} images reach over {FAR:g} times as far as that half)"
     )
 
 

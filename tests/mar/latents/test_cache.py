@@ -314,6 +314,40 @@ def test_moments_of_mirror_images_are_checked_too(tmp_path: Path, moments: Tenso
         write_cache(tmp_path, moments, dtype="float32")
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_largest_latent_of_each_image_is_that_of_its_means(
+    tmp_path: Path, moments: Tensor, dtype: str
+) -> None:
+    moments[0, 7, 3] = -5_000  # a log variance
+    moments[1, 3, 1, 2, 2] = -60_000
+    write_cache(tmp_path, moments, dtype=dtype)
+    largest = LatentCache(tmp_path, info(dtype=dtype)).largest()
+    expected = moments[:, :, :2].abs().flatten(2).amax(dim=2).amax(dim=0)
+    assert torch.allclose(largest, expected, rtol=1e-3)
+    assert largest.argmax() == 3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", ["moments", "mirrored"])
+def test_latents_that_are_not_finite_are_named(
+    tmp_path: Path, moments: Tensor, value: float, column: str
+) -> None:
+    """Nothing of ours writes them; a cache may be of another program."""
+    write_cache(tmp_path, moments)
+    path = tmp_path / "00002.arrow"
+    table = pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
+    rows = np.stack(table[column].to_numpy())
+    rows[1, 30] = value
+    changed = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+    table = table.set_column(table.column_names.index(column), column, changed)
+    table = table.replace_schema_metadata({"seal": seal.BLANK})
+    with seal.sealing(path) as partial, pa.ipc.new_file(partial, table.schema) as writer:
+        writer.write_table(table)
+    expected = r"00002\.arrow: the latents of class 2/6\.png hold nan or infinity; the cache"
+    with pytest.raises(ValueError, match=expected):
+        LatentCache(tmp_path, info()).largest()
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_a_truncated_file_is_named(tmp_path: Path, moments: Tensor, share: float) -> None:
     write_cache(tmp_path, moments)

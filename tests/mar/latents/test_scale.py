@@ -150,10 +150,10 @@ def test_an_image_whose_latents_are_far_from_the_others_is_named(
 ) -> None:
     names = [f"{index}.png" for index in range(200)]
     mean = latents(rng, 4.3, 4.3)
-    assert outliers_warning(statistics(mean), names) is None
+    assert outliers_warning(statistics(mean).largest(), names) is None
     mean[17, 1, 2, 0] = -60_000
     mean[80, 0, 0, 0] = 500
-    warning = outliers_warning(statistics(mean.to(dtype).float()), names) or ""
+    warning = outliers_warning(statistics(mean.to(dtype).float()).largest(), names) or ""
     assert warning.startswith("17.png: its latents reach 6")
     assert "2 of 200 images" in warning
 
@@ -161,6 +161,6 @@ def test_an_image_whose_latents_are_far_from_the_others_is_named(
 def test_latents_that_differ_as_those_of_images_do_are_no_outliers(rng: torch.Generator) -> None:
     spread = torch.linspace(0.3, 3, 200)[:, None, None, None]
     mean = latents(rng, 1.0) * spread
-    assert outliers_warning(statistics(mean), [""] * 200) is None
-    assert outliers_warning(statistics(torch.zeros(3, 1, 2, 2)), [""] * 3) is None
-    assert outliers_warning(LatentStatistics(1), []) is None
+    assert outliers_warning(statistics(mean).largest(), [""] * 200) is None
+    assert outliers_warning(statistics(torch.zeros(3, 1, 2, 2)).largest(), [""] * 3) is None
+    assert outliers_warning(LatentStatistics(1).largest(), []) is None
