@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mar.data.class_names import read_class_names
 from mar.evaluation.extractors import (
     ClassifierReference,
     InceptionReference,
@@ -14,7 +15,6 @@ from mar.evaluation.extractors import (
     one_class_warning,
 )
 from mar.evaluation.metrics import EvaluateConfig, check_sizes
-from mar.files import atomic
 from mar.latents.info import LatentsConfig
 from mar.model.mar import GeneratorConfig, check_size, narrow_denoiser_warning
 from mar.released.generator import GeneratorSource, ReleasedGenerator
@@ -88,7 +88,7 @@ def check_classes(configs: dict[str, Any], classes: Path) -> list[str]:
     Raises:
         ValueError: a class to generate does not exist; the message names it.
     """
-    class_names = atomic.read_json(classes)
+    class_names = read_class_names(classes)
     resolve_labels(configs["sample"].labels, class_names)
     num_classes = len(class_names)
     warnings = [one_class_warning(configs["reference"], num_classes)]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 from PIL.Image import Image
 
+from mar.data.class_names import read_class_names
 from mar.evaluation import extractors
 from mar.evaluation.confusion import confusion_picture
 from mar.evaluation.extractors import Features, ReferenceConfig
@@ -63,7 +64,7 @@ def _draw(
     """
     folder = stage.out / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
-    class_names = atomic.read_json(CLASSES)
+    class_names = read_class_names(CLASSES)
 
     def farthest() -> Image:
         distances = distance_to_reference(found, reference)

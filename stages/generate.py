@@ -18,8 +18,9 @@ from PIL import Image
 from ruamel.yaml import YAML
 from torch import Tensor
 
+from mar.data.class_names import read_class_names
 from mar.evaluation.image_grid import label_grid, save_png
-from mar.files import atomic
+from mar.files import seal
 from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR, load_mar
@@ -128,14 +129,14 @@ def trained_weights(ema: bool) -> Weights:
             raise ValueError(f"{path} is missing; `dvc repro train_generator` makes it, "
                              "or give --weights and --tokenizer")  # fmt: skip
     info = LatentsInfo.read(info_path)
-    digest = atomic.digest(tokenizer)
+    digest = seal.digest(tokenizer)
     info.check({"tokenizer": digest})
     name = "ema" if ema else "generator"
     return Weights(
         load_mar(OUT / "train_generator" / f"{name}.safetensors", digest),
         load_tokenizer(tokenizer),
         info.latent_std,
-        atomic.read_json(classes),
+        read_class_names(classes),
         params.load("sample", SampleConfig),
     )
 

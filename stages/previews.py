@@ -4,6 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from mar.data.class_names import read_class_names
 from mar.data.dataset import ImageSet
 from mar.evaluation.image_grid import comparison_grid, label_grid, save_png
 from mar.files import atomic
@@ -37,7 +38,7 @@ def samples(stage: Stage, *, model: MAR, info: LatentsInfo, step: int) -> None:
     decoder = load_tokenizer(TOKENIZER).to(stage.device)
     assert atomic.digest(TOKENIZER) == info.tokenizer
     shown = 2 * SHOWN
-    names = atomic.read_json(CLASSES)
+    names = read_class_names(CLASSES)
     labels = balanced_labels(shown, resolve_labels(config.labels, names), model.num_classes)
     images = generate_images(
         model,

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from PIL.Image import Image
 
-from mar.evaluation.image_grid import label_grid, save_png
+from mar.data.class_names import read_class_names
+from mar.evaluation.image_grid import label_grid
 from mar.files import atomic, seal
 from mar.latents.info import LatentsInfo
 from mar.model.mar import load_mar
@@ -38,7 +39,7 @@ def main(stage: Stage) -> None:
     info.check({"tokenizer": digest})
     model = load_mar(GENERATOR, digest).to(stage.device)
     decoder = load_tokenizer(TOKENIZER).to(stage.device)
-    class_names = atomic.read_json(CLASSES)
+    class_names = read_class_names(CLASSES)
     chosen = resolve_labels(config.labels, class_names)
     if chosen is not None:
         described = ", ".join(f"{label} ({class_names[label]})" for label in chosen)

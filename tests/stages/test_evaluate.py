@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from mar.data.dataset import ImageSet
 from mar.evaluation.reference import ReferenceInfo
+from mar.files import seal
 from mar.sampling.store import shard_path, write_shard
 from mar.tokenizers.pixels import PixelsConfig
 from mar.tokenizers.registry import build_tokenizer, save_tokenizer
@@ -141,6 +142,7 @@ def test_no_class_name_costs_a_result() -> None:
     ]
     Path("out/prepare/classes.json").write_text(json.dumps(names))
     write_samples(*real_images(100))
+    MANIFEST.unlink()  # which has the digits' names
     evaluate.main(stage("evaluate"))
     pictures = Path("out/evaluate/pictures")
     assert {path.name for path in pictures.iterdir()} == {"confusion.png", "farthest.png"}
@@ -152,6 +154,7 @@ def test_a_picture_that_fails_is_reported_after_the_scores(
 ) -> None:
     Path("out/prepare/classes.json").write_text('["too", "few", "names"]')
     write_samples(*real_images(100))
+    MANIFEST.unlink()
     evaluate.main(stage("evaluate"))
     assert set(metrics("evaluate")["samples"]) == SCORES
     assert "evaluate: cannot draw farthest.png: IndexError" in capsys.readouterr().err
@@ -166,7 +169,10 @@ def test_images_of_one_class_are_scored_by_an_extractor_called_untrained() -> No
     zeros = pa.array([0] * len(table), table.schema.field(labels).type)
     table = table.set_column(labels, table.schema.field(labels), zeros)
     metadata = {**table.schema.metadata, b"class_names": b'["digit"]'}
-    pq.write_table(table.replace_schema_metadata(metadata), MANIFEST)
+    table = table.replace_schema_metadata(metadata)
+    with seal.sealing(MANIFEST) as partial, pq.ParquetWriter(partial, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({seal.KEY: seal.BLANK})
     Path("out/prepare/classes.json").write_text('["digit"]')
     reference.main(stage("reference"))
     write_samples(*real_images(100))

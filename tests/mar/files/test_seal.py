@@ -224,7 +224,7 @@ def test_other_programs_read_what_is_sealed(tmp_path: Path) -> None:
     assert set(load_file(tmp_path / "a.safetensors")) == {"weight", "bias"}
     write_latent_shard(tmp_path / "a.arrow")
     assert pa.ipc.open_file(tmp_path / "a.arrow").read_all().num_rows == 5
-    write_manifest(tmp_path / "a.parquet", IMAGES, ROWS)
+    write_manifest(tmp_path / "a.parquet", CLASS_NAMES, ROWS)
     assert pq.read_table(tmp_path / "a.parquet").num_rows == 9
     LATENTS.write(tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text())["latent_std"] == 1.0
