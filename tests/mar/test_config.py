@@ -1,55 +1,27 @@
 """A section of `params.yaml` is refused unless it is complete, exactly typed, and of known keys."""
 
 import re
+from importlib import import_module
+from pkgutil import walk_packages
 
 import pytest
 from pydantic import Field, ValidationError
 
+import mar
 from mar.config import Config, cut_down
-from mar.evaluation.lpips import LPIPSConfig
 from mar.heads.denoiser import DenoiserSize
-from mar.heads.registry import HEADS
-from mar.latents.info import LatentsConfig, LatentsInfo
 from mar.model.mar import GeneratorConfig
-from mar.model.transformer import Widths
-from mar.released.generator import ReleasedGenerator, TrainedGenerator
-from mar.released.tokenizer import ReleasedAutoencoder, TrainedAutoencoder
 from mar.sampling.generate import SampleConfig
-from mar.sources.no_images import NoData
-from mar.tokenizer_training.adversary import AdversarialConfig, LeCamConfig, R1Config
-from mar.tokenizer_training.perceptual import ClassifierDistanceConfig
-from mar.tokenizer_training.trainer import TokenizerTrainingConfig
-from mar.tokenizers.kl import AutoencoderConfig
-from mar.tokenizers.pixels import PixelsConfig
-from mar.tokenizers.vq import VQConfig
-from mar.training.generator import TrainingConfig
+from mar.tokenizer_training.adversary import LeCamConfig
 
 
-CONFIGS: list[type[Config]] = [
-    AdversarialConfig,
-    AutoencoderConfig,
-    ClassifierDistanceConfig,
-    DenoiserSize,
-    GeneratorConfig,
-    LPIPSConfig,
-    LatentsConfig,
-    LatentsInfo,
-    LeCamConfig,
-    NoData,
-    PixelsConfig,
-    R1Config,
-    ReleasedAutoencoder,
-    ReleasedGenerator,
-    SampleConfig,
-    TokenizerTrainingConfig,
-    TrainedAutoencoder,
-    TrainedGenerator,
-    TrainingConfig,
-    Widths,
-    *(kind.config for kind in HEADS.values()),
-    *(kind.sampler for kind in HEADS.values()),
-    VQConfig,
-]
+def subclasses(config: type[Config]) -> list[type[Config]]:
+    return [each for found in config.__subclasses__() for each in (found, *subclasses(found))]
+
+
+for module in walk_packages(mar.__path__, "mar."):
+    import_module(module.name)
+CONFIGS = [config for config in subclasses(Config) if config.__module__.startswith("mar.")]
 
 
 class Example(Config):
@@ -85,11 +57,16 @@ def test_a_config_cannot_be_changed() -> None:
         config.steps = 2  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__qualname__)
 def test_no_field_has_a_default_and_each_is_described(config: type[Config]) -> None:
     for name, field in config.model_fields.items():
         assert field.is_required(), name
         assert field.description or name == "kind", name
+
+
+def test_all_sections_are_found() -> None:
+    """Those of `params.yaml`, and whatever they are made of."""
+    assert {SampleConfig, GeneratorConfig, DenoiserSize, LeCamConfig} <= set(CONFIGS)
 
 
 def test_a_config_is_cut_down_to_its_base() -> None:

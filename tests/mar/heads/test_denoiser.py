@@ -72,24 +72,31 @@ def test_a_block_without_gate_is_the_identity(rng: torch.Generator) -> None:
 
 def test_the_modulation_is_shift_then_scale_then_gate(rng: torch.Generator) -> None:
     block = ResidualBlock(8)
+    block.mlp = nn.Sequential()
     x, y = torch.randn(2, 4, 8, generator=rng)
-    shift, scale, gate = torch.randn(3, 8, generator=rng)
-    modulate_by(block, shift, scale, gate)
+    shift, gate = torch.randn(2, 8, generator=rng)
     with torch.no_grad():
-        centred = x - x.mean(dim=1, keepdim=True)
-        normal = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-6).sqrt()
-        expected = x + gate * block.mlp(normal * (1 + scale) + shift)
-        assert torch.allclose(block(x, y), expected, atol=1e-5)
+        modulate_by(block, shift, torch.full((8,), -1.0), gate)  # the scale leaves nothing of x
+        assert torch.allclose(block(x, y) - x, (gate * shift).expand(4, 8), atol=1e-6)
+        modulate_by(block, torch.zeros(8), torch.full((8,), 2.0), torch.ones(8))
+        added = block(x, y) - x
+    assert torch.allclose(added.mean(dim=1), torch.zeros(4), atol=1e-5)
+    assert torch.allclose(added.std(dim=1, correction=0), torch.full((4,), 3.0), atol=1e-3)
 
 
 def test_the_last_modulation_is_shift_then_scale(rng: torch.Generator) -> None:
-    layer = FinalLayer(8, 3)
+    layer = FinalLayer(8, 8)
+    nn.init.eye_(layer.linear.weight)
+    nn.init.zeros_(layer.linear.bias)
     x, y = torch.randn(2, 4, 8, generator=rng)
-    shift, scale = torch.randn(2, 8, generator=rng)
-    modulate_by(layer, shift, scale)
+    shift = torch.randn(8, generator=rng)
     with torch.no_grad():
-        expected = layer.linear(layer.norm(x) * (1 + scale) + shift)
-        assert torch.allclose(layer(x, y), expected, atol=1e-6)
+        modulate_by(layer, shift, torch.full((8,), -1.0))
+        assert torch.allclose(layer(x, y), shift.expand(4, 8), atol=1e-6)
+        modulate_by(layer, torch.zeros(8), torch.full((8,), 2.0))
+        found = layer(x, y)
+    assert torch.allclose(found.mean(dim=1), torch.zeros(4), atol=1e-5)
+    assert torch.allclose(found.std(dim=1, correction=0), torch.full((4,), 3.0), atol=1e-3)
 
 
 def test_rows_do_not_see_each_other(rng: torch.Generator) -> None:

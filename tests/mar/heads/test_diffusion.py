@@ -166,7 +166,7 @@ def test_the_variational_term_trains_the_variance_alone(rng: torch.Generator) ->
     (variational,) = torch.autograd.grad(terms.variational.sum(), output, retain_graph=True)
     (noise,) = torch.autograd.grad(terms.noise.sum(), output)
     assert torch.equal(variational[:, :3], torch.zeros(4, 3))
-    assert (variational[:, 3:] != 0).all()
+    assert (variational[1:, 3:] != 0).all()  # of step 0, a likelihood near zero is clipped
     assert torch.allclose(noise[:, :3], 2 * (eps_hat - eps) / 3)
     assert torch.equal(noise[:, 3:], torch.zeros(4, 3))
 

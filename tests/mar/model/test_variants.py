@@ -81,7 +81,7 @@ def test_causal_generation_is_the_same_without_the_cache(
     noise = noise_of(model, config)
     cached = generate(model, LABELS, noise, config).float()
     again = generate(model, LABELS, noise, config, cached=False)
-    assert float((again - cached).norm() / cached.norm()) < 1e-5
+    assert float((again - cached).norm() / cached.norm()) < 1e-3
     assert not torch.allclose(cached[0], cached[1], atol=1e-2)
 
 

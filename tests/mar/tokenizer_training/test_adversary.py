@@ -130,14 +130,22 @@ def test_the_weight_warms_up_from_the_start(start: int, warmup: int, expected: l
     assert [adversary.warmup_factor(step) for step in range(6)] == expected
 
 
-def test_the_generator_s_loss_is_the_mean_logit(batch: tuple[Tensor, Tensor]) -> None:
-    adversary = fresh()
-    images = batch[1].clone().requires_grad_()
+def test_the_generator_s_loss_falls_as_images_look_more_real(
+    batch: tuple[Tensor, Tensor], learn: Callable[..., dict[str, Tensor]]
+) -> None:
+    """And it has a gradient for the images alone."""
+    adversary = fresh(lr=0.003)
+    for _ in range(30):
+        learn(adversary)
+    real, fake = batch
+    with torch.no_grad():
+        assert float(adversary.generator_loss(real)) < 0 < float(adversary.generator_loss(fake))
+    images = fake.clone().requires_grad_()
+    adversary.optimizer.zero_grad()
     loss = adversary.generator_loss(images)
-    assert torch.allclose(loss, -adversary.discriminator(images).mean())
+    (gradient,) = torch.autograd.grad(loss, images, retain_graph=True)
+    assert bool(adversary.generator_loss(images - 0.1 * gradient.sign()) < loss)
     loss.backward()
-    assert images.grad is not None
-    assert float(images.grad.abs().max()) > 0
     assert all(parameter.grad is None for parameter in adversary.parameters())
 
 
@@ -157,19 +165,22 @@ def test_it_learns_to_tell_images_from_others(
     assert float(last["logits_real"]) > 0 > float(last["logits_fake"])
 
 
-def test_the_numbers_are_those_before_the_step(
-    batch: tuple[Tensor, Tensor], learn: Callable[..., dict[str, Tensor]]
-) -> None:
+def test_the_numbers_are_those_before_the_step(learn: Callable[..., dict[str, Tensor]]) -> None:
+    """Of a discriminator whose logit is 0.25 whatever it sees, which is right for images alone."""
     adversary = fresh()
-    with torch.no_grad():
-        real, fake = (adversary.discriminator(images) for images in batch)
-    found = learn(adversary)
-    assert torch.allclose(found["logits_real"], real.mean(), atol=1e-6)
-    assert torch.allclose(found["logits_fake"], fake.mean(), atol=1e-6)
-    assert torch.allclose(found["discriminator_loss"], hinge_loss(real, fake))
-    right = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
-    assert torch.allclose(found["discriminator_accuracy"], right)
-    assert float(found["discriminator_grad_norm"]) > 0
+    *_, weight, bias = adversary.discriminator.parameters()
+    torch.nn.init.zeros_(weight)
+    torch.nn.init.constant_(bias, 0.25)
+    found = {name: float(value) for name, value in learn(adversary).items()}
+    assert found.pop("discriminator_grad_norm") > 0
+    assert found == pytest.approx(
+        {
+            "discriminator_loss": (0.75 + 1.25) / 2,
+            "discriminator_accuracy": 0.5,
+            "logits_real": 0.25,
+            "logits_fake": 0.25,
+        }
+    )
 
 
 @pytest.mark.parametrize("regulariser", ["none", R1, LECAM], ids=["none", "r1", "lecam"])
@@ -191,14 +202,14 @@ def test_a_penalty_is_weighted_and_minimised(
 ) -> None:
     kind = regulariser["kind"]
     strong = {**regulariser, "weight": 1000 * regulariser["weight"]}
-    gentle, harsh = fresh(regulariser=regulariser), fresh(regulariser=strong)
+    gentle, harsh = (fresh(regulariser=chosen, lr=0.003) for chosen in (regulariser, strong))
     learn(gentle)
     learn(harsh)
     if kind == "lecam":  # the same weights before this step: the first had no penalty
         assert torch.allclose(1000 * learn(gentle)[kind], learn(harsh)[kind], rtol=1e-4)
-    for _ in range(30):
+    for _ in range(8):
         mild, held = learn(gentle), learn(harsh)
-    assert float(held[kind]) / 1000 < float(mild[kind])
+    assert float(held[kind]) / 1000 < 0.5 * float(mild[kind])
     spread = [float(found["logits_real"] - found["logits_fake"]) for found in (mild, held)]
     assert spread[1] < spread[0]
 
