@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import Field
+
 from mar.config import Config
 from mar.data.manifest import Row, Split
 
@@ -62,7 +64,7 @@ class DataSource(Config):
 
     has_images: ClassVar[bool] = True
 
-    image_size: int
+    image_size: int = Field(gt=0, description="side of the images in pixels")
 
     def collect(self, surroundings: Surroundings) -> Collection:
         """Find and check the images, and assign them to splits.
