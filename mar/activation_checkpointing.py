@@ -1,8 +1,8 @@
-"""Blocks whose activations are computed again in the backward pass instead of being kept.
+"""Activation checkpointing: blocks recompute activations in the backward pass, to save memory.
 
-It takes about a third more time and changes no number; what it takes less is most of the memory of
-a training. Both the transformer and the denoiser, which sees each hidden token several times, are
-stacks of such blocks.
+A training step takes about a third more time and a fraction of the memory; its result is the same.
+The transformer and the denoiser, which sees each hidden token several times, are stacks of such
+blocks.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ class Checkpointed(nn.Module):
     checkpointing = False
 
     def apply_block(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Apply a block; with `checkpointing`, the backward pass computes its inside again."""
+        """Apply a block; with `checkpointing`, the backward pass recomputes its activations."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x, use_reentrant=False)
         return block(x)
 
 
 def set_checkpointing(model: nn.Module, on: bool) -> None:
-    """Tell all parts of a model whether to compute activations again."""
+    """Turn activation checkpointing on or off in all parts of a model."""
     for module in model.modules():
         if isinstance(module, Checkpointed):
             module.checkpointing = on

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]  # of a file, in hexadecimal
 MOST = 1_000_000_000  # of anything that is counted: steps, images, pixels, codes
-PathText = Annotated[str, Field(min_length=1)]  # of a file or a folder; empty, it would be one
+PathText = Annotated[str, Field(min_length=1)]  # of a file or folder; "" would be a folder
 
 
 class Config(BaseModel):
@@ -34,21 +34,23 @@ C = TypeVar("C", bound=Config)
 
 
 def cut_down(config: C, kind: type[C]) -> C:
-    """Return a config as one of its base class, without the fields that the subclass adds."""
+    """Return a config as its base class, without the fields that the subclass adds."""
     values: dict[str, Any] = {name: getattr(config, name) for name in kind.model_fields}
     return kind(**values)
 
 
 def name_or_fields(value: object) -> str:
-    """Tell the two ways to give a size apart, as a discriminator of a union: by name, or by all its
-    numbers.
+    """Return which member of a union a value is, as pydantic's discriminator.
+
+    The members are a name and a mapping: `size: base`, or a size with all its numbers.
     """
     return "name" if isinstance(value, str) else "fields"
 
 
 def kind(value: object) -> str | None:
-    """Tell choices apart, as a discriminator of a union, where one of them is a mere name: by that,
-    or by the key `kind`.
+    """Return which member of a union a value is, as pydantic's discriminator.
+
+    The members are mappings with the key `kind` and plain names, such as `none`.
     """
     if isinstance(value, Mapping):
         return cast(Mapping[str, str | None], value).get("kind")

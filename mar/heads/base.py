@@ -15,7 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 
-Draws = tuple[Tensor, ...]  # the randomness of the loss of a batch; each tensor begins with (B, M)
+Draws = tuple[Tensor, ...]  # random numbers of a batch's loss; the first dimensions are (B, M)
 
 
 @runtime_checkable
@@ -29,7 +29,7 @@ class HeadSection(Protocol):
 
     @property
     def denoiser_width(self) -> int | None:
-        """Width of the network that models a token's values; none where there is no such."""
+        """Width of the denoiser; None for a head without one."""
         ...
 
 
@@ -44,7 +44,7 @@ class SamplerSection(Protocol):
 
     @property
     def num_noises(self) -> int:
-        """How many normal draws a token takes after the first."""
+        """Standard normal draws that sampling a token takes after the initial one."""
         ...
 
 
@@ -57,7 +57,7 @@ def guide(
 
 @dataclass(frozen=True)
 class Condition:
-    """What rows of tokens are drawn under: z, and z without class for classifier-free guidance.
+    """What tokens are sampled from, in rows: z and, for classifier-free guidance, z without class.
 
     Attributes:
         z: From the transformer, given the class.
@@ -87,23 +87,23 @@ class Condition:
 
 
 class Noise(NamedTuple):
-    """The randomness of drawing rows: normal, whatever a head makes of it."""
+    """Standard normal noise that a head turns into tokens."""
 
     initial: Float[Tensor, "R C"]
     steps: Float[Tensor, "S R C"]
 
 
 class Drawn(NamedTuple):
-    """Tokens of rows, and the probability of each."""
+    """Sampled tokens, and the probability of each."""
 
     tokens: Shaped[Tensor, "R C"]
     probability: Float[Tensor, "R 1"]
 
 
 class Head(nn.Module, ABC):
-    """A head; the transformer knows nothing else of it.
+    """The interface of every head; nothing outside `mar.heads` asks which head it is.
 
-    A new one is a file with a subclass and its two sections, and a line in `mar.heads.registry`.
+    A new head is a file with a subclass and its two sections, and a line in `mar.heads.registry`.
 
     Attributes:
         is_discrete: Whether a token is an index into a codebook.
@@ -119,31 +119,31 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, batch: int, num_tokens: int, rng: torch.Generator) -> Draws:
-        """Draw the randomness of the loss of (B, M) tokens, and of those alone."""
+        """Draw the random numbers that the loss of (B, M) tokens needs."""
 
     @abstractmethod
     def forward(
         self, z: Float[Tensor, "B M D"], x_0: Shaped[Tensor, "B M C"], draws: Draws
     ) -> Float[Tensor, "B M A"]:
-        """Return the loss of each token and draw; their mean is what is minimised."""
+        """Return the loss of each token and draw; training minimises their mean."""
 
     @abstractmethod
     def sample(
         self, condition: Condition, noise: Noise, sampler: SamplerSection
     ) -> Shaped[Tensor, "R C"]:
-        """Draw a token for each row.
+        """Sample a token for each row.
 
         Args:
-            condition: What the tokens are drawn under.
-            noise: The randomness of each row, with as many steps as `num_noises` says.
+            condition: z of each row, and the guidance.
+            noise: The noise of each row, with as many steps as `num_noises` says.
             sampler: Section `sample.head`, of this head's kind.
         """
 
     def sample_with_probability(
         self, condition: Condition, noise: Noise, sampler: SamplerSection
     ) -> Drawn:
-        """Draw a token for each row as `sample` does, and tell how probable it was.
+        """Sample a token for each row as `sample` does, and return its probability too.
 
-        Only where tokens have probabilities, which continuous ones have not.
+        Only heads of discrete tokens can: continuous ones have densities.
         """
         raise NotImplementedError

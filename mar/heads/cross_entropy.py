@@ -17,7 +17,7 @@ from mar.config import Config
 from mar.heads.base import Condition, Drawn, Draws, Head, Noise, SamplerSection
 
 
-ROWS = 1024  # whose distributions are held at a time: 128 MiB for the 16,384 codes of VQ-16
+ROWS = 1024  # distributions in memory at a time: 128 MiB for the 16,384 codes of VQ-16
 
 
 class CrossEntropyConfig(Config):
@@ -27,7 +27,7 @@ class CrossEntropyConfig(Config):
 
     @property
     def denoiser_width(self) -> None:
-        """Return nothing: there is no denoiser."""
+        """Return None: there is no denoiser."""
 
 
 class CrossEntropySampler(Config):
@@ -38,7 +38,7 @@ class CrossEntropySampler(Config):
 
     @property
     def num_noises(self) -> int:
-        """Return how many normal draws a token takes after the first: none."""
+        """Return 0: a token takes the initial noise alone."""
         return 0
 
 
@@ -59,7 +59,7 @@ class CrossEntropy(Head):
         nn.init.zeros_(self.linear.bias)
 
     def draw(self, batch: int, num_tokens: int, rng: torch.Generator) -> Draws:
-        """Draw nothing."""
+        """Return no draws: the loss is deterministic."""
         return ()
 
     def forward(
@@ -73,17 +73,17 @@ class CrossEntropy(Head):
     def sample(
         self, condition: Condition, noise: Noise, sampler: SamplerSection
     ) -> Int[Tensor, "R 1"]:
-        """Draw a code for each row."""
+        """Sample a code for each row."""
         return self.sample_with_probability(condition, noise, sampler).tokens
 
     @torch.no_grad()
     def sample_with_probability(
         self, condition: Condition, noise: Noise, sampler: SamplerSection
     ) -> Drawn:
-        """Draw a code for each row: the one at which the distribution function passes a uniform.
+        """Sample a code for each row, by inverting the cumulative distribution.
 
-        The uniform is the normal draw's own distribution function. Guidance combines the logits.
-        Some rows are drawn at a time, as all distributions together would fill a GPU.
+        Guidance combines the logits. Rows are processed in chunks, as the distributions of all of
+        them together could fill a GPU.
         """
         parts: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(condition.z), ROWS):
@@ -95,7 +95,7 @@ class CrossEntropy(Head):
         return Drawn(torch.cat(codes), torch.cat(chances))
 
     def probabilities(self, condition: Condition, sampler: SamplerSection) -> Float[Tensor, "R K"]:
-        """Return the distribution that `sample` draws from, in the widest numbers of the device."""
+        """Return the distribution that `sample` draws from, in float64 where the device has it."""
         assert isinstance(sampler, CrossEntropySampler)
         wide = precision.widest_float(condition.z.device)
         logits = condition.predict(lambda z: self.linear(z).to(wide))
@@ -105,9 +105,9 @@ class CrossEntropy(Head):
 def invert_cdf(
     probabilities: Float[Tensor, "R K"], normal: Float[Tensor, "R 1"]
 ) -> Int[Tensor, "R 1"]:
-    """Return the code at which the distribution function passes that of a normal draw."""
+    """Return the first code whose cumulative probability exceeds the normal CDF of a draw."""
     uniform = 0.5 * (1 + torch.erf(normal.to(probabilities.dtype) / math.sqrt(2)))  # (R, 1)
     passed = probabilities.cumsum(dim=1) > uniform  # (R, K)
-    # Rounding may leave the last sum below 1: then it is the last code.
+    # Rounding may leave even the last sum below the uniform number.
     passed[:, -1] = True
     return passed.int().argmax(dim=1, keepdim=True)

@@ -71,7 +71,7 @@ class FinalLayer(nn.Module):
 
 
 class Denoiser(Checkpointed):
-    """The MLP; what its O outputs mean is the concern of the head that has it."""
+    """The MLP; the head that uses it gives the O outputs their meaning."""
 
     def __init__(
         self, size: DenoiserSize, *, channels: int, out_channels: int, z_width: int
@@ -110,7 +110,7 @@ class Denoiser(Checkpointed):
                 nn.init.zeros_(parameter)
 
     def embed_time(self, t: Shaped[Tensor, " R"]) -> Float[Tensor, "R W"]:
-        """Embed times, 0 (no noise) to 999 or 1000 (nothing but noise)."""
+        """Embed times, 0 (no noise) to 999 or 1000 (pure noise)."""
         return self.time_mlp(time_features(t))
 
     def embed_z(self, z: Float[Tensor, "*R D"]) -> Float[Tensor, "*R W"]:

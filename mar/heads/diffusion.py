@@ -44,7 +44,7 @@ class Schedule(nn.Module):
             "beta": beta,
             "alpha_bar": alpha_bar,
             "signal": alpha_bar.sqrt(),
-            # Not from the float32 alpha_bar: near 1 it has no digits left.
+            # In float64: where alpha_bar is near 1, the difference has no digits left in float32.
             "noise": (1 - alpha_bar).sqrt(),
             "posterior_variance": variance,
             # That of step 0 is zero; its logarithm is clipped to that of step 1 (IDDPM's code).
@@ -82,9 +82,7 @@ def sampling_schedule(num_steps: int) -> Schedule:
         ValueError: fewer than 2 or more than 1000 steps.
     """
     if not 2 <= num_steps <= TRAINING_STEPS:
-        raise ValueError(
-            f"cannot sample with {num_steps} diffusion steps, 2 to {TRAINING_STEPS} are"
-        )
+        raise ValueError(f"diffusion sampling needs 2 to {TRAINING_STEPS} steps, got {num_steps}")
     stride = (TRAINING_STEPS - 1) / (num_steps - 1)
     kept = torch.tensor([round(index * stride) for index in range(num_steps)])
     return Schedule(cosine_alpha_bar(TRAINING_STEPS)[kept], kept)
@@ -168,7 +166,7 @@ def sample(
     temperature: float,
     x_0_bound: float | None,
 ) -> Float[Tensor, "R C"]:
-    """Draw x_0 by ancestral sampling with the learned variance (IDDPM).
+    """Sample x_0 by ancestral sampling with the learned variance (IDDPM).
 
     Args:
         denoise: From x_t (R, C) and the training step as a tensor of one element, eps_hat and v
@@ -178,9 +176,9 @@ def sample(
         step_noise: Standard normal noise of each step, the first step taken first; the last is not
             used, since nothing is added after it.
         temperature: Scales the noise added at each step, nothing else (MAR, section 3.2).
-        x_0_bound: Clip the predicted x_0 to [-bound, bound]. Faithful sampling is unclipped; a
-            network that was trained for a short time explodes without it, since what is predicted
-            is divided by sqrt(alpha_bar).
+        x_0_bound: Clip the predicted x_0 to [-bound, bound]; None, as in MAR, does not clip.
+            Samples of a briefly trained network diverge without it, since the prediction is divided
+            by sqrt(alpha_bar).
     """
     x_t = x_T
     for taken, index in enumerate(reversed(range(schedule.num_steps))):
@@ -207,8 +205,9 @@ def _kl(p: Normal, q: Normal) -> Float[Tensor, "R C"]:
 def _discretised_log_likelihood(x: Float[Tensor, "R C"], q: Normal) -> Float[Tensor, "R C"]:
     """Return log q of the bin of width 2/255 around x, in nats; the outermost bins are open.
 
-    The bins are those of 8-bit images, as in IDDPM, whence this term comes. Latents have no bins;
-    it is kept because the released weights were trained with it (MAR's diffusion is IDDPM's).
+    The bins are those of 8-bit images, for which IDDPM defined this term. Latents are not
+    quantised, but MAR uses IDDPM's diffusion as it is, so the released weights were trained with
+    this term.
     """
     inverse_std = torch.exp(-0.5 * q.log_variance)
     upper = _approximate_normal_cdf((x - q.mean + 1 / 255) * inverse_std)

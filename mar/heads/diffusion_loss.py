@@ -51,7 +51,7 @@ class DiffusionSampler(Config):
 
     @property
     def num_noises(self) -> int:
-        """Return how many normal draws a token takes after the first."""
+        """Return the number of denoising steps, of which each adds noise."""
         return self.num_steps
 
 
@@ -69,11 +69,11 @@ class DiffusionLoss(Head):
         )
 
     def initialize(self, rng: torch.Generator) -> None:
-        """Set every weight."""
+        """Set every weight, as `Denoiser.initialize` says."""
         self.denoiser.initialize(rng)
 
     def draw(self, batch: int, num_tokens: int, rng: torch.Generator) -> Draws:
-        """Draw (t, eps) for the tokens that have a loss, and for those alone."""
+        """Draw (t, eps) for the tokens that have a loss."""
         shape = (batch, num_tokens, self.noise_samples_per_token)
         device = rng.device
         t = torch.randint(self.schedule.num_steps, shape, generator=rng, device=device)
@@ -83,11 +83,11 @@ class DiffusionLoss(Head):
     def forward(
         self, z: Float[Tensor, "B M D"], x_0: Float[Tensor, "B M C"], draws: Draws
     ) -> Float[Tensor, "B M A"]:
-        """Return the loss of each token and draw; their mean is what is minimised."""
+        """Return the loss of each token and draw; training minimises their mean."""
         t, eps = draws  # (B, M, A), (B, M, A, C)
         repeated = x_0[:, :, None].expand_as(eps).flatten(0, 2).float()  # (B * M * A, C)
         x_t = diffusion.add_noise(self.schedule, repeated, t.flatten(), eps.flatten(0, 2))
-        # A token's draws share its z, and there are more rows than times: embed each only once.
+        # Embed the z of a token once for all of its draws, and each of the T times once.
         time = self.denoiser.embed_time(self.schedule.timesteps)  # (T, W)
         y = self.denoiser.embed_z(z)[:, :, None] + functional.embedding(t, time)  # (B, M, A, W)
         output = self.denoiser.denoise(x_t, y.flatten(0, 2))  # (B * M * A, 2 C)
@@ -98,13 +98,14 @@ class DiffusionLoss(Head):
     def sample(
         self, condition: Condition, noise: Noise, sampler: SamplerSection
     ) -> Float[Tensor, "R C"]:
-        """Draw a token for each row by denoising.
+        """Sample a token for each row by ancestral sampling.
 
-        Guidance combines the noise estimates for the same x_t; the variance stays that of the class
-        (MAR, section 3.2). All is float32, also under autocast: the first step from pure noise
-        multiplies an error of the estimate by hundreds, and bfloat16's would widen x_t by a tenth
-        with 100 steps, sixfold with 10. (TensorFloat32, if the program allows it for products, is
-        as fine as float16, which the original used.)
+        Guidance combines the two noise estimates at the same x_t; the variance is the one predicted
+        with the class (MAR, section 3.2). Everything is float32, also under autocast: the first
+        step from pure noise multiplies an error of the estimate by hundreds. In bfloat16, the
+        spread of x_t would be 10 % too large with 100 steps, and six times too large with 10.
+        (TensorFloat32 products, which a program may allow, are as precise as float16, which the
+        original used.)
         """
         assert isinstance(sampler, DiffusionSampler)
         with torch.autocast(condition.z.device.type, enabled=False):
@@ -130,5 +131,5 @@ class DiffusionLoss(Head):
 
 @lru_cache(maxsize=4)
 def _sampling_schedule(num_steps: int, device: torch.device) -> diffusion.Schedule:
-    """Return the schedule, made once for all the calls of a generation."""
+    """Return the schedule; cached, as every call of a generation needs it."""
     return diffusion.sampling_schedule(num_steps).to(device)

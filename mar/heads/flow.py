@@ -1,7 +1,7 @@
 """Rectified flow: a head that models one continuous token by a straight path from noise to data.
 
-Not in MAR's paper; arXiv 2209.03003, with the network of the Diffusion Loss. A token is drawn in a
-few steps of an ordinary differential equation.
+Rectified flow is arXiv 2209.03003; it is not in MAR's paper. The network is that of the Diffusion
+Loss. Sampling a token takes a few steps of an ODE solver.
 
 Shapes: B batch, M tokens with a loss, R rows (tokens, of any images), C channels of a token, D
 width of z, A independent draws of (t, eps) for each token.
@@ -19,7 +19,7 @@ from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection, guide
 from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size
 
 
-TIME_SCALE = 1000  # the denoiser's frequencies are made for times of 0 to 1000, a flow's are 0 to 1
+TIME_SCALE = 1000  # the denoiser embeds times from 0 to 1000; a flow's run from 0 to 1
 
 
 class FlowConfig(Config):
@@ -43,13 +43,13 @@ class FlowSampler(Config):
     kind: Literal["flow"]
     num_steps: int = Field(gt=0, le=10_000, description="steps of the solver for a token")
     solver: Literal["euler", "heun"] = Field(
-        description="order 1, or order 2 at twice the evaluations"
+        description="euler (order 1), or heun (order 2, twice the network calls)"
     )
-    temperature: float = Field(gt=0, description="scale of the noise that a token starts from")
+    temperature: float = Field(gt=0, description="scale of the initial noise of a token")
 
     @property
     def num_noises(self) -> int:
-        """Return how many normal draws a token takes after the first: none."""
+        """Return 0: a token takes the initial noise alone."""
         return 0
 
 
@@ -64,7 +64,7 @@ class RectifiedFlow(Head):
         self.denoiser = Denoiser(size, channels=channels, out_channels=channels, z_width=z_width)
 
     def initialize(self, rng: torch.Generator) -> None:
-        """Set every weight."""
+        """Set every weight, as `Denoiser.initialize` says."""
         self.denoiser.initialize(rng)
 
     def draw(self, batch: int, num_tokens: int, rng: torch.Generator) -> Draws:
@@ -91,9 +91,9 @@ class RectifiedFlow(Head):
     def sample(
         self, condition: Condition, noise: Noise, sampler: SamplerSection
     ) -> Float[Tensor, "R C"]:
-        """Draw a token for each row by following the velocity from t = 1 to t = 0.
+        """Sample a token for each row: integrate the velocity from t = 1 to t = 0.
 
-        All is float32, also under autocast.
+        Everything is float32, also under autocast.
         """
         assert isinstance(sampler, FlowSampler)
         with torch.autocast(condition.z.device.type, enabled=False):

@@ -1,4 +1,6 @@
-"""The L2 head: one value for a token, and no distribution. It must fail (MAR, section 5.1).
+"""The L2 head: predict the mean of a token, not its distribution.
+
+MAR's negative control (section 5.1): its samples are poor.
 
 Shapes: B batch, M tokens with a loss, R rows (tokens, of any images), C channels of a token, D
 width of z.
@@ -21,17 +23,17 @@ class L2Config(Config):
 
     @property
     def denoiser_width(self) -> None:
-        """Return nothing: there is no denoiser."""
+        """Return None: there is no denoiser."""
 
 
 class L2Sampler(Config):
-    """Section `sample.head` for `kind: l2`: there is nothing to draw."""
+    """Section `sample.head` for `kind: l2`: nothing is random, so there are no settings."""
 
     kind: Literal["l2"]
 
     @property
     def num_noises(self) -> int:
-        """Return how many normal draws a token takes after the first: none."""
+        """Return 0: a token takes the initial noise alone."""
         return 0
 
 
@@ -48,7 +50,7 @@ class L2(Head):
         nn.init.zeros_(self.linear.bias)
 
     def draw(self, batch: int, num_tokens: int, rng: torch.Generator) -> Draws:
-        """Draw nothing."""
+        """Return no draws: the loss is deterministic."""
         return ()
 
     def forward(
@@ -61,6 +63,6 @@ class L2(Head):
     def sample(
         self, condition: Condition, noise: Noise, sampler: SamplerSection
     ) -> Float[Tensor, "R C"]:
-        """Return the prediction of each row; the noise is not used."""
+        """Return the prediction for each row; the noise is not used."""
         assert isinstance(sampler, L2Sampler)
         return condition.predict(lambda z: self.linear(z).float())

@@ -1,4 +1,4 @@
-"""Which heads there are: a line for each."""
+"""All heads, one line each."""
 
 from collections.abc import Mapping
 from typing import Annotated, NamedTuple
@@ -18,7 +18,8 @@ class Kind(NamedTuple):
     """A kind of head.
 
     Attributes:
-        head: Made from a config, the channels of a token (or the number of codes) and z's width.
+        head: The class; made from a config, the channels of a token (or number of codes) and the
+            width of z.
         config: Section `generator.head`.
         sampler: Section `sample.head`.
     """
@@ -37,7 +38,7 @@ HEADS = {
 
 
 def choice(sections: Mapping[str, type[Config]]) -> GetPydanticSchema:
-    """Let pydantic read one of some sections, by its key `kind`."""
+    """Return a type by which pydantic reads one of several sections, told apart by `kind`."""
 
     def schema(_: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices = {name: handler.generate_schema(section) for name, section in sections.items()}

@@ -1,12 +1,12 @@
 """The causal transformer: one decoder-only stack, each token from those before it (MAR, Table 1).
 
 A sequence lists the positions of an image in the order of generation: 0, 1, 2, ... (raster), or a
-permutation for each sample (random). The stack reads the class, then the tokens of the sequence but
-the last: at the last slot of the class stands the z of the sequence's first token, at each token
-the z of the next one.
+permutation for each sample (random). The input is K condition tokens, then all tokens of the
+sequence but the last. The output at the last condition token is z of the first token; the output
+at a token is z of the next one.
 
 Shapes: B batch, N tokens of an image, S tokens predicted by a call, K condition tokens, L places in
-the stack, V visible tokens, M drawn tokens (one), C channels of a token, D width, h heads, d width
+the input, V visible tokens, M drawn tokens (one), C channels of a token, D width, h heads, d width
 of a head.
 """
 
@@ -26,7 +26,7 @@ from mar.model.transformer import LayerNorm, TokenTransformer, Widths, blocks
 
 
 class Cache:
-    """Keys and values of the places that a block has seen, in buffers for all `length` of them."""
+    """Keys and values of the places that a block has seen, with room for `length` places."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -37,7 +37,7 @@ class Cache:
         self, keys: Float[Tensor, "B h L d"], values: Float[Tensor, "B h L d"]
     ) -> tuple[Float[Tensor, "B h P d"], Float[Tensor, "B h P d"]]:
         """Append the keys and values of some places, and return those of all P places so far."""
-        if self.buffers is None:  # only the keys know the type: under autocast not that of weights
+        if self.buffers is None:  # the dtype is known only now: autocast may change it
             batch, heads, _, width = keys.shape
             size = (batch, heads, self.length, width)
             self.buffers = keys.new_empty(size), values.new_empty(size)
@@ -57,7 +57,7 @@ def causal_attention(
     queries, keys = attention.q_norm(queries), attention.k_norm(keys)
     num_queries = queries.shape[2]
     if cache is not None:
-        assert num_queries == 1 or cache.seen == 0  # the triangle below starts at the first key
+        assert num_queries == 1 or cache.seen == 0  # `is_causal` aligns its mask with the first key
         keys, values = cache.extend(keys, values)
     x = scaled_dot_product_attention(
         queries,
@@ -80,11 +80,11 @@ def causal_block(
 
 
 class CausalTransformer(TokenTransformer):
-    """The encoder's and the decoder's blocks as one stack under a triangular mask.
+    """The encoder's and the decoder's blocks as one stack with a causal mask.
 
-    The K slots of the class are under the triangle too: all hold the same condition, and the last
-    of them, where the first token is predicted, sees all of them. So attention needs no mask as a
-    tensor, and any prefix of the places can be computed alone.
+    The mask covers the K condition tokens too. They all hold the same condition, and the last of
+    them, where the first token is predicted, attends to all of them. So attention needs no mask
+    tensor, and any prefix of the input can be computed alone.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class CausalTransformer(TokenTransformer):
         dropout: float,
         next_position: bool,
     ) -> None:
-        """Make the layers; `next_position` tells each place which position it has to predict.
+        """Make the layers; with `next_position`, each place knows which position it predicts.
 
         Raises:
             ValueError: encoder and decoder, here one stack, differ in width or in heads.
@@ -123,25 +123,25 @@ class CausalTransformer(TokenTransformer):
         self.head_position = nn.Parameter(torch.empty(1, num_tokens, width))
 
     def initialize(self, rng: torch.Generator) -> None:
-        """Set every weight as in other transformers, but `next_position` from N(0, 1).
+        """Set every weight as in `TokenTransformer`, except `next_position`, from N(0, 1).
 
-        It is added to what began as a LayerNorm's output. From N(0, 0.02), of which the paper says
-        nothing for it, a model of the digits had not learnt to heed it in 500 steps: of its samples
-        15 % were recognised, and 90 % from N(0, 1).
+        It is added to activations that are as large as a LayerNorm's output. The paper does not say
+        how it is initialised. From N(0, 0.02), a model of the digits still ignored it after 500
+        steps: a classifier recognised 15 % of its samples, and 90 % from N(0, 1).
         """
         super().initialize(rng)
         if self.next_position is not None:
             nn.init.normal_(self.next_position, generator=rng)
 
     def slots(self, condition: Float[Tensor, "B D"]) -> Float[Tensor, "B K D"]:
-        """Return the first places: K slots that all hold the condition."""
+        """Embed the condition, as K tokens that all hold it."""
         x = condition[:, None] + self.position[:, : self.condition_tokens]  # (B, K, D)
         return self.z_proj_ln(x)
 
     def embed(
         self, tokens: Shaped[Tensor, "B N C"], positions: Int[Tensor, "B L"]
     ) -> Float[Tensor, "B L D"]:
-        """Return the places of the tokens at some positions."""
+        """Embed the tokens at some positions."""
         position = self.position[:, self.condition_tokens :]  # (1, N, D)
         return self.z_proj_ln(
             self.z_proj(gather_tokens(tokens, positions)) + _at(position, positions)
@@ -153,11 +153,11 @@ class CausalTransformer(TokenTransformer):
         predicted: Int[Tensor, "B S"],
         caches: Sequence[Cache] | None = None,
     ) -> Float[Tensor, "B S D"]:
-        """Return z of the positions that the last S places predict.
+        """Apply the blocks; return z of the S positions that the last S places predict.
 
-        With caches, one for each block, the places follow those already in them.
+        With caches, one for each block, the input continues the places that they hold.
         """
-        before = x.shape[1] - predicted.shape[1]  # slots, which predict nothing
+        before = x.shape[1] - predicted.shape[1]  # condition tokens that predict nothing
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             if self.next_position is not None and index == len(self.blocks) // 2:
@@ -193,16 +193,15 @@ class CausalTransformer(TokenTransformer):
         *,
         cached: bool = True,
     ) -> "CausalPredictor":
-        """Return what gives z in one generation, a token at a time; see `CausalPredictor`."""
+        """Return a function that predicts z in one generation, a token at a time."""
         return CausalPredictor(self, condition, sequence, cached=cached)
 
 
 class CausalPredictor:
-    """z of one token after the other, in the order of a sequence; for generation, so no gradients.
+    """Predict z of one token after the other, in the order of a sequence, without gradients.
 
-    With a cache, keys and values of all blocks are kept, and a call computes one place alone: it
-    reads no token but the newest, and those before must not change. Without, a call computes all
-    places so far again.
+    With a cache, a call computes the newest place alone, so the tokens of earlier calls must not
+    change. Without, a call recomputes all places so far.
     """
 
     def __init__(
@@ -230,7 +229,7 @@ class CausalPredictor:
         """Return z of the next position of the sequence; the visible ones come in any order.
 
         Raises:
-            ValueError: not one position is drawn, or it is not the next after the visible ones.
+            ValueError: more than one position is drawn, or another than the next of the sequence.
         """
         self._check(visible, drawn)
         known = self.num_calls
@@ -253,8 +252,8 @@ class CausalPredictor:
         got = torch.cat([visible.sort(dim=1).values, drawn], dim=1)
         if not torch.equal(got, expected):
             raise ValueError(
-                f"call {known} must draw token {known} of the sequence (from 0), given the "
-                f"{known} before it; got others, given {visible.shape[1]}"
+                f"step {known} of causal generation must draw token {known} of the sequence and "
+                f"see the {known} before it; got other positions, {visible.shape[1]} of them seen"
             )
 
 
@@ -264,7 +263,7 @@ def _at(positions: Float[Tensor, "1 N D"], chosen: Int[Tensor, "B S"]) -> Float[
 
 
 def check_one_stack(widths: Widths) -> None:
-    """Refuse an encoder and a decoder that cannot be one stack.
+    """Check that encoder and decoder can be one stack.
 
     Raises:
         ValueError: they differ in width or in heads.
@@ -273,6 +272,6 @@ def check_one_stack(widths: Widths) -> None:
         encoder, decoder = getattr(widths, f"encoder_{name}"), getattr(widths, f"decoder_{name}")
         if decoder != encoder:
             raise ValueError(
-                f"generator.size.decoder_{name}: {decoder} must be the encoder's {encoder}, "
-                "the causal transformer is one stack"
+                f"generator.size.decoder_{name}: must equal encoder_{name}, {encoder}, as causal "
+                f"attention makes encoder and decoder one stack; got {decoder}"
             )

@@ -27,18 +27,18 @@ from mar.model.transformer import Predictor, Transformer, Widths
 
 
 class MaskRatio(Config):
-    """From which normal the share of hidden tokens is drawn, one for each batch."""
+    """Distribution of the mask ratio, which is drawn once for each batch (MAR, section 4.1)."""
 
-    min: float = Field(gt=0, le=1, description="least share (MAR: 0.7)")
+    min: float = Field(gt=0, le=1, description="smallest share of hidden tokens (MAR: 0.7)")
     std: float = Field(
         gt=0,
-        description="standard deviation of the normal, whose mean is 1 and which is cut to "
-        "[min, 1] (MAR: 0.25); 1 and more for nearly all shares alike",
+        description="standard deviation of the normal, which has mean 1 and is truncated to "
+        "[min, 1] (MAR: 0.25); from 1 on, shares are nearly uniform",
     )
 
 
 class GeneratorConfig(Config):
-    """Section `generator` of `params.yaml`: what the generator is, wherever weights are from."""
+    """Section `generator` of `params.yaml`: the model, with trained or released weights."""
 
     size: Annotated[
         Annotated[Literal["base", "large", "huge"], Tag("name")] | Annotated[Widths, Tag("fields")],
@@ -48,7 +48,7 @@ class GeneratorConfig(Config):
         description="masked autoencoder, or one decoder-only stack (MAR, Table 1)"
     )
     order: Literal["random", "raster"] = Field(
-        description="order of the tokens, which attention and training know"
+        description="order of the tokens in training; causal attention follows it"
     )
     patch_size: int = Field(
         gt=0, le=1_000, description="side of the square of latents that makes a token"
@@ -57,7 +57,9 @@ class GeneratorConfig(Config):
         gt=0, le=65_536, description="slots that hold the class (MAR: buffer size)"
     )
     dropout: float = Field(ge=0, lt=1, description="dropout on attention and on projections")
-    label_drop: float = Field(ge=0, lt=1, description="share of samples trained without class")
+    label_drop: float = Field(
+        ge=0, lt=1, description="share of samples trained without their class"
+    )
     mask_ratio: MaskRatio | None = Field(
         description="shares of hidden tokens in training; null if causal"
     )
@@ -76,10 +78,10 @@ class GeneratorConfig(Config):
 
 @dataclass(frozen=True)
 class TrainingDraws:
-    """The randomness of the loss of a batch, drawn for all of it at once.
+    """The random numbers of the loss of a batch, drawn for the whole batch at once.
 
-    A slice of it goes with a slice of the batch, so the loss does not depend on how a batch is
-    split over accumulation steps or processes.
+    A slice of them belongs to the same slice of the batch, so the loss does not depend on how a
+    batch is split over accumulation steps or processes.
     """
 
     orders: Int[Tensor, "B N"]
@@ -94,7 +96,7 @@ class TrainingDraws:
 
 
 class MAR(nn.Module):
-    """The generator: a transformer makes a z for each token, a head draws the token from it."""
+    """The whole model: a transformer predicts z for each token, a head models the token given z."""
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class MAR(nn.Module):
             config: What to make.
             latent: The shape of an image's latents.
             num_classes: Classes of the data.
-            codebook_size: Codes of the tokenizer, if tokens are to be indices.
+            codebook_size: Codes of the tokenizer; needed where tokens are indices.
 
         Raises:
             ValueError: sizes do not fit together, or the tokenizer does not fit the head.
@@ -145,7 +147,7 @@ class MAR(nn.Module):
         )
 
     def initialize(self, rng: torch.Generator) -> None:
-        """Set every weight, from the generator alone."""
+        """Set every weight; all randomness comes from `rng`."""
         self.transformer.initialize(rng)
         self.head.initialize(rng)
 
@@ -172,7 +174,7 @@ class MAR(nn.Module):
         return TrainingDraws(orders, num_hidden, chance < config.label_drop, head)
 
     def orders(self, batch: int, rng: torch.Generator) -> Int[Tensor, "B N"]:
-        """Draw an order for each sample, or repeat the one there is."""
+        """Return an order for each sample: random ones, or the raster order."""
         if self.config.order == "random":
             return masking.sample_orders(batch, self.num_tokens, rng)
         return masking.raster_orders(batch, self.num_tokens, rng.device)
@@ -180,10 +182,10 @@ class MAR(nn.Module):
     def forward(
         self, latents: Shaped[Tensor, "B c H W"], labels: Int[Tensor, " B"], draws: TrainingDraws
     ) -> Float[Tensor, ""]:
-        """Return the mean loss over the hidden tokens; under causal attention all tokens are.
+        """Return the mean loss over the hidden tokens; under causal attention, over all tokens.
 
-        They are selected before the head, which then draws timesteps for them alone: the mean is
-        that of the original, which computes all tokens and discards most.
+        Hidden tokens are selected before the head. The original computes the head's loss for all
+        tokens and discards the visible ones: the same expectation, more work.
         """
         tokens = self.patchify(latents)  # (B, N, C)
         hidden, visible = masking.split_orders(draws.orders, draws.num_hidden)
@@ -204,13 +206,13 @@ class MAR(nn.Module):
         *,
         cached: bool = True,
     ) -> Predictor:
-        """Return what gives z of the tokens drawn in each step of one generation.
+        """Return a function that predicts z of the tokens drawn in each step of one generation.
 
         Args:
             labels: The class of each sample.
-            dropped: Where the class is not told.
-            orders: Of the tokens, the last being generated first; bidirectional attention does not
-                depend on it.
+            dropped: Where the null class replaces the class.
+            orders: Order of the tokens, of which the last is generated first; bidirectional
+                attention does not depend on it.
             cached: Whether causal attention keeps keys and values.
         """
         condition = self.transformer.condition(labels, dropped)
@@ -220,7 +222,7 @@ class MAR(nn.Module):
 
 
 def save_mar(path: Path, model: MAR, tokenizer: str) -> None:
-    """Write a generator as one safetensors file, with the digest of its tokenizer."""
+    """Write a model as one safetensors file, with the digest of the tokenizer of its latents."""
     description = {
         "generator": model.config.model_dump(),
         "latent": asdict(model.latent),
@@ -256,7 +258,7 @@ def load_mar(path: Path, tokenizer: str) -> MAR:
 
 
 def check_size(config: GeneratorConfig, latent: LatentShape, codebook_size: int | None) -> None:
-    """Refuse parts that do not fit together.
+    """Check that the model, the latents and the tokenizer fit together.
 
     Raises:
         ValueError: the message names the key, what was found and what was expected.
@@ -286,22 +288,25 @@ def check_size(config: GeneratorConfig, latent: LatentShape, codebook_size: int 
             f"generator.head.kind: {config.head.kind} needs a tokenizer with a codebook (kind vq)"
         )
     if config.is_discrete and patch_size != 1:
-        raise ValueError(f"generator.patch_size: must be 1 for indices, got {patch_size}")
+        raise ValueError(
+            f"generator.patch_size: must be 1 where tokens are codebook indices, got {patch_size}"
+        )
 
 
 def narrow_denoiser_warning(config: GeneratorConfig, latent: LatentShape) -> str | None:
-    """Return a warning if the denoiser is small for the width of a token, else nothing.
+    """Return a warning if the denoiser is narrow for the channels of a token, else None.
 
-    The paper models 16 channels with a width of 1024 at best (Table 3); a user who grouped latents
-    to wider tokens and kept the denoiser got FID 30 instead of 3.5. The ratio of 32 is ours.
+    In the paper, a width of 1024 is best for tokens of 16 channels (Table 3). A user who grouped
+    latents into tokens of more channels and kept the denoiser got FID 30 instead of 3.5. The
+    factor of 32 is our choice.
     """
     channels = latent.channels * config.patch_size**2
     width = config.head.denoiser_width
     if width is None or channels <= 16 or width >= 32 * channels:
         return None
     return (
-        f"generator.head.size: a denoiser {width} wide is small for tokens of {channels} "
-        f"channels, expect poor samples; a width of {32 * channels} or more is in proportion"
+        f"generator.head.size: a denoiser of width {width} is narrow for tokens of {channels} "
+        f"channels, so samples may be poor; a width of {32 * channels} or more is recommended"
     )
 
 

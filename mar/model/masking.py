@@ -2,7 +2,7 @@
 
 Shapes: B batch, N tokens of an image, M hidden tokens, V visible tokens (N = M + V), D any width.
 Everywhere, an order lists positions; the hidden tokens are the *first* of it, so tokens appear from
-its end backwards (PAPER: MAR section 3.4, MaskGIT section 3.2).
+its end backwards (MAR, section 3.4; MaskGIT, section 3.2).
 """
 
 import math
@@ -46,7 +46,7 @@ def split_orders(
 
 
 def expand_index(positions: Int[Tensor, "B M"], width: int) -> Int[Tensor, "B M W"]:
-    """Repeat positions over the last dimension, as gather and scatter want them."""
+    """Repeat positions along a new last dimension, as `gather` and `scatter` expect them."""
     return positions[:, :, None].expand(-1, -1, width)
 
 
@@ -66,7 +66,9 @@ def num_hidden_after(num_tokens: int, num_steps: int) -> list[int]:
         ValueError: there are more steps than tokens.
     """
     if not 1 <= num_steps <= num_tokens:
-        raise ValueError(f"cannot generate {num_tokens} tokens in {num_steps} steps")
+        raise ValueError(
+            f"generating {num_tokens} tokens needs 1 to {num_tokens} steps, got {num_steps}"
+        )
     counts: list[int] = []
     hidden = num_tokens
     for step in range(num_steps - 1):

@@ -37,18 +37,18 @@ class IndexEmbedding(nn.Embedding):
     """Embed tokens that are indices into a codebook, in place of a projection."""
 
     def forward(self, input: Int[Tensor, "B V 1"]) -> Float[Tensor, "B V D"]:
-        """Look the indices up."""
+        """Return the embedding of each index."""
         return super().forward(input.squeeze(2))
 
 
-# z of the drawn positions, given all tokens, which of them are visible, and which are drawn.
+# Returns z of the drawn positions, given all tokens, the visible and the drawn positions.
 Predictor = Callable[
     [Shaped[Tensor, "B N C"], Int[Tensor, "B V"], Int[Tensor, "B M"]], Float[Tensor, "B M E"]
 ]
 
 
 class TokenTransformer(Checkpointed):
-    """What all transformers over tokens share: how class and tokens enter, and initial weights."""
+    """What both transformers share: the embeddings of class and tokens, and initial weights."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class TokenTransformer(Checkpointed):
         num_classes: int,
         condition_tokens: int,
     ) -> None:
-        """Make the layers; with `num_codes`, tokens are indices of so many codes."""
+        """Make the layers; with `num_codes`, tokens are indices into a codebook of that size."""
         super().__init__()
         self.condition_tokens = condition_tokens  # (MAR: buffer)
         self.class_embedding = nn.Embedding(num_classes, width)
@@ -101,7 +101,7 @@ class Transformer(TokenTransformer):
     """Encoder over the visible tokens, decoder over all positions.
 
     Sets of positions are given as indices, not as a mask, so that their sizes are known without
-    asking the device.
+    waiting for the device.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Transformer(TokenTransformer):
         return self.decode(self.encode(tokens, visible, condition), visible)
 
     def predictor(self, condition: Float[Tensor, "B D"]) -> Predictor:
-        """Return what gives z of the positions drawn in a generation step, in any order."""
+        """Return a function that predicts z of the drawn positions, which come in any order."""
 
         def predict(
             tokens: Shaped[Tensor, "B N C"], visible: Int[Tensor, "B V"], drawn: Int[Tensor, "B M"]

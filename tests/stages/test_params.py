@@ -343,8 +343,8 @@ CAUSAL = {
     [
         (
             CAUSAL,
-            "generator.size.decoder_width: 48 must be the encoder's 96, the causal transformer is "
-            "one stack",
+            "generator.size.decoder_width: must equal encoder_width, 96, as causal attention makes "
+            "encoder and decoder one stack; got 48",
         ),
         (
             {"generator.label_drop": 0.0},

@@ -154,7 +154,9 @@ def test_a_doubtful_setting_is_said_once(project: Path, capfd: pytest.CaptureFix
         params["data"]["seed"] = seed
         (project / "params.yaml").write_text(json.dumps(params))
         tiny.run_stage("prepare")
-        doubt = "params.yaml: generator.head.size: a denoiser 16 wide is small for tokens of 32"
+        doubt = (
+            "params.yaml: generator.head.size: a denoiser of width 16 is narrow for tokens of 32"
+        )
         assert capfd.readouterr().err.count(doubt) == times
 
 

@@ -221,7 +221,9 @@ def test_other_calls_than_the_next_are_refused_without_a_trace(
     call = partial(predict, tokens)
 
     def refused(visible: Tensor, drawn: Tensor) -> None:
-        with pytest.raises(ValueError, match=f"call {predict.num_calls} must draw token"):
+        with pytest.raises(
+            ValueError, match=f"step {predict.num_calls} of causal generation must draw token"
+        ):
             call(visible, drawn)
 
     for place in range(3):
@@ -414,8 +416,8 @@ def test_without_next_position_there_is_no_such_parameter() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"decoder_width": 24}, "generator.size.decoder_width: 24 must be the encoder's 16"),
-        ({"decoder_heads": 4}, "generator.size.decoder_heads: 4 must be the encoder's 2"),
+        ({"decoder_width": 24}, r"generator\.size\.decoder_width: must equal encoder_width, 16,"),
+        ({"decoder_heads": 4}, r"generator\.size\.decoder_heads: must equal encoder_heads, 2,"),
     ],
 )
 def test_a_decoder_unlike_the_encoder_is_refused(changes: dict[str, int], message: str) -> None:

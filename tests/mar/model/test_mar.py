@@ -213,7 +213,7 @@ def test_a_denoiser_that_is_small_for_wide_tokens_is_warned_about(
         model = MAR(config, LatentShape(2, 8, 8), 5)
     warning = narrow_denoiser_warning(config, model.latent)
     assert (warning is not None) == warned
-    assert not warned or "generator.head.size: a denoiser 1023 wide" in str(warning)
+    assert not warned or "generator.head.size: a denoiser of width 1023 is narrow" in str(warning)
 
 
 # Files

@@ -86,7 +86,9 @@ def test_as_many_steps_as_tokens_reveal_one_in_each() -> None:
 
 @pytest.mark.parametrize("num_steps", [0, 17])
 def test_steps_that_tokens_do_not_suffice_for_are_refused(num_steps: int) -> None:
-    with pytest.raises(ValueError, match=f"cannot generate 16 tokens in {num_steps} steps"):
+    with pytest.raises(
+        ValueError, match=f"generating 16 tokens needs 1 to 16 steps, got {num_steps}"
+    ):
         num_hidden_after(16, num_steps)
 
 
