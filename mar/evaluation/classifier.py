@@ -1,7 +1,7 @@
-"""A small convolutional classifier: the feature extractor where Inception has nothing to say.
+"""A small convolutional classifier: a feature extractor for images unlike Inception's photographs.
 
-It is trained on the real training split. Its features stand in for Inception's in the Frechet
-distance, so they are few: a covariance of 2,048 features means nothing for 1,400 images.
+It is trained on the real training split. It has few features, because a covariance of 2,048
+features, as the Frechet distance by Inception takes, cannot be estimated from 1,400 images.
 
 Shapes: B batch, S side of an image in pixels, F features, K classes, C channels, h w resolution.
 """
@@ -31,7 +31,7 @@ WARMUP = 0.1  # of all steps
 class ClassifierConfig(Config):
     """A classifier and its training."""
 
-    seed: int = Field(ge=0, description="chooses initial weights, batches and augmentation")
+    seed: int = Field(ge=0, description="seed of initial weights, batches and augmentation")
     width: int = Field(
         ge=1,
         le=65_536,
@@ -40,7 +40,7 @@ class ClassifierConfig(Config):
     feature_width: int = Field(
         ge=2,
         le=65_536,
-        description="features of an image; few enough for their covariance to be measured",
+        description="features of an image; far fewer than images, for a precise covariance",
     )
     steps: int = Field(ge=1, description="optimiser steps")
     batch_size: int = Field(ge=2, description="images per step")
@@ -52,8 +52,8 @@ class ClassifierConfig(Config):
     flip: bool = Field(description="mirror half of the images left to right; false for digits")
     noise: float = Field(
         ge=0,
-        description="highest standard deviation of noise added in training, where white is 255; "
-        "without it, features answer to differences that nobody sees",
+        description="largest standard deviation of noise added in training, where white is 255; "
+        "without noise, features respond to invisible differences",
     )
 
 
@@ -67,7 +67,7 @@ class ClassifierStep:
 
 
 class Outputs(NamedTuple):
-    """What the classifier says of a batch."""
+    """Outputs of the classifier for a batch."""
 
     features: Float[Tensor, "B F"]
     logits: Float[Tensor, "B K"]
@@ -113,7 +113,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Outputs:
-        """Return features and logits of images as they are stored."""
+        """Return features and logits of 8-bit images."""
         return self.classify(to_float(images))
 
     def classify(self, x: Float[Tensor, "B 3 S S"]) -> Outputs:
@@ -137,9 +137,10 @@ def augment(
     flip: bool,
     noise: float,
 ) -> Float[Tensor, "B 3 S S"]:
-    """Move each image by up to `shift` pixels, edges repeated, and add noise of up to `noise`.
+    """Shift each image by up to `shift` pixels, repeating the edges, and add normal noise.
 
-    `flip` mirrors half of the images. The strength of the noise is drawn for each of them.
+    Its standard deviation is drawn for each image, from 0 to `noise`. `flip` mirrors half of the
+    images.
     """
     batch, _, size, _ = x.shape
     offsets = torch.randint(2 * shift + 1, (2, batch, 1), generator=rng)
@@ -205,7 +206,7 @@ def lr_factor(step: int, steps: int) -> float:
 
 
 def parameter_groups(model: Classifier) -> list[dict[str, object]]:
-    """Decay matrices and kernels; leave biases and norms alone."""
+    """Return AdamW's groups: matrices and kernels decay, biases and norms do not."""
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
     return [

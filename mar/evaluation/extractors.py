@@ -1,4 +1,4 @@
-"""Networks that turn images into the features which scores compare, all through torch-fidelity.
+"""Feature extractors, whose features the scores compare; all through torch-fidelity.
 
 Shapes: B images, S their side in pixels, F features, K classes.
 """
@@ -46,7 +46,7 @@ class ClassifierReference(Config):
 
     extractor: Literal["classifier"] = Field(description="a small network of our own")
     num_features: int = Field(
-        ge=2, description="real images kept for KID, precision and recall, spread over the split"
+        ge=2, description="real images whose features are kept for KID, precision and recall"
     )
     classifier: ClassifierConfig = Field(description="the network and its training")
 
@@ -56,18 +56,18 @@ class InceptionReference(Config):
 
     extractor: Literal["inception"] = Field(description="Inception v3 of 2015")
     num_features: int = Field(
-        ge=2, description="real images kept for KID, precision and recall, spread over the split"
+        ge=2, description="real images whose features are kept for KID, precision and recall"
     )
     weights: PathText | None = Field(
-        description="torch-fidelity's weight file, absolute or from the repository; null downloads "
-        "it, or uses an earlier download"
+        description="torch-fidelity's weight file, absolute or relative to the repository; null "
+        "uses an earlier download, or downloads it"
     )
-    weights_sha256: Sha256 | None = Field(description="the file's SHA-256; null checks nothing")
+    weights_sha256: Sha256 | None = Field(description="the file's SHA-256; null skips the check")
     statistics: PathText | None = Field(
         description="an .npz with mu, sigma and perhaps images (arr_0), as ADM publishes them, "
-        "absolute or from the repository; null measures the training split"
+        "absolute or relative to the repository; null measures the training split"
     )
-    statistics_sha256: Sha256 | None = Field(description="the file's SHA-256; null checks nothing")
+    statistics_sha256: Sha256 | None = Field(description="the file's SHA-256; null skips the check")
 
 
 class DinoReference(Config):
@@ -75,9 +75,11 @@ class DinoReference(Config):
 
     extractor: Literal["dinov2"] = Field(description="DINOv2, downloaded by torch.hub")
     num_features: int = Field(
-        ge=2, description="real images kept for KID, precision and recall, spread over the split"
+        ge=2, description="real images whose features are kept for KID, precision and recall"
     )
-    size: Literal["s", "b", "l", "g"] = Field(description="of the network; FD-DINOv2 means l")
+    size: Literal["s", "b", "l", "g"] = Field(
+        description="size of the network; FD-DINOv2 is measured with l"
+    )
 
 
 ReferenceConfig = Annotated[
@@ -86,7 +88,7 @@ ReferenceConfig = Annotated[
 
 
 class Features(NamedTuple):
-    """What an extractor says of images; not every one knows classes."""
+    """Outputs of an extractor; logits only if it has classes."""
 
     features: Float[Tensor, "B F"]
     logits: Float[Tensor, "B K"] | None
@@ -94,7 +96,7 @@ class Features(NamedTuple):
 
 @runtime_checkable
 class Images(Protocol):
-    """A set of images that gives some of them as one tensor."""
+    """A set of images of one size."""
 
     @property
     def image_size(self) -> int:
@@ -104,16 +106,16 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def stack(self, indices: list[int]) -> UInt8[Tensor, "B 3 S S"]:
-        """Return some of the images."""
+        """Return some of the images as one tensor."""
         ...
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network of torch-fidelity's on the device where it was put.
+    """A feature extractor.
 
     Attributes:
-        kind: Which one; decides the names of the scores.
+        kind: Which one; the names of the scores depend on it.
         module: Takes uint8 images and returns features and, where it has them, logits.
     """
 
@@ -126,7 +128,7 @@ class Extractor:
 
 
 class ClassifierExtractor(FeatureExtractorBase):
-    """Our classifier, as torch-fidelity wants an extractor."""
+    """Our classifier behind torch-fidelity's interface."""
 
     def __init__(
         self,
@@ -139,23 +141,23 @@ class ClassifierExtractor(FeatureExtractorBase):
         self.model: Classifier = load_classifier(Path(feature_extractor_weights_path))
 
     def forward(self, input: UInt8[Tensor, "B 3 S S"]) -> tuple[Tensor, ...]:
-        """Return what was asked for, in the order in which it was."""
+        """Return the outputs named in `features_list`, in that order."""
         outputs = self.model(input)._asdict()
         return tuple(outputs[name] for name in self.features_list)
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, str]:
-        """Name what there is."""
+        """Return the names of all outputs."""
         return "features", "logits"
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
-        """Name what each score is computed from."""
+        """Return the output that a score is computed from."""
         return {"isc": "logits", "fid": "features", "kid": "features", "prc": "features"}[metric]
 
     @staticmethod
     def can_be_compiled() -> bool:
-        """Say no: it is too small to gain."""
+        """Return False: it is too small to profit."""
         return False
 
 
@@ -178,11 +180,11 @@ def load(config: ReferenceConfig, folder: Path, *, base: Path = Path()) -> Extra
 
     Args:
         config: Which extractor.
-        folder: Holds `classifier.safetensors` if it is ours.
-        base: Where the path of a weight file begins, if it is relative.
+        folder: Holds `classifier.safetensors` if the extractor is our classifier.
+        base: The folder that a relative path of a weight file starts from.
 
     Raises:
-        ValueError: there is no such file, it is not what it should be, or a download fails.
+        ValueError: a file is missing or not what it should be, or a download fails.
     """
     kind: Kind = config.extractor
     match config:
@@ -207,12 +209,12 @@ def load(config: ReferenceConfig, folder: Path, *, base: Path = Path()) -> Extra
 def extract(
     extractor: Extractor, images: Images, *, name: str, device: torch.device, workers: int
 ) -> Iterator[Features]:
-    """Move the extractor to a device and yield what it says of the images, in batches, on the CPU.
+    """Move the extractor to a device; yield its outputs for the images, in batches, on the CPU.
 
     Args:
         extractor: The network.
-        images: What to look at.
-        name: Of the images, for the progress bar.
+        images: The images.
+        name: What they are called on the progress bar.
         device: Where the network works.
         workers: Processes that read images.
 
@@ -231,15 +233,15 @@ def extract(
 def extract_batch(
     extractor: Extractor, images: UInt8[Tensor, "B 3 S S"], *, device: torch.device, first: int
 ) -> Features:
-    """Return what an extractor says of images, on the CPU.
+    """Return an extractor's outputs for images, on the CPU.
 
-    In full float32: on a GPU, torch would round what enters a convolution to 10 bits (TF32).
+    In full float32: on a GPU, torch would round the inputs of convolutions to 10 bits (TF32).
 
     Args:
         extractor: The network.
-        images: What to look at.
+        images: The images.
         device: Where the network is.
-        first: Number of the first of them, for the message.
+        first: Number of the first image, for the message.
 
     Raises:
         ValueError: features are not finite.
@@ -248,7 +250,9 @@ def extract_batch(
     with exact:
         features, *logits = (output.cpu() for output in extractor.module(images.to(device)))
     if not features.isfinite().all():
-        raise ValueError(f"the {extractor.kind} gives images from {first} on nan or infinity")
+        raise ValueError(
+            f"the extractor {extractor.kind} returned nan or infinity for images from {first} on"
+        )
     return Features(features, logits[0] if logits else None)
 
 
@@ -269,9 +273,9 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _inception(path: Path) -> FeatureExtractorBase:
-    """Load Inception, after making sure that its file holds tensors only.
+    """Load Inception, after checking that its file holds tensors only.
 
-    torch-fidelity itself would run any code that a manipulated file brings.
+    torch-fidelity's own loader would execute code in a malicious file.
     """
     try:
         torch.load(path, weights_only=True, map_location="cpu", mmap=True)
@@ -289,5 +293,5 @@ def _dinov2(name: str) -> FeatureExtractorBase:
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"reference.extractor: torch.hub cannot download facebookresearch/dinov2 ({error}), "
-            f"nor is it in {torch.hub.get_dir()}"
+            f"and there is no earlier download in {torch.hub.get_dir()}"
         ) from None

@@ -1,4 +1,4 @@
-"""Pictures that a person looks at: grids of images with captions, as PIL images.
+"""Grids of images with captions, for people to look at.
 
 Small images are enlarged by a whole factor without smoothing, so that pixels stay visible.
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from mar.files.atomic import replacing
 
 
-CELL = 64  # pixels: no side of a cell is smaller
+CELL = 64  # pixels: the smallest side of a cell
 PADDING = 4
 LINE = 14  # pixels of a line of text in PIL's default font
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
@@ -30,7 +30,7 @@ def label_grid(
     class_names: Sequence[str],
     columns: int,
 ) -> Image.Image:
-    """Show images in rows of `columns`, each over the name of its class."""
+    """Show images in rows of `columns`, each with the name of its class below."""
     captions = [class_names[int(label)] for label in labels]
     return captioned_grid(images, captions, columns=columns)
 
@@ -38,7 +38,7 @@ def label_grid(
 def captioned_grid(
     images: UInt8[Tensor, "B 3 H W"], captions: Sequence[str], *, columns: int
 ) -> Image.Image:
-    """Show images in rows of `columns`, each over its own line of text, cut to the cell's width."""
+    """Show images in rows of `columns`, each with a line of text below, cut to its width."""
     cells = _enlarge(images)
     width, height = cells[0].size
     step_x, step_y = width + PADDING, height + LINE + PADDING
@@ -54,7 +54,7 @@ def captioned_grid(
 
 
 def comparison_grid(rows: Mapping[str, UInt8[Tensor, "B 3 H W"]]) -> Image.Image:
-    """Show sets of images under one another, each under its title; a column belongs together."""
+    """Show rows of images, each below its title; the images of a column belong together."""
     strips = {title: _enlarge(images) for title, images in rows.items()}
     count, _, *sides = next(iter(rows.values())).shape
     height, width = (side * _factor(sides) for side in sides)

@@ -1,7 +1,7 @@
 """LPIPS (Zhang et al., arXiv 1801.03924), version 0.1 with VGG16: how different two images look.
 
-Features of a network that was trained to recognise objects, compared where they are. The network is
-torchvision's; how much each feature counts comes with torchmetrics, as published.
+The distance of the features of a network that was trained to recognise objects. The network is
+torchvision's; the published weights of the features come with torchmetrics.
 
 Shapes: B batch, H W an image, C channels of features, h w their resolution.
 """
@@ -28,7 +28,7 @@ from mar.files import downloads
 
 # After which layers of VGG16 features are compared: relu1_2, 2_2, 3_3, 4_3 and 5_3.
 DEPTHS = (3, 8, 15, 22, 29)
-SMALLEST = 16  # pixels: the last features are then one
+SMALLEST = 16  # pixels: the deepest features are then 1 x 1
 SHIFT = (-0.030, -0.088, -0.188)  # mean and deviation of ImageNet's colours, as LPIPS has them
 SCALE = (0.458, 0.448, 0.450)
 FILE = downloads.PublishedFile(
@@ -41,25 +41,27 @@ class LPIPSConfig(Config):
 
     kind: Literal["lpips"]
     weight: float = Field(
-        gt=0, description="of the distance, which counts for each value of an image (LDM: 1)"
+        gt=0,
+        description="weight of the distance, which is added to the error of each value of an image "
+        "(LDM: 1)",
     )
     weights: PathText | None = Field(
-        description="torchvision's VGG16 (vgg16-397923af.pth), absolute or from the repository; "
-        "null downloads it, or uses an earlier download"
+        description="torchvision's VGG16 (vgg16-397923af.pth), absolute or relative to the "
+        "repository; null uses an earlier download, or downloads it"
     )
-    weights_sha256: Sha256 | None = Field(description="the file's SHA-256; null checks nothing")
+    weights_sha256: Sha256 | None = Field(description="the file's SHA-256; null skips the check")
 
 
 def feature_difference(
     first: Float[Tensor, "B C h w"], second: Float[Tensor, "B C h w"]
 ) -> Float[Tensor, "B C h w"]:
-    """Return the squared difference of features, of unit length at each place; in float32."""
+    """Return the squared difference of features, normalised at each position; in float32."""
     first, second = (normalize(features.float(), dim=1, eps=1e-10) for features in (first, second))
     return (first - second).square()
 
 
 class LPIPS(nn.Module):
-    """The distance of images; differentiable, so that it can be minimised."""
+    """The distance of images; differentiable, so that training can minimise it."""
 
     shift: Tensor
     scale: Tensor
@@ -114,7 +116,7 @@ class LPIPSScore:
         self._count += len(originals)
 
     def compute(self) -> dict[str, float]:
-        """Return `lpips`, or nothing of no pairs."""
+        """Return `lpips`, or nothing if there were no pairs."""
         return {"lpips": self._total / self._count} if self._count else {}
 
 
@@ -129,14 +131,14 @@ def load(
     """Return LPIPS with the published weights, fixed, in evaluation mode.
 
     Args:
-        path: torchvision's file of VGG16; nothing downloads it, or uses an earlier download.
-        sha256: Its SHA-256; nothing checks nothing.
+        path: torchvision's file of VGG16; None uses an earlier download, or downloads it.
+        sha256: Its SHA-256; None skips the check.
         key: The key of `params.yaml` that gives the path; the digest's is `<key>_sha256`.
-        otherwise: What a user can choose besides, for the message.
-        base: Where the path begins, if it is relative.
+        otherwise: Alternatives that the message offers.
+        base: The folder that a relative path starts from.
 
     Raises:
-        ValueError: there is no such file, or it is another one.
+        ValueError: the file is missing or another one.
     """
     file = downloads.locate(path, sha256, FILE, key=key, otherwise=otherwise, base=base)
     with torch.device("meta"):  # its weights are read, so none are drawn
@@ -154,7 +156,7 @@ def load(
 
 
 def _channel_weights() -> list[Tensor]:
-    """Read how much each feature counts: LPIPS' linear layers, a file of 7 kB in torchmetrics."""
+    """Read the weights of the features, LPIPS' linear layers: a file of 7 kB in torchmetrics."""
     file = files("torchmetrics") / "functional" / "image" / "lpips_models" / "vgg.pth"
     with as_file(file) as path:
         tensors: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")

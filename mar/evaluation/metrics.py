@@ -1,7 +1,7 @@
 """Scores of images against real ones: Frechet distance, Inception score, KID, precision and recall.
 
-torch-fidelity computes them from features, of whatever extractor; only Inception's give the scores
-their well-known names.
+torch-fidelity computes them from the features of any extractor. Only with Inception's features do
+they have their well-known names.
 
 Shapes: B images, K classes, F features.
 """
@@ -62,11 +62,11 @@ NAMES: dict[Kind, dict[str, str]] = {
         KEY_METRIC_RECALL: "recall_dinov2",
     },
 }
-ROWS = 2000  # of distances held at a time
+ROWS = 2000  # of distances in memory at a time
 
 
 class EvaluateConfig(Config):
-    """How features are compared."""
+    """Section `evaluate` of `params.yaml`: how features are compared."""
 
     is_splits: int = Field(
         ge=1, description="parts whose Inception scores are averaged; published ones use 10"
@@ -77,13 +77,14 @@ class EvaluateConfig(Config):
     kid_subset_size: int = Field(ge=2, description="images in each subset")
     neighbours: int = Field(
         ge=1,
-        description="k of precision and recall: reach of a manifold around an image; 3 is usual",
+        description="k of precision and recall: the manifold around an image reaches to its k-th "
+        "neighbour (usually 3)",
     )
     seed: int = Field(ge=0, lt=2**32, description="chooses the splits and subsets")
 
 
 def check_sizes(config: EvaluateConfig, name: str, num_images: int, *, num_features: int) -> None:
-    """Refuse settings that need more images than there are, before any work.
+    """Check before any work that there are as many images as the settings need.
 
     Args:
         config: The settings.
@@ -96,14 +97,18 @@ def check_sizes(config: EvaluateConfig, name: str, num_images: int, *, num_featu
     """
     limits = [("is_splits", config.is_splits, num_images, name)]
     if num_features:
-        fewest = min((num_images, name), (num_features, "real images kept (num_features)"))
+        fewest = min(
+            (num_images, name), (num_features, "real images kept (reference.num_features)")
+        )
         limits += [
             ("kid_subset_size", config.kid_subset_size, *fewest),
-            ("neighbours", config.neighbours, fewest[0] - 1, f"{fewest[1]} less one"),
+            ("neighbours", config.neighbours, fewest[0] - 1, f"{fewest[1]} minus one"),
         ]
     for key, value, most, what in limits:
         if value > most:
-            raise ValueError(f"evaluate.{key}: must be at most {most}, the {what}, got {value}")
+            raise ValueError(
+                f"evaluate.{key}: must be at most {most}, the number of {what}, got {value}"
+            )
 
 
 def score(
@@ -116,8 +121,8 @@ def score(
 ) -> dict[str, float]:
     """Return the scores of images by their names.
 
-    Without kept features of real images there is no KID, precision and recall; without logits no
-    Inception score. `classifier_accuracy` is the share of images whose label the classifier says.
+    KID, precision and recall need kept features of real images, the Inception score needs logits.
+    `classifier_accuracy` is the share of images whose label the classifier predicts.
     """
     scores = {KEY_METRIC_FID: frechet_distance(_measure(found.features), reference.statistics)}
     if found.logits is not None:

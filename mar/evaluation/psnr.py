@@ -1,4 +1,7 @@
-"""PSNR of 8-bit images; in a file of its own, as curves of a tokenizer's training show it.
+"""PSNR of 8-bit images.
+
+In a file of its own, so that training a tokenizer, which shows it as a curve, depends on no other
+metric.
 
 Shapes: B batch, H W an image.
 """

@@ -1,7 +1,7 @@
-"""How well images are given back: PSNR, SSIM, rFID, and other measures of pairs of 8-bit images.
+"""How well a tokenizer reconstructs images: PSNR, SSIM, rFID and other metrics of image pairs.
 
-Two numbers go by the name of rFID. Against the originals themselves it tells what the tokenizer
-loses; against the training split it is what a perfect generator would score (KL-16: 0.53 and 1.22).
+Two numbers are called rFID. Against the originals themselves it measures what the tokenizer loses;
+against the training split it is the FID of a perfect generator (KL-16: 0.53 and 1.22).
 
 Shapes: B batch, H W an image, S the side of a square image, all in pixels.
 """
@@ -31,7 +31,7 @@ NAMES: dict[Kind, str] = {
 
 @runtime_checkable
 class PairMeasure(Protocol):
-    """What tells originals from reconstructions, in a stream of pairs."""
+    """A metric of pairs of originals and reconstructions, which come in batches."""
 
     def update(
         self, originals: UInt8[Tensor, "B 3 H W"], reconstructions: UInt8[Tensor, "B 3 H W"]
@@ -50,9 +50,9 @@ def score(
 ) -> dict[str, float]:
     """Compare originals with reconstructions, in batches of any sizes.
 
-    `psnr` in dB is that of the mean squared error over all images, and left out where there is no
-    error; `ssim` is the mean over images. Further measures of the same pairs add their numbers.
-    There are no scores of no images.
+    `psnr` in dB is that of the mean squared error over all images, and left out if there is no
+    error; `ssim` is the mean over images. `measures` add their numbers. Without images there are no
+    scores.
     """
     psnr = PeakSignalNoiseRatio(data_range=255.0)
     ssim = StructuralSimilarityIndexMeasure(data_range=255.0)
@@ -76,7 +76,7 @@ def score(
 def difference(
     originals: UInt8[Tensor, "B 3 H W"], reconstructions: UInt8[Tensor, "B 3 H W"], *, gain: int
 ) -> UInt8[Tensor, "B 3 H W"]:
-    """Show differences, enlarged by `gain`, around a mid-grey of 128."""
+    """Return differences times `gain`, around a mid-grey of 128."""
     return (128 + gain * (reconstructions.float() - originals.float())).clamp(0, 255).byte()
 
 
@@ -105,7 +105,7 @@ class ReconstructionDistance:
             moments.update(found.features)
 
     def compute(self) -> dict[str, float]:
-        """Return both distances by their names, or none of fewer than two images."""
+        """Return both distances by their names, or nothing for fewer than two images."""
         if self._originals.count < 2:
             return {}
         name = NAMES[self._extractor.kind]
@@ -121,6 +121,6 @@ class ReconstructionDistance:
         if not 0 < count <= width:
             return None
         return (
-            f"{NAMES[self._extractor.kind]} of {count} images by {width} features is too large: a "
-            f"covariance wants more images than features; compare it with those of {count} alone"
+            f"{NAMES[self._extractor.kind]} is too large, as {count} images are too few for the "
+            f"covariance of {width} features; compare it only with that of as many images"
         )

@@ -1,8 +1,8 @@
 """Edit images: keep some tokens of an image, and generate the others.
 
-Inpainting hides what lies inside, outpainting what lies outside, and a class-conditional edit draws
-the hidden part as another class. Nothing is trained for it: a generator of random order has learnt
-to see any set of tokens (MAR, section 3.4).
+Inpainting generates the inside of a region, outpainting the outside, and a class-conditional edit
+generates the region as another class. No training is needed: a model trained with random orders
+can condition on any set of tokens (MAR, section 3.4).
 
 Shapes: B batch, H W an image, h w the grid of tokens.
 """
@@ -23,21 +23,21 @@ def keep(
     model: MAR,
     tokenizer: Tokenizer,
     images: UInt8[Tensor, "B 3 H W"],
-    hidden: Bool[Tensor, "_ _"],  # (H, W), as is made sure of
+    hidden: Bool[Tensor, "_ _"],  # (H, W), checked below
     *,
     latent_std: float,
 ) -> KnownTokens:
-    """Return the tokens of images, for `generate_images` to keep all but the hidden ones.
+    """Return the tokens of images, of which `generate_images` then replaces the hidden ones.
 
     Args:
-        model: The generator.
+        model: The model.
         tokenizer: What the images are encoded with.
-        images: What is edited, of the size that the generator makes.
-        hidden: The pixels to generate (True); a token is hidden if one of its pixels is.
+        images: The images to edit, of the size that the model generates.
+        hidden: True for pixels to generate; a token is generated if one of its pixels is.
         latent_std: What the latents were divided by in training.
 
     Raises:
-        ValueError: images or mask are not of that size.
+        ValueError: the images or the mask have another size.
     """
     patch = model.config.patch_size * tokenizer.stride
     height, width = model.rows * patch, model.columns * patch

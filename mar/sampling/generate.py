@@ -39,16 +39,18 @@ class SampleConfig(Config):
         "classes.json) or by name (text, so in quotes where it is a number); null for all of them, "
         "equally often",
     )
-    num_steps: int = Field(gt=0, description="generation steps, each a set of tokens")
+    num_steps: int = Field(
+        gt=0, description="generation steps, each of which reveals a set of tokens"
+    )
     order: Literal["random", "raster", "confidence"] = Field(
-        description="order of the tokens; by confidence: the surest of those drawn are kept "
-        "(cross-entropy alone; MaskGIT)"
+        description="order of the tokens; confidence keeps the most probable draws of each step "
+        "(MaskGIT; cross-entropy only)"
     )
     guidance_scale: float = Field(ge=1, description="classifier-free guidance; 1 is none")
     guidance_schedule: Literal["linear", "constant"] = Field(
-        description="guidance over the generation: rising with the known tokens, or constant"
+        description="guidance scale: rising with the share of known tokens, or constant"
     )
-    head: SamplerConfig = Field(description="how a token is drawn; of the generator's kind")
+    head: SamplerConfig = Field(description="how a token is sampled; of the kind of generator.head")
     shard_images: int = Field(gt=0, description="images in a file of generated images")
 
 
@@ -57,11 +59,11 @@ class SamplingNoise:
     """All randomness of a batch of generated images, by sample and position.
 
     Attributes:
-        orders: In which tokens are generated.
-        initial: What a token begins with, or is drawn by.
-        steps: The noise of the head's own steps.
-        later: By confidence, a position is drawn in every generation step until it is kept: in
-            those after the first, this is in place of `initial`.
+        orders: Order of each image's tokens, of which the last is generated first.
+        initial: Initial noise of each token.
+        steps: Noise of the head's own steps.
+        later: With order `confidence`, a position is drawn in every generation step until it is
+            kept; after the first step, this replaces `initial`.
     """
 
     orders: Int[Tensor, "B N"]
@@ -89,20 +91,20 @@ class SamplingNoise:
 def draw_noise(model: MAR, indices: Sequence[int], config: SampleConfig) -> SamplingNoise:
     """Draw the randomness of the samples `indices`, each from (seed, index) alone.
 
-    So an image does not depend on the size of its batch or on the number of processes, nor its
-    noise, but by confidence, on the number of generation steps. By confidence each position has a
-    draw of its own in each of them: with the same in all, a position whose draw lies in the tail
-    of its distribution would be unsure to the end. The draws are made on the CPU, so every device
+    So an image does not depend on its batch or on the number of processes. Its noise does not
+    depend on the number of generation steps either, except with order `confidence`: there each
+    position has a draw of its own in every step, since otherwise a draw from the tail of the
+    distribution would stay improbable to the end. The draws are made on the CPU, so every device
     gets the same.
     """
     num_later = config.num_steps - 1 if config.order == "confidence" else 0
     counts = [1, config.head.num_noises, num_later]
     size = (sum(counts), model.num_tokens, model.channels)
-    generators = [seeds.make_rng(config.seed, index) for index in indices]
-    orders = torch.cat([masking.sample_orders(1, model.num_tokens, g) for g in generators])
+    rngs = [seeds.make_rng(config.seed, index) for index in indices]
+    orders = torch.cat([masking.sample_orders(1, model.num_tokens, rng) for rng in rngs])
     if config.order == "raster":
         orders = masking.raster_orders(len(orders), model.num_tokens, orders.device)
-    noise = torch.stack([torch.randn(size, generator=g) for g in generators], dim=1)
+    noise = torch.stack([torch.randn(size, generator=rng) for rng in rngs], dim=1)
     initial, steps, later = torch.split(noise, counts)
     return SamplingNoise(orders, initial[0], steps, later if num_later else None)
 
@@ -133,20 +135,19 @@ def generate(
     cached: bool = True,
     on_step: Callable[[int], None] | None = None,
 ) -> Shaped[Tensor, "B c H W"]:
-    """Generate normalised latents, or indices of codes, of the given classes.
+    """Generate normalised latents, or code indices, of the given classes.
 
     Args:
-        model: The generator, in evaluation mode.
+        model: The model, in evaluation mode.
         labels: The class of each image.
         noise: The randomness of each image.
-        config: How to sample; with known tokens, at most one generation step for each hidden one.
+        config: How to sample; with known tokens, no more steps are taken than tokens are hidden.
         known: Tokens to keep.
         cached: Whether causal attention keeps keys and values.
         on_step: Is called after each generation step with the number of tokens known in an image.
 
     Raises:
-        ValueError: there are more generation steps than tokens, or the config does not fit the
-            generator.
+        ValueError: the config does not fit the model.
     """
     check_fit(config, model.config, model.num_tokens)
     tokens = noise.initial.new_zeros(
@@ -181,7 +182,7 @@ def generate(
 
 
 class _Drawing:
-    """Draws tokens in one generation."""
+    """Samples the tokens of one generation."""
 
     def __init__(
         self,
@@ -211,7 +212,7 @@ class _Drawing:
         drawn: Int[Tensor, "B M"],
         scale: float,
     ) -> Shaped[Tensor, "B M C"]:
-        """Draw the tokens of one generation step."""
+        """Sample the tokens of one generation step."""
         condition = self._condition(tokens, visible, drawn, scale)
         values = self.head.sample(condition, self.noise.at(drawn), self.sampler)
         return values.reshape(*drawn.shape, -1)
@@ -224,7 +225,7 @@ class _Drawing:
         scale: float,
         step: int,
     ) -> tuple[Int[Tensor, "B M"], Shaped[Tensor, "B M C"]]:
-        """Draw all hidden tokens; return positions and tokens, the most probable draws last."""
+        """Sample all hidden tokens; return positions and tokens, the most probable draws last."""
         hidden = hidden.sort(dim=1).values
         condition = self._condition(tokens, visible, hidden, scale)
         values, probability = self.head.sample_with_probability(
@@ -246,7 +247,7 @@ class _Drawing:
 
 
 def check_fit(config: SampleConfig, generator: GeneratorConfig, num_tokens: int) -> None:
-    """Refuse a way of sampling that a generator does not offer.
+    """Check that a model can be sampled as `config` says.
 
     Raises:
         ValueError: the message names the key, what was found and what was expected.
@@ -268,7 +269,7 @@ def check_fit(config: SampleConfig, generator: GeneratorConfig, num_tokens: int)
             "sample.guidance_scale: must be 1 where generator.label_drop is 0, as the prediction "
             f"without class is not trained; got {config.guidance_scale}"
         )
-    # One that has learnt to see any tokens can draw them in any order.
+    # A bidirectional model trained with random orders can generate in any order.
     learnt_any = generator.order == "random" and generator.attention == "bidirectional"
     if config.order != generator.order and not learnt_any:
         raise ValueError(
@@ -289,10 +290,10 @@ def check_fit(config: SampleConfig, generator: GeneratorConfig, num_tokens: int)
 def _hidden_first(
     orders: Int[Tensor, "B N"], mask: Bool[Tensor, " N"], model: MAR
 ) -> Int[Tensor, "B N"]:
-    """Move known positions to the end of the orders, where the tokens are that came first.
+    """Move known positions to the end of the orders, as if they had been generated first.
 
     Raises:
-        ValueError: the generator is causal: it has not learnt to see tokens that come later.
+        ValueError: the model was not trained to condition on any set of tokens.
     """
     if model.config.attention == "causal":
         raise ValueError("known tokens need generator.attention bidirectional, got causal")

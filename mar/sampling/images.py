@@ -17,7 +17,7 @@ from mar.tokenizers.codec import decode_tokens
 from mar.tokenizers.interface import Tokenizer
 
 
-DECODED = 64  # images at a time, as a decoder takes more memory than a generator
+DECODED = 64  # images at a time: decoding takes more memory for an image than generating
 
 
 @torch.no_grad()
@@ -34,17 +34,17 @@ def generate_images(
     on_step: Callable[[int], None] | None = None,
     on_latents: Callable[[Tensor], None] | None = None,
 ) -> UInt8[Tensor, "B 3 H W"]:
-    """Generate the images `indices` of a run, whose randomness is theirs alone.
+    """Generate the images `indices` of a run, each from random numbers of its own.
 
     Args:
-        model: The generator, in evaluation mode.
+        model: The model, in evaluation mode.
         tokenizer: What the latents are decoded with.
         labels: The class of each image.
         indices: The number of each image, from which its noise is drawn.
         config: How to sample.
         latent_std: What the latents were divided by in training.
         autocast: Makes the context of the transformer's forward passes; denoising and decoding are
-            float32, as wherever a tokenizer is measured.
+            float32, as in the metrics of a tokenizer.
         known: Tokens to keep, from `mar.sampling.editing.keep`.
         on_step: Is called after each generation step with the number of tokens known in an image.
         on_latents: Is called with what is decoded.

@@ -1,7 +1,8 @@
 """The adversarial part of a tokenizer's training (VQGAN, arXiv 2012.09841; LDM, arXiv 2112.10752).
 
-A discriminator learns to tell images from reconstructions, by the hinge loss; the tokenizer is
-trained against it, as strongly as against its own error where the image is put out.
+A discriminator learns to tell images from reconstructions with the hinge loss. The tokenizer is
+trained against it, with a weight that balances the gradients of the reconstruction loss and of the
+adversarial loss in the last layer.
 
 Shapes: B batch, H W an image, h w the grid of patches.
 """
@@ -26,57 +27,56 @@ class R1Config(Config):
 
     kind: Literal["r1"]
     weight: float = Field(
-        gt=0, description="gamma: of half the squared gradient of an image's mean logit"
+        gt=0, description="gamma, the weight of half the squared gradient of an image's mean logit"
     )
 
 
 class LeCamConfig(Config):
-    """Keep logits near what they were for the other kind (Tseng et al., arXiv 2104.03310)."""
+    """Pull logits towards the average logit of the other kind (Tseng et al., arXiv 2104.03310)."""
 
     kind: Literal["lecam"]
-    weight: float = Field(gt=0, description="of the penalty (MAGVIT: 0.001)")
+    weight: float = Field(gt=0, description="weight of the penalty (MAGVIT: 0.001)")
     decay: float = Field(
-        gt=0, lt=1, description="of the mean logits' average, per step (LeCam: 0.99)"
+        gt=0, lt=1, description="decay of the averaged mean logits, per step (LeCam: 0.99)"
     )
 
 
 class AdversarialConfig(Config):
-    """The discriminator, its training, and how much it counts."""
+    """The discriminator, its training, and its weight in the loss of the tokenizer."""
 
     start_step: int = Field(
-        ge=0, description="optimiser steps of the tokenizer before there is one (LDM: 50001)"
+        ge=0, description="optimiser steps before the discriminator is used (LDM: 50001)"
     )
     warmup_steps: int = Field(
-        ge=0, description="steps from there in which its weight for the tokenizer rises linearly"
+        ge=0, description="steps after start_step in which the adversarial weight rises linearly"
     )
     weight: float = Field(
         gt=0,
-        description="of its gradient in that of the reconstruction, at the last layer (LDM: 0.5)",
+        description="size of the adversarial gradient in the last layer, relative to that of the "
+        "reconstruction loss (LDM: 0.5)",
     )
     max_weight: float = Field(
         gt=0,
-        description="largest factor by which its loss is made as strong as the reconstruction's, "
-        "which is a sum over an image (LDM: 1e4)",
+        description="largest factor by which the adversarial loss is scaled to that end (LDM: 1e4)",
     )
     lr: float = Field(
-        gt=0, description="its learning rate, constant; decays of the means are the tokenizer's"
+        gt=0,
+        description="constant learning rate of the discriminator; its betas are the tokenizer's",
     )
     base_channels: int = Field(
-        gt=0, le=65_536, description="channels after its first layer (LDM: 64)"
+        gt=0, le=65_536, description="channels after the first layer (LDM: 64)"
     )
-    num_layers: int = Field(
-        gt=0, le=12, description="its layers that halve the resolution (LDM: 3)"
-    )
+    num_layers: int = Field(gt=0, le=12, description="layers that halve the resolution (LDM: 3)")
     regulariser: Annotated[
         Annotated[Literal["none"], Tag("none")]
         | Annotated[R1Config, Tag("r1")]
         | Annotated[LeCamConfig, Tag("lecam")],
         Discriminator(kind),
-    ] = Field(description="what keeps it from being too sure (LDM: none)")
+    ] = Field(description="regulariser of the discriminator (LDM: none)")
 
 
 def hinge_loss(real: Float[Tensor, "B h w"], fake: Float[Tensor, "B h w"]) -> Float[Tensor, ""]:
-    """Return the discriminator's loss: logits short of 1 for images, beyond -1 for the others."""
+    """Return the hinge loss: logits below 1 of images and above -1 of reconstructions cost."""
     return (relu(1 - real).mean() + relu(1 + fake).mean()) / 2
 
 
@@ -118,12 +118,14 @@ class LeCam(nn.Module):
     def forward(
         self, real: Float[Tensor, "B h w"], fake: Float[Tensor, "B h w"]
     ) -> Float[Tensor, ""]:
-        """Return the penalty: nothing in the first step, which has no averages yet.
+        """Return the penalty; it is zero in the first step, which has no averages yet.
 
-        As in its authors' code, only logits that are further apart than the averages are pulled.
-        The averages are those before the step, so that parts of a batch have the same ones.
+        As in the authors' code, only logits that are further apart than the averages cost. The
+        averages change after the step, so all parts of a batch see the same ones.
         """
-        known = 1 - self.decay**self.steps  # their weights so far add up to this, not to 1
+        known = (
+            1 - self.decay**self.steps
+        )  # bias correction: the weights of the average so far add up to this
         mean_real, mean_fake = self.means / known.clamp(min=1e-12)
         penalty = relu(real - mean_fake).square().mean() + relu(mean_real - fake).square().mean()
         return penalty * (self.steps > 0)
@@ -149,7 +151,7 @@ class Adversary(nn.Module):
         self.config = config
         self.discriminator = PatchDiscriminator(config.base_channels, config.num_layers).to(device)
         self.discriminator.initialize(seeds.make_rng("discriminator", seed, device=device))
-        self.discriminator.requires_grad_(False)  # but in its own step
+        self.discriminator.requires_grad_(False)  # except in its own step
         regulariser = config.regulariser
         decay = regulariser.decay if isinstance(regulariser, LeCamConfig) else None
         self.lecam = None if decay is None else LeCam(decay).to(device)
@@ -158,14 +160,14 @@ class Adversary(nn.Module):
         )
 
     def warmup_factor(self, step: int) -> float:
-        """Return how much of its weight the adversarial loss has after `step` steps."""
+        """Return the share of its weight that the adversarial loss has after `step` steps."""
         since = step - self.config.start_step
         if since < 0:
             return 0.0
         return min(1.0, (since + 1) / max(self.config.warmup_steps, 1))
 
     def generator_loss(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, ""]:
-        """Return what the tokenizer minimises: the mean logit, negative."""
+        """Return the adversarial loss of the tokenizer: the negative mean logit."""
         return -self.discriminator(images).mean()
 
     def discriminator_step(
@@ -178,13 +180,13 @@ class Adversary(nn.Module):
     ) -> dict[str, Float[Tensor, ""]]:
         """Take a step of the discriminator; return numbers for the curves.
 
-        The reconstructions are those that the tokenizer was trained on just before; LDM makes new
-        ones with the weights after that step, which takes one more pass.
+        The reconstructions are those of the tokenizer's step just before. LDM makes new ones with
+        the weights after that step, which costs another forward pass.
 
         Args:
-            images: A batch.
-            reconstructions: Of these images, detached.
-            micro_batch: Images whose activations are held at a time.
+            images: A batch of images.
+            reconstructions: Their reconstructions, detached.
+            micro_batch: Images whose activations are in memory at a time.
             autocast: Makes the context of the forward pass.
         """
         self.discriminator.requires_grad_(True)
@@ -235,14 +237,14 @@ class Adversary(nn.Module):
 
 
 def check_size(config: AdversarialConfig, image_size: int, *, key: str) -> None:
-    """Refuse a discriminator whose layers leave nothing of the images.
+    """Check that images are large enough for the discriminator.
 
     Raises:
-        ValueError: they are too small for it.
+        ValueError: they are not.
     """
     least = smallest_image(config.num_layers)
     if image_size < least:
         raise ValueError(
-            f"{key}.num_layers: {config.num_layers} need images of at least {least} px, "
-            f"got {image_size}"
+            f"{key}.num_layers: a value of {config.num_layers} needs images of at least {least} "
+            f"px, got {image_size}"
         )

@@ -1,8 +1,8 @@
-"""The discriminator that judges patches: pix2pix's (arXiv 1611.07004), as VQGAN and LDM use it.
+"""The patch discriminator of pix2pix (arXiv 1611.07004), as VQGAN and LDM use it.
 
-Group norm stands where theirs has batch norm: what it says of an image does not depend on the other
-images, so a step is the same however many are held at a time, there is nothing to average, and a
-penalty on its gradient (R1) is that of one image.
+Group norm replaces their batch norm, so the logits of an image do not depend on the other images of
+a batch: a step does not depend on the micro-batch, there are no running averages, and the gradient
+penalty R1 is that of single images.
 
 Shapes: B batch, H W an image, h w the grid of patches.
 """
@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-WIDEST = 8  # base channels
+WIDEST = 8  # multiples of the base channels
 
 
 class PatchDiscriminator(nn.Module):
-    """A logit for each of many patches, above 0 for real ones; of 70 pixels with three layers."""
+    """Return a logit for each patch, above 0 for real ones; 3 layers see patches of 70 pixels."""
 
     def __init__(self, base_channels: int, num_layers: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def smallest_image(num_layers: int) -> int:
-    """Return the side in pixels of the smallest images that have a patch."""
+    """Return the side in pixels of the smallest images that have at least one patch."""
     return 3 * 2**num_layers
 
 

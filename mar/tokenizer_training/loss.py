@@ -1,6 +1,6 @@
-"""How a reconstruction is compared with its image (LDM, arXiv 2112.10752).
+"""The reconstruction loss of a tokenizer (LDM, arXiv 2112.10752).
 
-All terms are sums over an image, as in LDM, so that weights mean what they mean there.
+All terms are sums over an image, as in LDM, so its weights can be used unchanged.
 
 Shapes: B batch, H W an image.
 """
@@ -17,7 +17,7 @@ from mar.tokenizer_training.perceptual import Distance, PerceptualConfig
 
 
 class LearnedVariance(nn.Module):
-    """One variance for all values of all images, learned: their errors are Laplace's or so."""
+    """One learned scale of the error of all values of all images, as in LDM."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class LearnedVariance(nn.Module):
     def forward(self, error: Float[Tensor, ""], *, values: int) -> Float[Tensor, ""]:
         """Return the negative log likelihood of an image, up to a constant.
 
-        Its minimum over the variance is where this equals the mean error of a value.
+        It is smallest where the variance equals the mean error of a value.
         """
         return error / self.log_variance.exp() + values * self.log_variance
 
@@ -36,9 +36,10 @@ class ReconstructionLoss:
     """L1, a perceptual distance, and the variance of both.
 
     Attributes:
-        perceptual: Section's choice; its weight counts.
-        distance: What the choice needs, on the device; none for none, or where nothing is trained.
-        variance: None where it stays 1.
+        perceptual: Which distance, and its weight.
+        distance: The network of the distance, on the device; None if there is no such term, or no
+            training.
+        variance: The learned variance; None fixes it at 1.
     """
 
     perceptual: PerceptualConfig
@@ -52,7 +53,7 @@ class ReconstructionLoss:
         *,
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """Return the loss, a mean over images in float32, and the numbers that it is made of."""
+        """Return the loss, a mean over images in float32, and its terms."""
         values = images[0].numel()
         l1 = (images - decoded).abs().flatten(1).sum(dim=1).mean()
         loss, terms = l1, {"l1": l1}

@@ -1,5 +1,7 @@
-"""Distances of images that a tokenizer can minimise: by LPIPS, or by a classifier of the user's own
-images where no published network can be had, or says nothing.
+"""Perceptual distances that the training of a tokenizer can minimise.
+
+LPIPS, or the features of a classifier that is trained on the user's own images, for images unlike
+LPIPS' photographs and where its weights cannot be downloaded.
 
 Shapes: B batch, H W an image.
 """
@@ -27,11 +29,12 @@ class ClassifierDistanceConfig(Config):
 
     kind: Literal["classifier"]
     weight: float = Field(
-        gt=0, description="of the distance, which counts for each value of an image, as LPIPS'"
+        gt=0,
+        description="weight of the distance, which is added to the error of each value of an image",
     )
     classifier: ClassifierConfig = Field(
-        description="the network and its training; not that of section reference, whose scores "
-        "nothing may be trained on"
+        description="the network and its training; another network than that of section "
+        "reference, which scores the result"
     )
 
 
@@ -54,9 +57,7 @@ def one_class_warning(config: PerceptualConfig, num_classes: int) -> str | None:
 
 
 class ClassifierDistance(nn.Module):
-    """The distance that LPIPS has before its weights were fitted to people's judgements, by the
-    features of a classifier at all of its depths; their mean, as there may be few or many.
-    """
+    """LPIPS without fitted weights, on the features of a classifier; a mean over its depths."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -91,15 +92,15 @@ def load(
     *,
     base: Path = Path(),
 ) -> Distance | None:
-    """Return the distance that is chosen, or none.
+    """Return the chosen distance, or None.
 
     Args:
         config: The choice.
-        classifier: Gives a trained classifier, where that is the choice.
-        base: Where the path of a weight file begins, if it is relative.
+        classifier: Trains a classifier; called only if one is chosen.
+        base: The folder that a relative path of a weight file starts from.
 
     Raises:
-        ValueError: the weights of LPIPS cannot be had; the message says what to choose instead.
+        ValueError: the weights of LPIPS cannot be found; the message names alternatives.
     """
     match config:
         case "none":

@@ -1,4 +1,4 @@
-"""Train a tokenizer: reconstruction, what its kind minimises besides, and against a discriminator.
+"""Train a tokenizer: reconstruction loss, the loss terms of its kind, and an adversarial loss.
 
 Shapes: B batch, H W an image.
 """
@@ -29,12 +29,12 @@ class TokenizerTrainingConfig(OptimisationConfig):
 
     steps: int = Field(
         ge=0,
-        description="optimiser steps; 0 takes given weights (released, diffusers) as they are; a "
+        description="optimiser steps; 0 uses released weights (kl, diffusers) as they are; a "
         "tokenizer without weights (pixels) takes none",
     )
     flips: bool = Field(description="mirror half of the images at random")
     learned_variance: bool = Field(
-        description="divide the error by a variance that is learned, one for all values (LDM)"
+        description="divide the error by one learned variance of all values (LDM)"
     )
     perceptual: PerceptualConfig = Field(
         description="distance that is added to each value's error: none, of kind lpips (LDM; "
@@ -46,7 +46,7 @@ class TokenizerTrainingConfig(OptimisationConfig):
 
 
 class TokenizerTrainer(Trainer[Tokenizer]):
-    """A tokenizer in training, and what learns beside it without being a part of it."""
+    """A tokenizer in training, with the learned variance and the discriminator."""
 
     def __init__(
         self, tokenizer: Tokenizer, config: TokenizerTrainingConfig, distance: Distance | None
@@ -70,7 +70,7 @@ class TokenizerTrainer(Trainer[Tokenizer]):
             )
 
     def parts(self) -> dict[str, Stateful]:
-        """Return all that has a state to save."""
+        """Return everything whose state a checkpoint holds."""
         parts = super().parts()
         if self.loss.variance is not None:
             parts["variance"] = self.loss.variance
@@ -92,11 +92,11 @@ def new_trainer(
     Args:
         tokenizer: What is trained.
         config: How to train.
-        given: The weights to begin with; initial ones if there are none.
-        distance: What `config.perceptual` asks for, where steps will be taken.
+        given: The weights to begin with; None for random ones.
+        distance: The network of `config.perceptual`, if steps will be taken.
 
     Raises:
-        ValueError: initial weights would not be trained.
+        ValueError: random weights would be used untrained.
     """
     if given is not None:
         tokenizer.load_state_dict(given)
@@ -111,20 +111,20 @@ def new_trainer(
 
 
 def is_trainable(tokenizer: Tokenizer) -> bool:
-    """Say whether a tokenizer can take steps: one without weights takes none."""
+    """Return whether a tokenizer has weights that can be trained."""
     return any(True for _ in tokenizer.parameters())
 
 
 def takes_steps(tokenizer: Tokenizer, config: TokenizerTrainingConfig) -> bool:
-    """Say whether a tokenizer is to take steps, and so needs what its loss needs."""
+    """Return whether a tokenizer will be trained, and so needs the networks of its losses."""
     return config.steps > 0 and is_trainable(tokenizer)
 
 
 def check_size(config: TokenizerTrainingConfig, image_size: int) -> None:
-    """Refuse losses that need larger images.
+    """Check that images are large enough for the losses.
 
     Raises:
-        ValueError: one does.
+        ValueError: they are too small for one of them.
     """
     if isinstance(config.perceptual, LPIPSConfig) and image_size < lpips.SMALLEST:
         raise ValueError(
@@ -142,15 +142,15 @@ def train(
     micro_batch: int,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> Iterator[Step]:
-    """Take the steps that are left, yielding each; all randomness of one comes from (seed, step).
+    """Take the remaining steps, yielding each; all randomness of one comes from (seed, step).
 
     A tokenizer without weights takes none.
 
     Args:
         trainer: What is trained; it may have taken steps before.
-        batches: The batches of the steps that are left.
+        batches: The batches of the remaining steps.
         config: How to train.
-        micro_batch: Images whose activations are held at a time.
+        micro_batch: Images whose activations are in memory at a time.
         autocast: Makes the context of the forward pass.
     """
     tokenizer = trainer.model
@@ -176,14 +176,14 @@ def train(
 
 @dataclass(frozen=True)
 class _Pass:
-    """A part of a batch, through the tokenizer and what it is trained by.
+    """What the forward pass of a part of a batch computed.
 
     Attributes:
-        share: Its share of the batch.
-        reconstruction: What the tokenizer made of it.
-        error: The loss of the reconstruction.
-        terms: The numbers that `error` is made of.
-        generator_loss: The adversarial one; zero before there is one.
+        share: The part's share of the batch.
+        reconstruction: The output of the tokenizer.
+        error: The reconstruction loss.
+        terms: The terms of `error`.
+        generator_loss: The adversarial loss; zero before the discriminator is used.
     """
 
     share: float
@@ -195,11 +195,11 @@ class _Pass:
 
 @dataclass
 class _Batch:
-    """A batch while a step is taken on it, in parts.
+    """A batch in a training step, which processes it in parts.
 
     Attributes:
-        codes: Those of the parts that `losses` has yielded.
-        decoded: Their reconstructions, detached, where there is a discriminator to train.
+        codes: Codes of the parts that `losses` has yielded.
+        decoded: Reconstructions of these parts, detached, if the discriminator is trained.
     """
 
     trainer: TokenizerTrainer
@@ -238,7 +238,7 @@ class _Batch:
             yield loss, {name: done.share * term for name, term in terms.items()}
 
     def discriminate(self) -> dict[str, Float[Tensor, ""]]:
-        """Let the discriminator learn from the batch; return numbers for the curves."""
+        """Take a step of the discriminator on the batch; return numbers for the curves."""
         if self.trainer.adversary is None or not self.warmup_factor:
             return {}
         return self.trainer.adversary.discriminator_step(
@@ -265,16 +265,17 @@ class _Batch:
         return _Pass(len(part) / len(self.images), reconstruction, error, terms, generator_loss)
 
     def _weigh(self, starts: range) -> tuple[Float[Tensor, ""], _Pass]:
-        """Return the adaptive weight of the whole batch, and the pass of its first part.
+        """Return the adaptive weight of the whole batch, and the forward pass of its first part.
 
-        It has to be known before the first gradient is taken, so all parts but one are passed
-        twice. A weight for each part would save that, but the step would depend on their number.
+        The weight is needed before the first backward pass, so all parts but one go through the
+        tokenizer twice. One weight for each part would avoid that, but the step would then depend
+        on the number of parts.
         """
         assert self.trainer.adversary is not None
         gradients: list[tuple[Tensor, Tensor]] = []
         done: _Pass | None = None
         for start in reversed(starts):
-            done = None  # so that the activations of one part are held at a time
+            done = None  # frees the activations of the part before
             done = self._pass(start)
             gradients.append(self._last_gradients(done))
         assert done is not None
@@ -285,7 +286,7 @@ class _Batch:
         return adaptive_weight(error, adversarial, max_weight=max_weight), done
 
     def _last_gradients(self, done: _Pass) -> tuple[Tensor, Tensor]:
-        """Return a part's gradients of both losses in the layer that puts out the image."""
+        """Return a part's gradients of both losses in the last layer."""
         layer = self.trainer.model.last_layer
         assert layer is not None
         losses = (done.share * done.error, done.share * done.generator_loss)

@@ -31,11 +31,11 @@ def new_trainer(
     Args:
         model: What is trained.
         config: How.
-        given: What the weights and their average begin with, instead of random numbers. Where no
-            step is to be taken, the trainer holds both sets of a file.
+        given: Released weights to begin with, instead of random ones. If no step is to be taken,
+            the trainer holds both the raw and the averaged weights of the file.
 
     Raises:
-        ValueError: initial weights would not be trained.
+        ValueError: random weights would be used untrained.
     """
     if given is not None:
         model.load_state_dict(given.chosen)
@@ -61,13 +61,13 @@ def train(
     micro_batch: int,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> Iterator[Step]:
-    """Take the steps that are left, yielding each.
+    """Take the remaining steps, yielding each.
 
-    All randomness of a step comes from (seed, step), so a resumed training equals an undisturbed
-    one, and is drawn for the whole batch, so a loss without dropout does not depend on
-    `micro_batch`, the number of images whose activations are held at a time.
+    All randomness of a step comes from (seed, step), so a resumed training equals an uninterrupted
+    one. It is drawn for the whole batch, so without dropout the loss does not depend on
+    `micro_batch`, the number of images whose activations are in memory at a time.
     """
-    if trainer.step >= config.steps:  # no image need be there
+    if trainer.step >= config.steps:  # released weights need no images
         return
     model = trainer.model
     device = _device(model)
@@ -81,7 +81,7 @@ def train(
         step = trainer.step
         rng = seeds.make_rng("training", config.seed, step, device=device)
         cached = cached.to(device, non_blocking=True)
-        # The latents of an image are its codes, with one channel, or normalised numbers.
+        # Code indices as one channel, or normalised continuous latents.
         latents = cached[:, None] if model.config.is_discrete else cache.normalise(cached, rng)
         draws = model.draw(len(latents), rng)
         # Dropout alone draws from torch's global generator.

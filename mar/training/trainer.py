@@ -1,4 +1,4 @@
-"""One optimiser step, whatever is trained: accumulation, clipping, AdamW, EMA."""
+"""One optimiser step of any model: gradient accumulation, clipping, AdamW, EMA."""
 
 import copy
 import math
@@ -25,7 +25,7 @@ ParameterGroup = dict[str, list[nn.Parameter] | float]  # as torch's optimisers 
 
 
 class OptimisationConfig(Config):
-    """What every training has: how long, how fast, and what is averaged."""
+    """What the trainings of tokenizer and generator share: length, optimiser, EMA, curves."""
 
     seed: int = Field(ge=0, description="seed of initial weights, batches and noise")
     steps: int = Field(ge=0, description="optimiser steps; 0 to use released weights as they are")
@@ -36,10 +36,12 @@ class OptimisationConfig(Config):
     )
     warmup_steps: int = Field(ge=0, description="optimiser steps of linear warm-up")
     beta_1: float = Field(ge=0, lt=1, description="AdamW: decay of the gradients' mean")
-    beta_2: float = Field(ge=0, lt=1, description="AdamW: decay of their mean square")
+    beta_2: float = Field(ge=0, lt=1, description="AdamW: decay of the gradients' mean square")
     weight_decay: float = Field(ge=0, description="AdamW: decay of weight matrices")
     gradient_clip: float = Field(gt=0, description="largest norm of the gradient")
-    ema_decay: float = Field(ge=0, lt=1, description="decay of the averaged weights, per step")
+    ema_decay: float = Field(
+        ge=0, lt=1, description="decay of the averaged weights (EMA), per step"
+    )
     curve_steps: int = Field(gt=0, description="optimiser steps between points of the curves")
     preview_steps: int = Field(gt=0, description="optimiser steps between pictures")
 
@@ -70,19 +72,22 @@ class Step:
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Something whose state can be saved: a model, an optimiser."""
+    """Something whose state a checkpoint can hold: a model, an optimiser."""
 
     def state_dict(self) -> dict[str, object]:
         """Return the state."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, object], /) -> object:
-        """Take a state."""
+        """Restore a state."""
         ...
 
 
 class Trainer(Generic[M]):
-    """A model in training, its average (EMA), and its optimiser; `step` counts the steps taken."""
+    """A model in training, its averaged weights (EMA) and its optimiser.
+
+    `step` counts the steps taken.
+    """
 
     def __init__(self, model: M, groups: list[ParameterGroup], config: OptimisationConfig) -> None:
         self.model = model
@@ -95,7 +100,7 @@ class Trainer(Generic[M]):
         self.step = 0
 
     def update(self, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> Step:
-        """Take one step on the sum of some losses, each computed and released in turn.
+        """Take one step on the sum of some losses, of which one at a time is in memory.
 
         Args:
             losses: For each part of the batch its loss and the terms it is made of, already
@@ -118,11 +123,11 @@ class Trainer(Generic[M]):
         return Step(self.step, totals.pop("loss"), totals, norm, lr)
 
     def parts(self) -> dict[str, Stateful]:
-        """Return all that has a state to save; a training of more parts adds them."""
+        """Return everything whose state a checkpoint holds; subclasses add to it."""
         return {"model": self.model, "ema": self.ema, "optimizer": self.optimizer}
 
     def save(self, path: Path, history: History) -> None:
-        """Write all that a resumed training needs, and the curves up to here."""
+        """Write a checkpoint, and the curves up to here."""
         states = {name: part.state_dict() for name, part in self.parts().items()}
         with seal.sealing(path) as partial:
             torch.save({"step": self.step, "history": history, **states}, partial)

@@ -205,7 +205,7 @@ def test_samples_of_another_size_are_refused() -> None:
 @pytest.mark.usefixtures("project")
 def test_too_few_samples_are_refused() -> None:
     write_samples(*real_images(99))
-    message = r"evaluate\.kid_subset_size: must be at most 99, the samples, got 100"
+    message = r"evaluate\.kid_subset_size: must be at most 99, the number of samples, got 100"
     with pytest.raises(ValueError, match=message):
         evaluate.main(stage("evaluate"))
 
@@ -215,7 +215,9 @@ def test_subsets_larger_than_the_held_out_split_are_refused_before_any_training(
     shutil.rmtree("out/reference")
     text = PARAMS.replace("kid_subset_size: 100", "kid_subset_size: 360")
     Path("params.yaml").write_text(text)
-    message = r"evaluate\.kid_subset_size: must be at most 359, the held-out images, got 360"
+    message = (
+        r"evaluate\.kid_subset_size: must be at most 359, the number of held-out images, got 360"
+    )
     with pytest.raises(ValueError, match=message):
         reference.main(stage("reference"))
     assert not Path("out/reference").exists()

@@ -305,8 +305,8 @@ def test_losses_for_larger_images_are_refused(content: dict[str, Any], tmp_path:
         "base_channels": 8, "num_layers": 3, "regulariser": "none",
     }  # fmt: skip
     assert refuse(tmp_path, content) == (
-        "params.yaml: tokenizer_training.adversarial.num_layers: 3 need images of at least 24 px, "
-        "got 16"
+        "params.yaml: tokenizer_training.adversarial.num_layers: a value of 3 needs images of at "
+        "least 24 px, got 16"
     )
 
 
@@ -362,12 +362,13 @@ CAUSAL = {
         ),
         (
             {"evaluate.is_splits": 3000},
-            "evaluate.is_splits: must be at most 2000, the samples (sample.num_images), got 3000",
+            "evaluate.is_splits: must be at most 2000, the number of samples (sample.num_images), "
+            "got 3000",
         ),
         (
             {"reference.num_features": 100},
-            "evaluate.kid_subset_size: must be at most 100, the real images kept (num_features), "
-            "got 200",
+            "evaluate.kid_subset_size: must be at most 100, the number of real images kept "
+            "(reference.num_features), got 200",
         ),
         (
             {"training.lr": float("inf")},

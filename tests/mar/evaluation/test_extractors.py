@@ -80,7 +80,9 @@ def test_features_come_in_the_order_of_the_images() -> None:
 
 def test_features_that_are_not_finite_are_refused() -> None:
     extractor = Extractor("classifier", Brightness(float("inf")))
-    with pytest.raises(ValueError, match="the classifier gives images from 0 on nan or infinity"):
+    with pytest.raises(
+        ValueError, match="the extractor classifier returned nan or infinity for images from 0 on"
+    ):
         gather(extract(extractor, Pictures(), name="pictures", device=CPU, workers=0))
 
 

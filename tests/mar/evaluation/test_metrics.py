@@ -202,17 +202,22 @@ def test_the_distance_to_the_reference_is_that_to_its_nearest_image() -> None:
             {"kid_subset_size": 100},
             99,
             500,
-            "evaluate.kid_subset_size: must be at most 99, the samples, got 100",
+            "evaluate.kid_subset_size: must be at most 99, the number of samples, got 100",
         ),
         (
             {"kid_subset_size": 100},
             500,
             60,
-            r"evaluate.kid_subset_size: must be at most 60, the real images kept \(num_features\), "
-            "got 100",
+            r"evaluate.kid_subset_size: must be at most 60, the number of real images kept "
+            r"\(reference.num_features\), got 100",
         ),
         ({"neighbours": 60}, 60, 500, "evaluate.neighbours: must be at most 59, .* got 60"),
-        ({"is_splits": 61}, 60, 500, "evaluate.is_splits: must be at most 60, the samples, got 61"),
+        (
+            {"is_splits": 61},
+            60,
+            500,
+            "evaluate.is_splits: must be at most 60, the number of samples",
+        ),
     ],
 )
 def test_settings_that_need_more_images_are_refused_by_name(

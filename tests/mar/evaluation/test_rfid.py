@@ -89,7 +89,9 @@ def test_too_few_images_are_told_and_fewer_give_nothing() -> None:
     distance.update(pictures(torch.arange(1)), pictures(torch.arange(1)))
     assert distance.compute() == {}
     distance.update(pictures(torch.arange(2)), pictures(torch.arange(2)))
-    assert "rfid of 3 images by 3 features is too large" in (distance.sample_count_warning() or "")
+    assert "rfid is too large, as 3 images are too few for the covariance of 3 features" in (
+        distance.sample_count_warning() or ""
+    )
     distance.update(pictures(torch.arange(1)), pictures(torch.arange(1)))
     assert distance.sample_count_warning() is None
 
@@ -100,5 +102,7 @@ def test_features_that_are_not_finite_are_refused() -> None:
             return (super().forward(images)[0] / 0,)
 
     distance = ReconstructionDistance(Extractor("classifier", Broken()), train(0, 1), CPU)
-    with pytest.raises(ValueError, match="the classifier gives images from 0 on nan or infinity"):
+    with pytest.raises(
+        ValueError, match="the extractor classifier returned nan or infinity for images from 0 on"
+    ):
         distance.update(pictures(torch.arange(3)), pictures(torch.arange(3)))

@@ -367,6 +367,8 @@ def test_images_that_are_too_small_for_a_loss_are_refused() -> None:
     tokenizer_training.check_size(make_config(perceptual=lpips), 16)
     with pytest.raises(ValueError, match=r"perceptual\.kind: lpips needs .* 16 px, got 8$"):
         tokenizer_training.check_size(make_config(perceptual=lpips), 8)
-    with pytest.raises(ValueError, match=r"tokenizer_training\.adversarial\.num_layers: 1 need"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer_training\.adversarial\.num_layers: a value of 1 needs"
+    ):
         tokenizer_training.check_size(make_config(), 5)
     tokenizer_training.check_size(make_config(adversarial=None), 5)

@@ -235,6 +235,7 @@ def test_images_that_are_too_small_are_refused() -> None:
     check_size(make_config(num_layers=3), 24, key="section.adversarial")
     with pytest.raises(
         ValueError,
-        match=r"^section\.adversarial\.num_layers: 3 need images of at least 24 px, got 16$",
+        match=r"^section\.adversarial\.num_layers: a value of 3 needs images of at least 24 px, "
+        r"got 16$",
     ):
         check_size(make_config(num_layers=3), 16, key="section.adversarial")
