@@ -60,7 +60,7 @@ def parse(section: str, value: object, kind: type[T] | Any, path: Path = FILE) -
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        messages = _explained(list(_messages(section, value, error)))
+        messages = list(_messages(section, value, error))
     raise ValueError("\n".join(f"{path}: {message}" for message in messages))
 
 
@@ -87,15 +87,18 @@ def _messages(section: str, value: object, error: ValidationError) -> Iterator[s
     problems: list[Any] = error.errors(include_url=False)
     keys = [_key(section, value, problem) for problem in problems]
     missing = [key for key, p in zip(keys, problems, strict=True) if p["type"] == "missing"]
+    unknown = [key for key, p in zip(keys, problems, strict=True) if p["type"] == "extra_forbidden"]
+    meant = {key: _meant(key, missing) for key in unknown}
     for key, problem in zip(keys, problems, strict=True):
         context = problem.get("ctx", {})
         match problem["type"]:
             case "missing":
-                yield f"{key} is missing"
+                if key not in meant.values():  # the message about the misspelt key tells it
+                    yield f"{key} is missing"
             case "extra_forbidden":
-                parent = key.rpartition(".")[0]
-                siblings = [name.rpartition(".")[2] for name in missing if name.startswith(parent)]
-                yield f"{key} is not a known key{suggest(key.rpartition('.')[2], siblings)}"
+                hint = meant[key]
+                name = f"; did you mean {hint.rpartition('.')[2]!r}?" if hint else ""
+                yield f"{key} is not a known key{name}"
             case "union_tag_not_found":
                 yield f"{key}.{_bare(context['discriminator'])} is missing"
             case "union_tag_invalid":
@@ -119,14 +122,13 @@ def _reason(problem: dict[str, Any]) -> str:
     return f"{reason[:1].lower()}{reason[1:]}"
 
 
-def _explained(messages: list[str]) -> list[str]:
-    """Drop the missing keys that another message takes for a misspelt one."""
-    hints = {message.partition("did you mean ")[2].strip("'?") for message in messages}
-    return [
-        message
-        for message in messages
-        if not (message.endswith(" is missing") and message.split()[0].rpartition(".")[2] in hints)
-    ]
+def _meant(key: str, missing: Iterable[str]) -> str | None:
+    """Return the missing key, in the same part of a section, that an unknown one may stand for."""
+    parent, _, name = key.rpartition(".")
+    siblings = [other.rpartition(".") for other in missing]
+    known = [other for before, _, other in siblings if before == parent]
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"{parent}.{close[0]}" if close else None
 
 
 def _key(section: str, value: object, problem: dict[str, Any]) -> str:

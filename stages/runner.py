@@ -79,7 +79,9 @@ def choose_device() -> torch.device:
     """Return the device of `MAR_DEVICE`, else the first accelerator, else the CPU."""
     if chosen := os.environ.get("MAR_DEVICE"):
         try:
-            return torch.empty(0, device=chosen).device
+            device = torch.empty(0, device=chosen).device
+            torch.ones(2, device=device).sum().item()  # refused where nothing is computed (meta)
+            return device
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"MAR_DEVICE: cannot use {chosen!r}: {reason}") from None

@@ -231,9 +231,12 @@ def test_a_bad_count_in_the_environment_is_named(
 
 
 def test_an_unknown_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MAR_DEVICE", "gpu")
-    with pytest.raises(ValueError, match="MAR_DEVICE: cannot use 'gpu'"):
-        runner.choose_device()
+    for name in ("gpu", "meta"):  # the latter is there, and computes nothing
+        monkeypatch.setenv("MAR_DEVICE", name)
+        with pytest.raises(ValueError, match=f"MAR_DEVICE: cannot use '{name}'"):
+            runner.choose_device()
+    monkeypatch.setenv("MAR_DEVICE", "cpu")
+    assert runner.choose_device() == torch.device("cpu")
 
 
 def test_an_unknown_stage_gets_a_suggestion(project: Path) -> None:
