@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetPydanticSchema,
+    field_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]  # of a file, in hexadecimal
@@ -37,6 +45,20 @@ def cut_down(config: C, kind: type[C]) -> C:
     """Return a config as its base class, without the fields that the subclass adds."""
     values: dict[str, Any] = {name: getattr(config, name) for name in kind.model_fields}
     return kind(**values)
+
+
+def choice(sections: Mapping[str, Any]) -> GetPydanticSchema:
+    """Return a type by which pydantic reads one of several sections, told apart by `kind`.
+
+    Args:
+        sections: For each kind its config class, or a union of several with a discriminator.
+    """
+
+    def schema(_: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {name: handler.generate_schema(section) for name, section in sections.items()}
+        return core_schema.tagged_union_schema(choices, discriminator="kind")
+
+    return GetPydanticSchema(schema)
 
 
 def name_or_fields(value: object) -> str:

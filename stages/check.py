@@ -15,11 +15,12 @@ from mar.evaluation.extractors import (
     one_class_warning,
 )
 from mar.evaluation.metrics import EvaluateConfig, check_sizes
+from mar.evaluation.reference import find_published, has_images
 from mar.latents.info import LatentsConfig
 from mar.model.mar import GeneratorConfig, check_size, narrow_denoiser_warning
-from mar.released.generator import GeneratorSource, ReleasedGenerator
+from mar.released.generator import GeneratorSource
 from mar.released.shapes import check_layout
-from mar.released.tokenizer import ReleasedAutoencoder, TokenizerSource
+from mar.released.tokenizer import TokenizerSource
 from mar.sampling.generate import SampleConfig, check_fit
 from mar.sampling.labels import resolve_labels
 from mar.sources.registry import DataConfig
@@ -27,14 +28,12 @@ from mar.tokenizer_training.perceptual import ClassifierDistanceConfig
 from mar.tokenizer_training.perceptual import one_class_warning as one_class_distance_warning
 from mar.tokenizer_training.trainer import TokenizerTrainingConfig
 from mar.tokenizer_training.trainer import check_size as check_losses
-from mar.tokenizers.detok import DeTokConfig
-from mar.tokenizers.diffusers import DiffusersFolder
-from mar.tokenizers.pixels import PixelsConfig
+from mar.tokenizers.interface import TokenizerSection
 from mar.tokenizers.registry import latent_shape
-from mar.tokenizers.vq import VQConfig
 from mar.training.generator import TrainingConfig
 from mar.training.trainer import OptimisationConfig
 from stages import params
+from stages.stage import root
 
 
 SECTIONS: dict[str, Any] = {
@@ -103,10 +102,7 @@ def _check_fit(configs: dict[str, Any]) -> None:
     generator: GeneratorConfig = configs["generator"]
     sample: SampleConfig = configs["sample"]
     latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
-    codebook = (
-        configs["tokenizer"].codebook_size if isinstance(configs["tokenizer"], VQConfig) else None
-    )
-    check_size(generator, latent, codebook)
+    check_size(generator, latent, configs["tokenizer"].codebook_size)
     check_losses(configs["tokenizer_training"], configs["data"].image_size)
     _check_scores_are_of_another_network(configs)
     num_tokens = latent.height * latent.width // generator.patch_size**2
@@ -117,11 +113,15 @@ def _check_fit(configs: dict[str, Any]) -> None:
     _check_sources(configs)
     if not configs["data"].has_images:
         _check_without_images(configs)
+    reference = configs["reference"]
+    published = find_published(reference, root())
     check_sizes(
         configs["evaluate"],
         "samples (sample.num_images)",
         sample.num_images,
-        num_features=configs["reference"].num_features,
+        # Where a published file is not there yet, `evaluate` tells what it finds.
+        num_features=0 if published and not has_images(published) else reference.num_features,
+        kind=reference.extractor,
     )
 
 
@@ -149,13 +149,12 @@ def _check_scores_are_of_another_network(configs: dict[str, Any]) -> None:
             )
 
 
-def _check_phases(section: object, config: TokenizerTrainingConfig) -> None:
+def _check_phases(section: TokenizerSection, config: TokenizerTrainingConfig) -> None:
     """Refuse phases of a tokenizer's training that would never begin."""
     begins: dict[str, int | None] = {}
     if config.adversarial is not None:
         begins["tokenizer_training.adversarial.start_step"] = config.adversarial.start_step
-    if isinstance(section, DeTokConfig):
-        begins["tokenizer.decoder_from_step"] = section.decoder_from_step
+    begins |= {f"tokenizer.{key}": step for key, step in section.phases.items()}
     for key, step in begins.items():
         if step is not None and 0 < config.steps <= step:
             raise ValueError(
@@ -165,21 +164,25 @@ def _check_phases(section: object, config: TokenizerTrainingConfig) -> None:
 
 def _check_sources(configs: dict[str, Any]) -> None:
     """Refuse weights that would be neither trained nor given, and a scale that is not theirs."""
-    begun = {
-        # Pixels have no weights to train, and a folder of diffusers gives them.
-        "tokenizer": not isinstance(
-            configs["tokenizer"], ReleasedAutoencoder | DiffusersFolder | PixelsConfig
-        ),
-        "generator": not isinstance(configs["generator"], ReleasedGenerator),
+    tokenizer, generator = configs["tokenizer"], configs["generator"]
+    is_released = generator.source == "released"
+    random = {
+        "tokenizer_training": ("tokenizer", tokenizer.has_weights and not tokenizer.is_released),
+        "training": ("generator", not is_released),
     }
-    for name, training in {"tokenizer": "tokenizer_training", "generator": "training"}.items():
-        if begun[name] and not configs[training].steps:
+    for training, (name, begins_random) in random.items():
+        if begins_random and not configs[training].steps:
             raise ValueError(
                 f"{training}.steps: must be greater than 0, as this {name} begins with random "
                 "weights, got 0"
             )
-    if isinstance(configs["generator"], ReleasedGenerator):
-        check_layout(configs["generator"])
+    if is_released:
+        check_layout(generator)
+        if generator.classes == "new" and not configs["training"].steps:
+            raise ValueError(
+                "training.steps: must be greater than 0, as generator.classes is 'new', whose "
+                "embedding begins with random numbers, got 0"
+            )
         if configs["latents"].scale is None:
             raise ValueError(
                 "latents.scale: must be what the released generator was trained with (released "

@@ -29,7 +29,9 @@ def main(stage: Stage) -> None:
     config = stage.params("evaluate", EvaluateConfig)
     info = ReferenceInfo.read(REFERENCE / "reference.json")
     samples = SampleSet(SAMPLES)
-    check_sizes(config, "samples", len(samples), num_features=info.num_features)
+    check_sizes(
+        config, "samples", len(samples), num_features=info.num_features, kind=info.extractor
+    )
     extractor = extractors.load(
         stage.params("reference", ReferenceConfig), REFERENCE, base=stage.root
     )

@@ -17,8 +17,7 @@ from mar.model.mar import MAR, load_mar
 from mar.released.names import to_released
 from mar.released.pickles import write_generator, write_tokenizer
 from mar.released.shapes import check_layout
-from mar.tokenizers.kl import AutoencoderKL
-from mar.tokenizers.registry import load_tokenizer
+from mar.tokenizers.registry import TOKENIZERS, load_tokenizer
 
 
 INFO = Path("out/encode/latents.json")
@@ -36,9 +35,12 @@ def export(folder: Path) -> str:
             nothing was written.
     """
     codec = load_tokenizer(TOKENIZER)
-    if not isinstance(codec, AutoencoderKL):
-        kind = codec.config.model_dump()["kind"]
-        raise ValueError(f"tokenizer.kind: must be 'kl' in the released layout, got {kind!r}")
+    if not codec.config.has_released_layout:
+        known = [repr(name) for name, kind in TOKENIZERS.items() if kind.config.has_released_layout]
+        raise ValueError(
+            f"tokenizer.kind: must be {' or '.join(known)} in the released layout, "
+            f"got {codec.config.kind!r}"
+        )
     digest = seal.digest(TOKENIZER)
     info = LatentsInfo.read(INFO)
     info.check({"tokenizer": digest})

@@ -24,16 +24,18 @@ from mar.files import seal
 from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR, load_mar
+from mar.released.contents import read_generator
 from mar.released.generator import ReleasedGenerator
-from mar.released.names import load_released
-from mar.released.pickles import read_generator, read_tokenizer
-from mar.released.shapes import describe_generator
+from mar.released.names import from_released, to_released
+from mar.released.reader import read_tokenizer
+from mar.released.shapes import check_tensors, describe_generator
+from mar.released.tokenizer import ReleasedAutoencoder, to_ours
 from mar.sampling.generate import SampleConfig, check_fit
 from mar.sampling.images import generate_images
 from mar.sources.no_images import NoData
 from mar.sources.source import Surroundings
 from mar.tokenizers.interface import Tokenizer
-from mar.tokenizers.kl import AutoencoderConfig, AutoencoderKL
+from mar.tokenizers.kl import AutoencoderKL
 from mar.tokenizers.registry import load_tokenizer
 from stages import params, presets
 from stages.generation_progress import generation_bar, step_counter
@@ -148,8 +150,8 @@ def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:
         ValueError: a file is missing, damaged, or not of a published size.
     """
     _say(f"reading {generator} and {tokenizer}")
-    tensors = read_generator(generator, None, which="model_ema" if ema else "model")
-    shape = describe_generator(tensors)
+    found = read_generator(generator, None, which="model_ema" if ema else "model")
+    shape = describe_generator(found.tensors)
     if shape.size is None or shape.num_tokens != 256:
         raise ValueError(
             f"{generator} holds {shape}, expected a published size (base, large or huge) with 256 "
@@ -165,16 +167,17 @@ def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:
             "sample": SampleConfig,
         }.items()
     }
-    fields = sections["tokenizer"]
-    codec = AutoencoderKL(
-        AutoencoderConfig.model_validate({k: fields[k] for k in AutoencoderConfig.model_fields})
-    )
+    codec = _released_tokenizer(sections["tokenizer"], tokenizer)
     side = parsed["data"].image_size // codec.stride
     mar = MAR(
         parsed["generator"], LatentShape(codec.latent_channels, side, side), shape.num_classes
     )
-    load_released(mar, tensors)
-    load_released(codec, read_tokenizer(tokenizer, None))
+    try:
+        check_tensors(to_released(mar.state_dict()), found.tensors)
+    except ValueError as error:
+        raise ValueError(f"{generator}: {error}") from None
+    mar.load_state_dict(from_released(found.tensors))
+    _tell(found.remarks)
     return Weights(
         mar.requires_grad_(False).eval(),
         codec.requires_grad_(False).eval(),
@@ -182,6 +185,16 @@ def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:
         parsed["data"].collect(Surroundings(Path(), workers=0, max_pixels=1)).class_names,
         parsed["sample"],
     )
+
+
+def _released_tokenizer(fields: dict[str, Any], path: Path) -> AutoencoderKL:
+    """Return the tokenizer of a file, described by the section of a preset."""
+    section = ReleasedAutoencoder.model_validate({**fields, "path": str(path.absolute())})
+    codec = AutoencoderKL(section)
+    found = read_tokenizer(section, codec, base=Path())
+    codec.load_state_dict(to_ours(section, found.tensors, codec))
+    _tell(found.remarks)
+    return codec
 
 
 def sample_config(base: SampleConfig, options: argparse.Namespace) -> SampleConfig:
@@ -297,6 +310,11 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
     return int(text)
+
+
+def _tell(remarks: Sequence[str]) -> None:
+    for remark in remarks:
+        _say(remark)
 
 
 def _say(text: str) -> None:

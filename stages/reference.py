@@ -9,7 +9,7 @@ from mar.evaluation import extractors
 from mar.evaluation.classifier import save_classifier
 from mar.evaluation.extractors import ClassifierReference, ReferenceConfig
 from mar.evaluation.metrics import EvaluateConfig, check_sizes, score
-from mar.evaluation.reference import ReferenceInfo, measure
+from mar.evaluation.reference import ReferenceInfo, find_published, has_images, measure
 from mar.files import atomic
 from stages import classifier_training
 from stages.images import open_images
@@ -26,9 +26,18 @@ def main(stage: Stage) -> None:
     evaluate = stage.params("evaluate", EvaluateConfig)
     train = open_images(stage, MANIFEST, "train", image_size)
     held_out = open_images(stage, MANIFEST, "held_out", image_size)
+    published = find_published(config, stage.root)
     num_features = min(config.num_features, len(train))
+    if published is not None and not has_images(published):
+        num_features = 0
     if len(held_out):
-        check_sizes(evaluate, "held-out images", len(held_out), num_features=num_features)
+        check_sizes(
+            evaluate,
+            "held-out images",
+            len(held_out),
+            num_features=num_features,
+            kind=config.extractor,
+        )
 
     folder = stage.out / "extractor"
     curves = _train(stage, config, train, folder / "classifier.safetensors")

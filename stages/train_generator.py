@@ -7,10 +7,9 @@ from mar.files import seal
 from mar.latents.cache import LatentCache
 from mar.latents.info import TRANSFORM, LatentsInfo, latent_std
 from mar.model.mar import MAR, save_mar
-from mar.released import generator as generator_source
 from mar.released.generator import GeneratorSource
-from mar.training.generator import TrainingConfig, new_trainer, train
-from stages import train_loop
+from mar.training.generator import InitialWeights, TrainingConfig, new_trainer, train
+from stages import released, train_loop
 from stages.stage import Stage, run
 
 
@@ -35,7 +34,10 @@ def main(stage: Stage) -> None:
     section = stage.params("generator", GeneratorSource)
     model = MAR(section, info.latent, info.num_classes, info.codebook_size)
     set_checkpointing(model, stage.checkpointing)
-    given = generator_source.released_weights(section, model, base=stage.root)
+    given = None
+    if section.source == "released":
+        found = released.read(stage, "generator", section, model)
+        given = InitialWeights(section.to_ours(found.chosen), section.to_ours(found.model))
     cache = LatentCache(LATENTS, info)
     stage.preflight(cache=cache, weights=TOKENIZER, image_size=image_size)
     trainer = new_trainer(model.to(stage.device), config, given)

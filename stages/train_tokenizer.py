@@ -7,14 +7,13 @@ import torch
 from mar.data.dataset import ImageSet, image_batches
 from mar.evaluation.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 from mar.evaluation.psnr import psnr
-from mar.released import tokenizer as tokenizer_source
-from mar.released.tokenizer import TokenizerSource
+from mar.released.tokenizer import TokenizerSource, to_ours
 from mar.tokenizer_training import perceptual
 from mar.tokenizer_training import trainer as tokenizer_training
 from mar.tokenizer_training.trainer import TokenizerTrainingConfig
 from mar.tokenizers.codec import reconstruct
 from mar.tokenizers.registry import build_tokenizer, save_tokenizer
-from stages import classifier_training, train_loop
+from stages import classifier_training, released, train_loop
 from stages.images import open_images
 from stages.stage import Stage, run
 
@@ -29,7 +28,9 @@ def main(stage: Stage) -> None:
     config = stage.params("tokenizer_training", TokenizerTrainingConfig)
     section = stage.params("tokenizer", TokenizerSource)
     model = build_tokenizer(section)
-    given = tokenizer_source.released_weights(section, model, base=stage.root)
+    given = None
+    if section.is_released:
+        given = to_ours(section, released.read(stage, "tokenizer", section, model).tensors, model)
     images = open_images(stage, MANIFEST, "train", image_size)
     distance = None
     if tokenizer_training.takes_steps(model, config):  # without the weights of LPIPS it ends here

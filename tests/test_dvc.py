@@ -1,8 +1,9 @@
 """`dvc.yaml` says the truth: what each stage imports, reads and writes, in an order to walk.
 
 Some modules are loaded by name and not counted: `stages.runner` (starts, locks and tracks a stage),
-`stages.check`, `stages.memory` and `stages.preflight` (they can refuse a run, never change its
-result) and `stages.previews` (pictures for people; nothing is computed from them).
+`stages.check`, `stages.memory`, `stages.preflight` and `mar.released.reader` (they can refuse a
+run, or a file that others made, and never change a result) and `stages.previews` (pictures for
+people; nothing is computed from them).
 """
 
 import ast
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 NAMES = list(STAGES)
 BY_NAME = {
+    "mar.released.reader",
     "stages.check",
     "stages.memory",
     "stages.preflight",

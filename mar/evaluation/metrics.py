@@ -83,19 +83,25 @@ class EvaluateConfig(Config):
     seed: int = Field(ge=0, lt=2**32, description="chooses the splits and subsets")
 
 
-def check_sizes(config: EvaluateConfig, name: str, num_images: int, *, num_features: int) -> None:
+def check_sizes(
+    config: EvaluateConfig, name: str, num_images: int, *, num_features: int, kind: Kind
+) -> None:
     """Check before any work that there are as many images as the settings need.
 
     Args:
         config: The settings.
         name: What the images are called.
         num_images: How many are to be scored.
-        num_features: How many real images they are compared with in KID, precision and recall.
+        num_features: How many real images they are compared with in KID, precision and recall; 0
+            where these are not computed.
+        kind: The extractor; not every one gives an Inception score.
 
     Raises:
         ValueError: a setting is larger than a set of images.
     """
-    limits = [("is_splits", config.is_splits, num_images, name)]
+    limits: list[tuple[str, int, int, str]] = []
+    if KEY_METRIC_ISC_MEAN in NAMES[kind]:
+        limits.append(("is_splits", config.is_splits, num_images, name))
     if num_features:
         fewest = min(
             (num_images, name), (num_features, "real images kept (reference.num_features)")

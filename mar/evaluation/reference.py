@@ -205,8 +205,9 @@ def measure(
     Raises:
         ValueError: the published file is missing, another one, or does not fit.
     """
-    if isinstance(config, InceptionReference) and config.statistics is not None:
-        path = base / Path(config.statistics).expanduser()
+    path = find_published(config, base)
+    if path is not None:
+        assert isinstance(config, InceptionReference)
         check_file(path, config.statistics_sha256, key="reference.statistics")
         published = read_published(path, width=INCEPTION_WIDTH, image_size=images.image_size)
         kept = published.keep(config.num_features)
@@ -215,6 +216,22 @@ def measure(
         return Reference(published.statistics, torch.cat(features), path.name)
     batches = extract(extractor, images, name="training split", device=device, workers=workers)
     return summarise(batches, count=len(images), num_features=config.num_features)
+
+
+def find_published(config: ReferenceConfig, base: Path) -> Path | None:
+    """Return where the published statistics are that a config names, if it names any."""
+    if not isinstance(config, InceptionReference) or config.statistics is None:
+        return None
+    return base / Path(config.statistics).expanduser()
+
+
+def has_images(statistics: Path) -> bool:
+    """Say whether published statistics are there and have images, for KID, precision and recall."""
+    try:
+        with np.load(statistics, allow_pickle=False) as file:
+            return "arr_0" in file.files
+    except (ValueError, OSError, AttributeError, zipfile.BadZipFile):
+        return False
 
 
 def summarise(batches: Iterable[Features], *, count: int, num_features: int) -> Reference:

@@ -1,5 +1,6 @@
 """Weight files that others published: given by their path, or downloaded once and kept."""
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +74,26 @@ def check_file(path: Path, sha256: str | None, *, key: str) -> None:
     Raises:
         ValueError: it is missing or another one.
     """
-    if not path.is_file():
-        raise ValueError(f"{key}: {path} is missing")
+    if problem := reading_problem(path):
+        raise ValueError(f"{key}: {path} {problem}")
     if found := atomic.other_digest(path, sha256):
         raise ValueError(f"{key}_sha256: {path} has {found}, expected {sha256}")
+
+
+def reading_problem(path: Path) -> str | None:
+    """Return why a file cannot be read, as the end of a sentence; nothing if it can be."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return "is a folder"
+        if not stat.S_ISREG(mode):
+            return "is not a regular file"
+        with path.open("rb"):
+            return None
+    except (FileNotFoundError, NotADirectoryError):
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {(error.strerror or str(error)).lower()}"
 
 
 def _download(published: PublishedFile, key: str, otherwise: str) -> Path:

@@ -108,10 +108,12 @@ class Head(nn.Module, ABC):
     Attributes:
         is_discrete: Whether a token is an index into a codebook.
         has_probabilities: Whether it can `sample_with_probability`.
+        has_released_layout: Whether the release (LTH14/mar) has a layout for it.
     """
 
     is_discrete: ClassVar[bool] = False
     has_probabilities: ClassVar[bool] = False
+    has_released_layout: ClassVar[bool] = False
 
     @abstractmethod
     def initialize(self, rng: torch.Generator) -> None:

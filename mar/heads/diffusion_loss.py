@@ -6,7 +6,7 @@ width of the denoiser.
 """
 
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -57,6 +57,8 @@ class DiffusionSampler(Config):
 
 class DiffusionLoss(Head):
     """Train and sample p(x | z) of a token by diffusion."""
+
+    has_released_layout: ClassVar[bool] = True
 
     def __init__(self, config: DiffusionConfig, *, channels: int, z_width: int) -> None:
         super().__init__()

@@ -5,21 +5,22 @@ under names of its own. Both are checked in full before anything is made of them
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from mar.files import atomic, weights
-from mar.tokenizers.diffusers import DiffusersFolder
+from mar.released import contents
+from mar.released import diffusers_names as names
+from mar.released.contents import Found
+from mar.released.tokenizer import DiffusersFolder
 
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+AUTOENCODER = "vae"  # its folder in that of a whole pipeline
 
 
 class FolderConfig(BaseModel):
@@ -52,6 +53,12 @@ class FolderConfig(BaseModel):
     force_upcast: bool = True
 
 
+class FolderKind(BaseModel):
+    """Which class of `diffusers` any `config.json` is for."""
+
+    name: str = Field(alias="_class_name")
+
+
 COMPARED = (
     "latent_channels",
     "block_out_channels",
@@ -62,30 +69,12 @@ COMPARED = (
     "mid_block_add_attention",
 )
 
-# (ours, theirs): patterns of parts of names, all of which are applied in this order.
-NAMES = (
-    (r"\.down\.(\d+)\.block\.", r".down_blocks.\1.resnets."),
-    (r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0."),
-    (r"\.up\.(\d+)\.block\.", r".up_blocks.\1.resnets."),
-    (r"\.up\.(\d+)\.upsample\.", r".up_blocks.\1.upsamplers.0."),
-    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
-    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
-    (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
-    (r"\.attentions\.0\.norm\.", ".attentions.0.group_norm."),
-    (r"\.attentions\.0\.([qkv])\.", r".attentions.0.to_\1."),
-    (r"\.attentions\.0\.proj_out\.", ".attentions.0.to_out.0."),
-    (r"\.nin_shortcut\.", ".conv_shortcut."),
-    (r"^(encoder|decoder)\.norm_out\.", r"\1.conv_norm_out."),
-)
-# What attention's layers were called until diffusers 0.17; released files still have these names.
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-
-def read(config: DiffusersFolder, model: nn.Module, base: Path) -> dict[str, Tensor]:
-    """Return the weights of a folder under our names, as float32.
+def read(section: DiffusersFolder, model: nn.Module, base: Path) -> Found:
+    """Return the weights that a section names, under the names of their file.
 
     Args:
-        config: Where the folder is, and what it should describe.
+        section: Where they are, and what they should be.
         model: The autoencoder that they are for.
         base: Where a relative path begins.
 
@@ -93,21 +82,74 @@ def read(config: DiffusersFolder, model: nn.Module, base: Path) -> dict[str, Ten
         ValueError: something is missing, damaged, or not what the section `tokenizer` says; the
             message names each file, key or tensor with what was found and what was expected.
     """
-    folder = base / Path(config.path).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"tokenizer.path: there is no folder {folder}")
-    _compare(config, read_config(folder / CONFIG), folder / CONFIG)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        found = ", ".join(sorted(child.name for child in folder.iterdir()))
-        raise ValueError(f"tokenizer.path: {folder} has no {WEIGHTS}; it holds {found}")
-    if found := atomic.other_digest(path, config.sha256):
-        raise ValueError(f"tokenizer.sha256: {path} has {found}, expected {config.sha256}")
+    path, config, remarks = _locate(section.place(base))
+    if config is not None:
+        _compare(section, read_config(config), config)
+    contents.check_file(path, None)
+    if digest := atomic.other_digest(path, section.sha256):
+        raise ValueError(f"tokenizer.sha256: {path} has {digest}, expected {section.sha256}")
+    found = contents.read_tokenizer(path, None)
     try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
-    return to_ours(tensors, model, path)
+        check_tensors(found.tensors, model.state_dict())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Found(found.tensors, [*remarks, *found.remarks])
+
+
+def _locate(path: Path) -> tuple[Path, Path | None, list[str]]:
+    """Return the file of weights, the `config.json` that describes it, and remarks."""
+    if path.name == CONFIG:
+        path = path.parent
+    if path.is_dir():
+        folder = path
+        if not (path / CONFIG).exists() and (path / AUTOENCODER / CONFIG).is_file():
+            folder = path / AUTOENCODER
+        weights_file = _weights_file(folder)
+        remarks = [] if folder == path else [f"{path} is a pipeline; its {AUTOENCODER} is read"]
+        if weights_file.name != WEIGHTS:
+            remarks.append(f"{folder} has no {WEIGHTS}; {weights_file.name} is read")
+        return weights_file, folder / CONFIG, remarks
+    if not path.exists():
+        raise ValueError(f"tokenizer.path: there is no folder {path}, and no file of that name")
+    config = path.with_name(CONFIG)
+    if _describes_autoencoder(config):
+        return path, config, []
+    return (
+        path,
+        None,
+        [
+            f"{path}: there is no {CONFIG} beside it, so tokenizer.norm_num_groups, which no "
+            "tensor tells, is taken as it is"
+        ],
+    )
+
+
+def _weights_file(folder: Path) -> Path:
+    """Return the file of weights in a folder: the usual one, or the only one of another name."""
+    for pattern in (
+        WEIGHTS,
+        "diffusion_pytorch_model*.safetensors",
+        "diffusion_pytorch_model*.bin",
+    ):
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(path.name for path in found)
+            raise ValueError(
+                f"tokenizer.path: {folder} has no {WEIGHTS} but {names}; give the path of one"
+            )
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"tokenizer.path: {folder / CONFIG} is missing")
+    holds = ", ".join(sorted(child.name for child in folder.iterdir()))
+    raise ValueError(f"tokenizer.path: {folder} has no {WEIGHTS}; it holds {holds}")
+
+
+def _describes_autoencoder(config: Path) -> bool:
+    try:
+        return FolderKind.model_validate_json(config.read_bytes()).name == "AutoencoderKL"
+    except (OSError, ValueError):
+        return False
 
 
 def read_config(path: Path) -> FolderConfig:
@@ -143,64 +185,47 @@ def read_config(path: Path) -> FolderConfig:
     return found
 
 
-def to_ours(tensors: Mapping[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
-    """Rename a folder's tensors to a model's, as float32.
-
-    The weights of attention are matrices there and 1x1 convolutions here (as they were there, too).
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Check that a file's tensors are those of a model, by their names there, or by LDM's.
 
     Raises:
         ValueError: tensors are missing, unknown, or of another shape; the message counts them and
             names the first of each kind.
     """
-    expected = model.state_dict()
-    levels = len({name.split(".")[2] for name in expected if name.startswith("decoder.up.")})
-    theirs = {name: their_name(name, levels) for name in expected}
-    given = {_present_name(name): name for name in tensors}
+    levels = names.count_levels(expected)
+    by_ldm = not contents.has_diffusers_names(tensors)
+    sources = names.find(tensors, expected)
+    taken = set(sources.values())
+    present = {names.present_name(name) for name in taken}
+    unused = [name for name in tensors if name not in taken]
     problems: dict[str, list[str]] = {
-        "missing": [name for name in theirs.values() if name not in given],
-        "unknown": [name for new, name in given.items() if new not in theirs.values()],
-        "given twice": [name for name in tensors if given[_present_name(name)] != name],
-        "of another shape": [],
+        "missing": [
+            name if by_ldm else names.their_name(name, levels)
+            for name in expected
+            if name not in sources
+        ],
+        "unknown": [name for name in unused if names.present_name(name) not in present],
+        "given twice": [name for name in unused if names.present_name(name) in present],
+        "of another shape": [
+            f"{source} {tuple(tensors[source].shape)}, expected {tuple(expected[name].shape)}"
+            for name, source in sources.items()
+            if not _fits(tensors[source], expected[name])
+        ],
     }
-    fitting: dict[str, Tensor] = {}
-    for name, value in expected.items():
-        if theirs[name] not in given:
-            continue
-        tensor, shape = tensors[given[theirs[name]]], value.shape
-        if tensor.shape == shape[:2] and shape[2:] == (1, 1) and ".attentions." in theirs[name]:
-            tensor = tensor.reshape(shape)
-        fitting[name] = tensor.float()
-        if tensor.shape != shape:
-            shapes = f"{tuple(tensor.shape)}, expected {tuple(shape)}"
-            problems["of another shape"].append(f"{given[theirs[name]]} {shapes}")
-    try:
-        weights.refuse_misfits(problems, len(expected))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return fitting
+    weights.refuse_misfits(problems, len(expected))
 
 
-def their_name(name: str, levels: int) -> str:
-    """Translate our name of a tensor; the decoder's levels are numbered the other way round."""
-    name = re.sub(r"\.up\.(\d+)\.", lambda found: f".up.{levels - 1 - int(found[1])}.", name)
-    for pattern, replacement in NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+def _fits(tensor: Tensor, expected: Tensor) -> bool:
+    """Say whether shapes are equal, or one is a matrix and the other a 1x1 convolution."""
+    shape = expected.shape
+    return tensor.shape == shape or (tensor.shape == shape[:2] and shape[2:] == (1, 1))
 
 
-def _present_name(name: str) -> str:
-    return re.sub(
-        r"(\.attentions\.0\.)(query|key|value|proj_attn)\.",
-        lambda found: f"{found[1]}{OLD_NAMES[found[2]]}.",
-        name,
-    )
-
-
-def _compare(config: DiffusersFolder, found: FolderConfig, path: Path) -> None:
+def _compare(section: DiffusersFolder, found: FolderConfig, path: Path) -> None:
     problems = [
-        f"tokenizer.{key}: got {getattr(config, key)!r}, but {path} says {getattr(found, key)!r}"
+        f"tokenizer.{key}: got {getattr(section, key)!r}, but {path} says {getattr(found, key)!r}"
         for key in COMPARED
-        if getattr(config, key) != getattr(found, key)
+        if getattr(section, key) != getattr(found, key)
     ]
     if problems:
         raise ValueError("\n".join(problems))

@@ -1,14 +1,12 @@
-"""Read and write weights under the names of the release (LTH14/mar).
+"""The names that the release (LTH14/mar) gives to a generator's tensors, and ours.
 
-The autoencoder's names are LDM's and ours alike; the generator's are translated by a table.
+The autoencoder's names are LDM's and ours alike.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
-
-from mar.files import weights
+from torch import Tensor
 
 
 Table = Sequence[tuple[str, str]]
@@ -29,11 +27,15 @@ GENERATOR_NAMES = (
 )
 # Parts inside a denoiser's block.
 BLOCK_NAMES = ((".in_ln.", ".norm."), (".adaLN_modulation.", ".modulation."))
+CLASSES = "class_emb.weight"  # the class embedding, by its released name
 
 
 def from_released(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the released generator's tensors to ours."""
-    return {_rename(name, GENERATOR_NAMES, BLOCK_NAMES): value for name, value in tensors.items()}
+    """Rename the released generator's tensors to ours, as float32."""
+    return {
+        _rename(name, GENERATOR_NAMES, BLOCK_NAMES): value.float()
+        for name, value in tensors.items()
+    }
 
 
 def to_released(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -41,42 +43,6 @@ def to_released(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = [(ours, released) for released, ours in GENERATOR_NAMES]
     blocks = [(ours, released) for released, ours in BLOCK_NAMES]
     return {_rename(name, names, blocks): value for name, value in tensors.items()}
-
-
-def check_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Check that released tensors are all those of a generator or an autoencoder, and no others.
-
-    Raises:
-        ValueError: tensors are missing, unknown, or of another shape; the message counts them and
-            names the first of each kind by their released names.
-    """
-    translate = to_released if _is_generator(model) else dict[str, Tensor]
-    expected = translate(model.state_dict())
-    problems = {
-        "missing": [name for name in expected if name not in tensors],
-        "unknown": [name for name in tensors if name not in expected],
-        "of another shape": [
-            f"{name} {tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
-            for name, value in expected.items()
-            if name in tensors and tensors[name].shape != value.shape
-        ],
-    }
-    weights.refuse_misfits(problems, len(expected))
-
-
-def load_released(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load released tensors into a generator or an autoencoder, as float32.
-
-    Raises:
-        ValueError: they do not fit, as `check_tensors` says; nothing was loaded.
-    """
-    check_tensors(model, tensors)
-    ours = from_released(tensors) if _is_generator(model) else dict(tensors)
-    model.load_state_dict({name: value.float() for name, value in ours.items()})
-
-
-def _is_generator(model: nn.Module) -> bool:
-    return hasattr(model, "transformer")
 
 
 def _rename(name: str, prefixes: Table, parts: Table) -> str:

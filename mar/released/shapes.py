@@ -1,4 +1,4 @@
-"""What names and shapes of released tensors (LTH14/mar) tell of a generator."""
+"""Whether a file's tensors fit a model, and what their shapes tell of a generator (LTH14/mar)."""
 
 import re
 from collections.abc import Mapping
@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mar.files import weights
 from mar.heads import denoiser
-from mar.heads.diffusion_loss import DiffusionConfig
+from mar.heads.registry import HEADS
 from mar.model.mar import MAR, SIZES, GeneratorConfig
-from mar.released.names import to_released
+from mar.released.generator import ReleasedGenerator
+from mar.released.names import CLASSES, to_released
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,10 @@ def check_layout(config: GeneratorConfig) -> None:
             f"generator.attention: must be 'bidirectional' in the released layout, "
             f"got {config.attention!r}"
         )
-    if not isinstance(config.head, DiffusionConfig):
+    if not HEADS[config.head.kind].head.has_released_layout:
+        known = [repr(name) for name, kind in HEADS.items() if kind.head.has_released_layout]
         raise ValueError(
-            f"generator.head.kind: must be 'diffusion' in the released layout, "
+            f"generator.head.kind: must be {' or '.join(known)} in the released layout, "
             f"got {config.head.kind!r}"
         )
 
@@ -95,8 +98,16 @@ def describe_generator(tensors: Mapping[str, Tensor]) -> GeneratorShape:
     )
 
 
-def check_generator(path: Path, tensors: Mapping[str, Tensor], model: MAR) -> None:
+def check_generator(
+    path: Path, tensors: Mapping[str, Tensor], model: MAR, section: ReleasedGenerator
+) -> None:
     """Check that the tensors of a file are those of a generator like the model.
+
+    Args:
+        path: The file, for the message.
+        tensors: What it holds, under the released names.
+        model: The generator.
+        section: Section `generator`; says whether the classes must be the file's.
 
     Raises:
         ValueError: they are those of another; the message describes both.
@@ -106,13 +117,36 @@ def check_generator(path: Path, tensors: Mapping[str, Tensor], model: MAR) -> No
         found = describe_generator(tensors)
     except ValueError as error:
         raise ValueError(f"{path} does not hold a whole generator: {error}") from None
+    if section.is_new(CLASSES):
+        expected = replace(expected, num_classes=found.num_classes)
     if found == expected:
         return
     if found == replace(expected, num_classes=found.num_classes):
         raise ValueError(
-            f"{path} generates {found.num_classes} classes, the data have {expected.num_classes}"
+            f"generator.classes: {path} generates {found.num_classes} classes, the data have "
+            f"{expected.num_classes}; 'new' trains a class embedding for these, got "
+            f"{section.classes!r}"
         )
     raise ValueError(f"{path} holds {found}, expected {expected}")
+
+
+def check_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Check that tensors are all those that are expected, and no others.
+
+    Raises:
+        ValueError: tensors are missing, unknown, or of another shape; the message counts them and
+            names the first of each kind.
+    """
+    problems = {
+        "missing": [name for name in expected if name not in tensors],
+        "unknown": [name for name in tensors if name not in expected],
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
+            for name, value in expected.items()
+            if name in tensors and tensors[name].shape != value.shape
+        ],
+    }
+    weights.refuse_misfits(problems, len(expected))
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str, dimensions: int) -> torch.Size:

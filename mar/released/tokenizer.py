@@ -1,18 +1,23 @@
-"""Where a tokenizer's weights are from: trained here, the release, or diffusers."""
+"""Where a tokenizer's weights are from: trained here, the release, LDM or diffusers.
 
-from pathlib import Path
-from typing import Annotated, Literal
+What opens the files and checks them is `mar.released.reader`, which a stage loads by name: it can
+refuse a file, and editing it trains nothing again.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from mar.released import diffusers_folder
-from mar.released.names import check_tensors
-from mar.released.pickles import ReleasedFile, read_tokenizer
-from mar.tokenizers.diffusers import DiffusersFolder
-from mar.tokenizers.interface import Tokenizer
+from mar.config import PathText, Sha256, choice
+from mar.released import diffusers_names
+from mar.released.file import ReleasedFile
+from mar.tokenizers.diffusers import DiffusersConfig
+from mar.tokenizers.interface import TokenizerSection
 from mar.tokenizers.kl import AutoencoderConfig
-from mar.tokenizers.registry import OwnTokenizerConfig
+from mar.tokenizers.ldm import LDMConfig
+from mar.tokenizers.registry import TOKENIZERS
 
 
 class TrainedAutoencoder(AutoencoderConfig):
@@ -24,39 +29,62 @@ class TrainedAutoencoder(AutoencoderConfig):
 class ReleasedAutoencoder(AutoencoderConfig, ReleasedFile):
     """Section `tokenizer` for `kind: kl`, begun with a file of the released layout."""
 
+    is_released: ClassVar[bool] = True
+
     source: Literal["released"] = Field(description="a file of the released layout")
 
 
-# Section `tokenizer` of `params.yaml`; only `kind: kl` can be from several sources.
-TokenizerSource = Annotated[
-    Annotated[TrainedAutoencoder | ReleasedAutoencoder, Field(discriminator="source")]
-    | DiffusersFolder
-    | OwnTokenizerConfig,
-    Field(discriminator="kind"),
-]
+class LDMFile(LDMConfig, ReleasedFile):
+    """Section `tokenizer` for `kind: ldm`."""
+
+    is_released: ClassVar[bool] = True
 
 
-def released_weights(
-    section: TokenizerSource, model: Tokenizer, *, base: Path
-) -> dict[str, Tensor] | None:
-    """Return what a training begins with if it is a file.
+class DiffusersFolder(DiffusersConfig, ReleasedFile):
+    """Section `tokenizer` for `kind: diffusers`."""
+
+    is_released: ClassVar[bool] = True
+
+    path: PathText = Field(
+        description="the folder with config.json and diffusion_pytorch_model.safetensors, the "
+        "pipeline's folder that has it as `vae`, or a file of weights alone; absolute or from the "
+        "repository",
+    )
+    sha256: Sha256 | None = Field(
+        description="SHA-256 of the weights' file; null: whatever the folder holds"
+    )
+
+
+# Section `tokenizer` of `params.yaml`. Kinds that are not here are always trained here.
+SOURCES: dict[str, Any] = {
+    **{name: kind.config for name, kind in TOKENIZERS.items()},
+    "kl": Annotated[TrainedAutoencoder | ReleasedAutoencoder, Field(discriminator="source")],
+    "ldm": LDMFile,
+    "diffusers": DiffusersFolder,
+}
+TokenizerSource = Annotated[TokenizerSection, choice(SOURCES)]
+
+
+def _as_they_are(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return tensors whose names are ours."""
+    return {name: tensors[name].float() for name in model.state_dict()}
+
+
+TRANSLATIONS: dict[str, Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]]] = {
+    "kl": _as_they_are,  # our names are LDM's
+    "ldm": _as_they_are,
+    "diffusers": diffusers_names.to_ours,
+}
+
+
+def to_ours(
+    section: TokenizerSection, tensors: Mapping[str, Tensor], model: nn.Module
+) -> dict[str, Tensor]:
+    """Return the tensors of a file under the names of a tokenizer, as float32.
 
     Args:
-        section: Section `tokenizer`.
-        model: The tokenizer that it describes.
-        base: Where the path of the file begins, if it is relative.
-
-    Raises:
-        ValueError: the file is missing, another one, damaged, or its tensors do not fit the model.
+        section: Section `tokenizer`, one of those with a file.
+        tensors: What the file holds, found to fit the tokenizer.
+        model: The tokenizer.
     """
-    if isinstance(section, DiffusersFolder):
-        return diffusers_folder.read(section, model, base)
-    if not isinstance(section, ReleasedAutoencoder):
-        return None
-    path = section.place(base)
-    tensors = read_tokenizer(path, section.sha256)
-    try:
-        check_tensors(model, tensors)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return {name: value.float() for name, value in tensors.items()}
+    return TRANSLATIONS[section.kind](tensors, model)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mar.config import Config, name_or_fields
 from mar.latents.posterior import Posterior
-from mar.tokenizers.interface import Draws, Reconstruction, Tokenizer
+from mar.tokenizers.interface import ContinuousSection, Draws, Reconstruction, Tokenizer
 
 
 class StackSize(Config):
@@ -49,7 +49,7 @@ NamedOrCustom = Annotated[
 ]
 
 
-class DeTokConfig(Config):
+class DeTokConfig(ContinuousSection):
     """Section `tokenizer` of `params.yaml` for `kind: detok`."""
 
     kind: Literal["detok"]
@@ -83,6 +83,23 @@ class DeTokConfig(Config):
     def stride(self) -> int:
         """Return how many pixels a latent is wide."""
         return self.patch_size
+
+    @property
+    def phases(self) -> dict[str, int | None]:
+        """Return when the decoder begins to be tuned alone."""
+        return {"decoder_from_step": self.decoder_from_step}
+
+    def check_image_size(self, image_size: int) -> None:
+        """Refuse square images that are not as many latents as there are positions.
+
+        Raises:
+            ValueError: the message names the keys, what was found and what was expected.
+        """
+        if image_size != self.grid * self.stride:
+            raise ValueError(
+                f"data.image_size: {image_size} pixels are not the {self.grid} latents of "
+                f"{self.stride} pixels of tokenizer.grid and tokenizer.patch_size"
+            )
 
 
 RMSNorm = partial(nn.RMSNorm, eps=1e-6)

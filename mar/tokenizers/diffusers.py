@@ -1,7 +1,7 @@
 """The autoencoder of a `diffusers` folder: Stable Diffusion, SDXL, SD3, FLUX and their kin.
 
-Its layers are LDM's under other names. Once its file is read (`mar.released.diffusers_folder`) it
-is a tokenizer like any other, saved and loaded in our own format. The folder's `scaling_factor` and
+Its layers are LDM's under other names. Once its file is read (`mar.released`) it is a
+tokenizer like any other, saved and loaded in our own format. The folder's `scaling_factor` and
 `shift_factor` are not used: the latents of the training images are measured when they are cached.
 """
 
@@ -9,11 +9,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mar.config import Config, PathText, Sha256, cut_down
-from mar.tokenizers.kl import GaussianAutoencoder, Layout
+from mar.config import cut_down
+from mar.tokenizers.convolutional import GaussianAutoencoder, Layout
+from mar.tokenizers.interface import ContinuousSection
 
 
-class DiffusersConfig(Config):
+class DiffusersConfig(ContinuousSection):
     """What a tokenizer of `kind: diffusers` is, wherever its folder was.
 
     The fields from `latent_channels` to `mid_block_add_attention` are named as in the folder's
@@ -67,18 +68,6 @@ class DiffusersConfig(Config):
             post_quant_conv=self.use_post_quant_conv,
             norm_groups=self.norm_num_groups,
         )
-
-
-class DiffusersFolder(DiffusersConfig):
-    """Section `tokenizer` of `params.yaml` for `kind: diffusers`."""
-
-    path: PathText = Field(
-        description="the folder with config.json and diffusion_pytorch_model.safetensors; "
-        "relative paths begin at the repository",
-    )
-    sha256: Sha256 | None = Field(
-        description="SHA-256 of the weights' file; null: whatever the folder holds"
-    )
 
 
 class DiffusersAutoencoder(GaussianAutoencoder):

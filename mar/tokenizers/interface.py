@@ -8,11 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from mar.config import Config
 
 
 Draws = tuple[Tensor, ...]  # the randomness of a training pass; each tensor begins with (B)
@@ -20,7 +22,16 @@ Draws = tuple[Tensor, ...]  # the randomness of a training pass; each tensor beg
 
 @runtime_checkable
 class TokenizerSection(Protocol):
-    """What a section `tokenizer` of any kind tells of the latents."""
+    """What a section `tokenizer` of any kind tells of itself; most of it is in `BaseSection`."""
+
+    has_weights: ClassVar[bool]
+    is_released: ClassVar[bool]
+    has_released_layout: ClassVar[bool]
+
+    @property
+    def kind(self) -> str:
+        """Which tokenizer; its key in `mar.tokenizers.registry.TOKENIZERS`."""
+        ...
 
     @property
     def latent_channels(self) -> int:
@@ -28,13 +39,72 @@ class TokenizerSection(Protocol):
         ...
 
     @property
+    def codebook_size(self) -> int | None:
+        """Codes that it has; none where latents are not quantised."""
+        ...
+
+    @property
     def stride(self) -> int:
         """How many pixels a latent is wide."""
+        ...
+
+    @property
+    def phases(self) -> dict[str, int | None]:
+        """Keys of the section, each with the optimiser step at which it changes the training."""
+        ...
+
+    def check_image_size(self, image_size: int) -> None:
+        """Refuse square images that do not divide into latents."""
         ...
 
     def model_dump(self) -> dict[str, object]:
         """Return the section as it stands in the file."""
         ...
+
+
+class BaseSection(Config, ABC):
+    """What most kinds of tokenizers tell of themselves; a kind overrides what is otherwise.
+
+    Attributes:
+        has_weights: Whether there is anything to train.
+        is_released: Whether its weights are those of others, in a file that the section names.
+        has_released_layout: Whether the release (LTH14/mar) has a layout for it.
+    """
+
+    has_weights: ClassVar[bool] = True
+    is_released: ClassVar[bool] = False
+    has_released_layout: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def stride(self) -> int:
+        """How many pixels a latent is wide."""
+
+    @property
+    def phases(self) -> dict[str, int | None]:
+        """Keys of the section, each with the optimiser step at which it changes the training."""
+        return {}
+
+    def check_image_size(self, image_size: int) -> None:
+        """Refuse square images that do not divide into latents.
+
+        Raises:
+            ValueError: the message names the key, what was found and what was expected.
+        """
+        if image_size % self.stride:
+            raise ValueError(
+                f"data.image_size: {image_size} pixels do not divide into latents of "
+                f"{self.stride} pixels"
+            )
+
+
+class ContinuousSection(BaseSection):
+    """A kind whose latents are not quantised."""
+
+    @property
+    def codebook_size(self) -> None:
+        """There are no codes."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -81,7 +151,7 @@ class Tokenizer(nn.Module, ABC):
     @property
     def codebook_size(self) -> int | None:
         """Codes that it has; none where latents are not quantised."""
-        return None
+        return self.config.codebook_size
 
     @property
     def device(self) -> torch.device:

@@ -4,18 +4,19 @@ Shapes: B batch, H W an image.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mar.config import Config
-from mar.tokenizers.interface import Draws, Reconstruction, Tokenizer
+from mar.tokenizers.interface import ContinuousSection, Draws, Reconstruction, Tokenizer
 
 
-class PixelsConfig(Config):
+class PixelsConfig(ContinuousSection):
     """Section `tokenizer` of `params.yaml` for `kind: pixels`."""
+
+    has_weights: ClassVar[bool] = False
 
     kind: Literal["pixels"]
 

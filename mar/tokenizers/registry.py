@@ -1,41 +1,53 @@
-"""Tokenizers of all kinds: made from their section, saved, and loaded."""
+"""Which tokenizers there are, a line for each; how they are made, saved and loaded."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
+from mar.config import choice
 from mar.files import weights
 from mar.latents.posterior import LatentShape
 from mar.tokenizers.detok import DeTok, DeTokConfig
 from mar.tokenizers.diffusers import DiffusersAutoencoder, DiffusersConfig
-from mar.tokenizers.interface import Tokenizer, TokenizerSection
+from mar.tokenizers.interface import BaseSection, Tokenizer, TokenizerSection
 from mar.tokenizers.kl import AutoencoderConfig, AutoencoderKL
+from mar.tokenizers.ldm import LDMAutoencoder, LDMConfig
 from mar.tokenizers.pixels import Pixels, PixelsConfig
 from mar.tokenizers.vq import VQ, VQConfig
 
 
-# Kinds whose weights are never a file that others made.
-OwnTokenizerConfig = VQConfig | DeTokConfig | PixelsConfig
-# Section `tokenizer` of `params.yaml`, wherever the weights are from.
+class Kind(NamedTuple):
+    """A kind of tokenizer.
+
+    Attributes:
+        tokenizer: Made from a config alone.
+        config: Section `tokenizer` of `params.yaml`, without what says where weights are from
+            (`mar.released.sources` adds that).
+    """
+
+    tokenizer: type[Any]  # of Tokenizer; each takes its own config
+    config: type[BaseSection]
+
+
+TOKENIZERS = {
+    "kl": Kind(AutoencoderKL, AutoencoderConfig),
+    "ldm": Kind(LDMAutoencoder, LDMConfig),
+    "diffusers": Kind(DiffusersAutoencoder, DiffusersConfig),
+    "vq": Kind(VQ, VQConfig),
+    "detok": Kind(DeTok, DeTokConfig),
+    "pixels": Kind(Pixels, PixelsConfig),
+}
+
+# What a tokenizer's file says of it.
 TokenizerConfig = Annotated[
-    AutoencoderConfig | DiffusersConfig | OwnTokenizerConfig, Field(discriminator="kind")
+    TokenizerSection, choice({name: kind.config for name, kind in TOKENIZERS.items()})
 ]
 
 
-def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
+def build_tokenizer(config: TokenizerSection) -> Tokenizer:
     """Make a tokenizer; its weights are still to be set."""
-    match config:
-        case AutoencoderConfig():
-            return AutoencoderKL(config)
-        case VQConfig():
-            return VQ(config)
-        case DeTokConfig():
-            return DeTok(config)
-        case DiffusersConfig():
-            return DiffusersAutoencoder(config)
-        case PixelsConfig():
-            return Pixels(config)
+    return TOKENIZERS[config.kind].tokenizer(config)
 
 
 def latent_shape(config: TokenizerSection, image_size: int) -> LatentShape:
@@ -44,16 +56,7 @@ def latent_shape(config: TokenizerSection, image_size: int) -> LatentShape:
     Raises:
         ValueError: the image does not divide into latents, or not into as many as it must.
     """
-    if isinstance(config, DeTokConfig) and image_size != config.grid * config.stride:
-        raise ValueError(
-            f"data.image_size: {image_size} pixels are not the {config.grid} latents of "
-            f"{config.stride} pixels of tokenizer.grid and tokenizer.patch_size"
-        )
-    if image_size % config.stride:
-        raise ValueError(
-            f"data.image_size: {image_size} pixels do not divide into latents of "
-            f"{config.stride} pixels"
-        )
+    config.check_image_size(image_size)
     side = image_size // config.stride
     return LatentShape(config.latent_channels, side, side)
 

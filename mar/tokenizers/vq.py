@@ -14,8 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mar.tokenizers.codebook import DEAD_AFTER, Codebook, use_of
+from mar.tokenizers.convolutional import Autoencoder
 from mar.tokenizers.interface import Codes, Draws, Reconstruction, Tokenizer
-from mar.tokenizers.kl import Autoencoder, EncoderDecoderConfig
+from mar.tokenizers.kl import EncoderDecoderConfig
 
 
 class VQConfig(EncoderDecoderConfig):
@@ -43,11 +44,6 @@ class VQ(Autoencoder):
     def config(self) -> VQConfig:
         """Its section of `params.yaml`."""
         return self._config
-
-    @property
-    def codebook_size(self) -> int:
-        """Codes that it has."""
-        return self.config.codebook_size
 
     def without_decay(self) -> Iterable[nn.Parameter]:
         """Return the codes: decay would draw them from the latents that they stand for."""
@@ -103,7 +99,7 @@ class VQ(Autoencoder):
         """Revive dead codes, in the average too, and return how the batch used the codebook."""
         assert isinstance(average, VQ)
         indices = torch.cat([part.indices.flatten() for part in codes])
-        counts = indices.bincount(minlength=self.codebook_size)
+        counts = indices.bincount(minlength=self.config.codebook_size)
         self.quantize.count(counts)
         if self.config.revive_dead:
             latents = torch.cat([part.latents for part in codes])

@@ -3,8 +3,9 @@
 Shapes: B batch, c channels of a latent, H W latent grid.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int, Shaped
@@ -13,7 +14,6 @@ from torch import Tensor
 from mar import seeds
 from mar.latents.cache import LatentCache
 from mar.model.mar import MAR, TrainingDraws
-from mar.released.generator import ReleasedWeights
 from mar.training.trainer import OptimisationConfig, Step, Trainer, parameter_groups
 
 
@@ -21,8 +21,20 @@ class TrainingConfig(OptimisationConfig):
     """Section `training` of `params.yaml`: how the generator is trained."""
 
 
+class InitialWeights(NamedTuple):
+    """Weights of a file, under our names; a training draws those that are not among them.
+
+    Attributes:
+        chosen: What a training and its average begin with.
+        model: What stays beside them where no step is taken.
+    """
+
+    chosen: Mapping[str, Tensor]
+    model: Mapping[str, Tensor]
+
+
 def new_trainer(
-    model: MAR, config: TrainingConfig, given: ReleasedWeights | None = None
+    model: MAR, config: TrainingConfig, given: InitialWeights | None = None
 ) -> Trainer[MAR]:
     """Set the weights and return a trainer with the paper's parameter groups.
 
@@ -37,15 +49,15 @@ def new_trainer(
     Raises:
         ValueError: random weights would be used untrained.
     """
-    if given is not None:
-        model.load_state_dict(given.chosen)
-    elif config.steps:
+    chosen: Mapping[str, Tensor] = {} if given is None else given.chosen
+    if model.state_dict().keys() - chosen.keys():
+        if not config.steps:
+            raise ValueError(
+                "training.steps: must be greater than 0 for a generator that begins with random "
+                "weights, got 0"
+            )
         model.initialize(seeds.make_rng("weights", config.seed, device=_device(model)))
-    else:
-        raise ValueError(
-            "training.steps: must be greater than 0 for a generator that begins with random "
-            "weights, got 0"
-        )
+    model.load_state_dict({**model.state_dict(), **chosen})
     groups = parameter_groups(model, config.weight_decay, without_decay=model.head.parameters())
     trainer = Trainer(model, groups, config)
     if given is not None and not config.steps:

@@ -1,15 +1,14 @@
 """The published model's numbers come out of our equations, within 1e-4 relative L2.
 
 The folder is `MAR_GOLDEN` (default `tests/golden`); any folder of that layout will do, its README
-tells what is in it. Weights come from files of the official layout, read as released ones are.
+tells what is in it. Weights come from files of the official layout, by way of the importer that the
+stages use.
 """
 
 import json
 import math
 import os
 import zlib
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,13 +23,16 @@ from mar.heads.base import Condition, Noise
 from mar.heads.denoiser import DenoiserSize
 from mar.heads.diffusion_loss import DiffusionConfig, DiffusionLoss, DiffusionSampler
 from mar.latents.posterior import LatentShape, Posterior
-from mar.model.mar import MAR, GeneratorConfig, MaskRatio, TrainingDraws
+from mar.model.mar import MAR, MaskRatio, TrainingDraws
 from mar.model.masking import gather_tokens, num_hidden_after, split_orders
 from mar.model.transformer import Transformer, Widths
-from mar.released.names import from_released, load_released
-from mar.released.pickles import read_generator, read_tokenizer
+from mar.released import reader
+from mar.released.generator import ReleasedGenerator
+from mar.released.names import from_released
+from mar.released.pickles import write_generator, write_tokenizer
+from mar.released.tokenizer import ReleasedAutoencoder, to_ours
 from mar.sampling.generate import SampleConfig, SamplingNoise, generate, guidance_at
-from mar.tokenizers.kl import AutoencoderConfig, AutoencoderKL
+from mar.tokenizers.kl import AutoencoderKL
 
 
 GOLDEN = Path(os.environ.get("MAR_GOLDEN") or Path(__file__).parents[1] / "golden")
@@ -131,7 +133,7 @@ def sampler(num_steps: int, temperature: float) -> DiffusionSampler:
     )
 
 
-def rng(case: dict[str, Any]) -> MAR:
+def published(case: dict[str, Any]) -> MAR:
     official = case["config"]
     size = Widths(
         encoder_width=official["encoder_embed_dim"],
@@ -142,7 +144,12 @@ def rng(case: dict[str, Any]) -> MAR:
         decoder_heads=official["decoder_num_heads"],
     )
     denoiser = DenoiserSize(blocks=official["diffloss_d"], width=official["diffloss_w"])
-    config = GeneratorConfig(
+    section = ReleasedGenerator(
+        source="released",
+        path="checkpoint-last.pth",
+        sha256=None,
+        weights="model_ema",
+        classes="released",
         size=size,
         attention="bidirectional",
         order="random",
@@ -156,27 +163,19 @@ def rng(case: dict[str, Any]) -> MAR:
         ),
     )
     side = official["img_size"] // official["vae_stride"]
-    model = MAR(config, LatentShape(official["vae_embed_dim"], side, side), official["class_num"])
+    model = MAR(section, LatentShape(official["vae_embed_dim"], side, side), official["class_num"])
     tensors = load_file(GOLDEN / f"{case['weights']}.safetensors")
-    load_released(
-        model, released({"model_ema": tensors}, partial(read_generator, which="model_ema"))
-    )
-    return model.eval()
-
-
-def released(
-    content: dict[str, dict[str, torch.Tensor]], read: Callable[..., dict[str, torch.Tensor]]
-) -> dict[str, torch.Tensor]:
-    """Return weights as they come from a file of the official layout."""
+    others = {name: torch.zeros_like(value) for name, value in tensors.items()}
     with TemporaryDirectory() as folder:
-        path = Path(folder, "checkpoint.pth")
-        torch.save(content, path)
-        return read(path, None)
+        write_generator(Path(folder, section.path), others, tensors)
+        found = reader.read_generator(section, model, base=Path(folder))
+        model.load_state_dict(section.to_ours(found.chosen))
+    return model.eval()
 
 
 @pytest.mark.parametrize("name", GENERATORS)
 def test_transformer(name: str) -> None:
-    golden, model = arrays(name), rng(CASES[name])
+    golden, model = arrays(name), published(CASES[name])
     transformer = model.transformer
     assert isinstance(transformer, Transformer)
     assert torch.equal(model.patchify(golden["latents"]), golden["tokens"])
@@ -196,7 +195,7 @@ def test_transformer(name: str) -> None:
 @pytest.mark.parametrize("name", GENERATORS)
 def test_masked_loss(name: str) -> None:
     """The reference averages the hidden rows of all; we compute the hidden ones alone."""
-    golden, model = arrays(name), rng(CASES[name])
+    golden, model = arrays(name), published(CASES[name])
     batch, num_tokens = golden["mask"].shape
     hidden_count = int(golden["mask"][0].sum())
     assert hidden_count == math.ceil(CASES[name]["mask_ratio"] * num_tokens)
@@ -224,7 +223,7 @@ def test_masked_loss(name: str) -> None:
 @pytest.mark.parametrize("name", GENERATORS)
 def test_whole_generation(name: str) -> None:
     golden, case = arrays(name), CASES[name]
-    model = rng(case)
+    model = published(case)
     config = SampleConfig(
         seed=0,
         num_images=len(golden["labels"]),
@@ -276,8 +275,11 @@ def noise_by_position(golden: dict[str, torch.Tensor], case: dict[str, Any]) -> 
 @pytest.mark.parametrize("name", AUTOENCODERS)
 def test_autoencoder(name: str) -> None:
     golden, case = arrays(name), CASES[name]
-    config = AutoencoderConfig(
+    section = ReleasedAutoencoder(
         kind="kl",
+        source="released",
+        path="kl16.ckpt",
+        sha256=None,
         latent_channels=case["z_channels"],
         base_channels=case["ch"],
         channel_multipliers=case["ch_mult"],
@@ -285,12 +287,15 @@ def test_autoencoder(name: str) -> None:
         encoder_attention=True,  # the released KL-16 has it, whatever the case says
         kl_weight=1e-6,
     )
-    model = AutoencoderKL(config)
-    tensors = {n: by_rule(n, t.shape) for n, t in model.state_dict().items()}
-    load_released(model, released({"model": tensors}, read_tokenizer))
+    model = AutoencoderKL(section)
+    with TemporaryDirectory() as folder:
+        tensors = {n: by_rule(n, t.shape) for n, t in model.state_dict().items()}
+        write_tokenizer(Path(folder, section.path), tensors)
+        found = reader.read_tokenizer(section, model, base=Path(folder))
+        model.load_state_dict(to_ours(section, found.tensors, model))
     with torch.no_grad():
         moments = model.encode(golden["image"])
-        posterior = Posterior.of(golden["moments"], config.latent_channels)
+        posterior = Posterior.of(golden["moments"], section.latent_channels)
         latents = posterior.sample(golden["eps"])
         image = model.decode(golden["z"])
     assert_close(moments, golden["moments"])

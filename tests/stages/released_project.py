@@ -26,6 +26,7 @@ def released_params(**training: Any) -> dict[str, Any]:
     file = {"source": "released", "sha256": None}
     params["tokenizer"] |= {**file, "path": str(KL16)}
     params["generator"] |= {**file, "path": str(MAR_FILE), "weights": "model_ema"}
+    params["generator"]["classes"] = "released"
     params["latents"]["scale"] = 0.2325
     params["tokenizer_training"]["steps"] = 0
     params["training"] |= {"steps": 0, **training}

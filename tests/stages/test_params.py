@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
@@ -41,6 +42,32 @@ def test_a_typo_is_named_once_with_a_suggestion(content: dict[str, Any], tmp_pat
     content["training"]["step"] = content["training"].pop("steps")
     message = refuse(tmp_path, content)
     assert message == "params.yaml: training.step is not a known key; did you mean 'steps'?"
+
+
+def test_a_missing_key_with_the_name_of_another_that_is_misspelt_is_named(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    sizes = {"width": 16, "blocks": 1, "heads": 2}
+    content["tokenizer"] = {
+        "kind": "detok", "latent_channels": 8, "patch_size": 4, "grid": 4, "noise_std": 3.0,
+        "drop_ratio_max": 0.7, "kl_weight": 0.001, "decoder_from_step": None,
+        "encoder": {"widht": 16, "blocks": 1, "heads": 2},
+        "decoder": {"blocks": 1, "heads": 2},
+    }  # fmt: skip
+    assert refuse(tmp_path, content).splitlines() == [
+        "params.yaml: tokenizer.encoder.widht is not a known key; did you mean 'width'?",
+        "params.yaml: tokenizer.decoder.width is missing",
+    ]
+    content["tokenizer"]["decoder"] = sizes
+    assert refuse(tmp_path, content).splitlines() == [
+        "params.yaml: tokenizer.encoder.widht is not a known key; did you mean 'width'?",
+    ]
+    content["tokenizer"]["encoder"] = {"width": 16, "widht": 16, "blocks": 1, "heads": 2}
+    content["tokenizer"]["decoder"] = {"blocks": 1, "heads": 2}  # what is missing here is not meant
+    assert refuse(tmp_path, content).splitlines() == [
+        "params.yaml: tokenizer.encoder.widht is not a known key",
+        "params.yaml: tokenizer.decoder.width is missing",
+    ]
 
 
 def test_a_missing_key_is_named(content: dict[str, Any], tmp_path: Path) -> None:
@@ -133,7 +160,7 @@ def release(content: dict[str, Any]) -> None:
     """Change the default to released weights that are used as they are."""
     file = {"source": "released", "path": "a.pth", "sha256": None}
     content["tokenizer"] |= file
-    content["generator"] |= {**file, "weights": "model_ema"}
+    content["generator"] |= {**file, "weights": "model_ema", "classes": "released"}
     content["latents"]["scale"] = 0.2325
     content["training"]["steps"] = content["tokenizer_training"]["steps"] = 0
 
@@ -171,7 +198,9 @@ def test_mistakes_about_released_weights_are_named(
 def test_a_wrong_kind_of_tokenizer_is_named(content: dict[str, Any], tmp_path: Path) -> None:
     content["tokenizer"]["kind"] = "kk"
     message = refuse(tmp_path, content)
-    assert message.startswith("params.yaml: tokenizer.kind must be 'kl' or 'diffusers' or 'vq' or ")
+    assert message.startswith(
+        "params.yaml: tokenizer.kind must be 'kl' or 'ldm' or 'diffusers' or 'vq' or "
+    )
     del content["tokenizer"]["kind"]
     assert refuse(tmp_path, content) == "params.yaml: tokenizer.kind is missing"
 
@@ -191,6 +220,23 @@ def test_weights_must_be_trained_or_given(
     content["tokenizer_training"]["steps"] = 0
     content["training"]["steps"] = 101
     check.check_all(write(tmp_path, content))
+
+
+def test_new_classes_must_be_trained(content: dict[str, Any], tmp_path: Path) -> None:
+    steps = content["training"]["steps"]
+    release(content)
+    content["generator"]["classes"] = "new"
+    assert refuse(tmp_path, content) == (
+        "params.yaml: training.steps: must be greater than 0, as generator.classes is 'new', whose "
+        "embedding begins with random numbers, got 0"
+    )
+    content["training"]["steps"] = steps
+    check.check_all(write(tmp_path, content))
+    content["generator"]["classes"] = "nwe"
+    assert refuse(tmp_path, content) == (
+        "params.yaml: generator.classes: input should be 'released' or 'new', got 'nwe'; "
+        "did you mean 'new'?"
+    )
 
 
 def test_a_released_generator_needs_its_scale(content: dict[str, Any], tmp_path: Path) -> None:
@@ -436,3 +482,32 @@ def test_a_phase_that_would_never_begin_is_refused(tmp_path: Path) -> None:
         "params.yaml: tokenizer.decoder_from_step: must be less than "
         "tokenizer_training.steps, 600, got 600"
     )
+
+
+def test_a_subset_for_kid_is_no_concern_where_there_is_no_kid(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    """Published statistics without images give no KID, precision and recall."""
+    statistics = tmp_path / "statistics.npz"
+    content["reference"] = {
+        "extractor": "inception", "num_features": 1000, "weights": None, "weights_sha256": None,
+        "statistics": str(statistics), "statistics_sha256": None,
+    }  # fmt: skip
+    content["evaluate"]["kid_subset_size"] = 1500
+    numbers = {"mu": np.zeros(2048), "sigma": np.eye(2048)}
+    np.savez(statistics, **numbers)
+    check.check_all(write(tmp_path, content))
+    np.savez(statistics, **numbers, arr_0=np.zeros((2, 16, 16, 3), np.uint8))
+    assert refuse(tmp_path, content) == (
+        "params.yaml: evaluate.kid_subset_size: must be at most 1000, the number of real images "
+        "kept (reference.num_features), got 1500"
+    )
+
+
+def test_splits_are_no_concern_where_there_is_no_inception_score(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    content["evaluate"]["is_splits"] = 5000
+    assert "evaluate.is_splits: must be at most 2000" in refuse(tmp_path, content)
+    content["reference"] = {"extractor": "dinov2", "num_features": 1000, "size": "l"}
+    check.check_all(write(tmp_path, content))

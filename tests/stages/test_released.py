@@ -23,8 +23,8 @@ from torch_fidelity import FeatureExtractorInceptionV3
 
 from mar.files import weights
 from mar.latents.info import LatentsInfo
+from mar.released.contents import read_generator, read_tokenizer
 from mar.released.names import from_released
-from mar.released.pickles import read_generator, read_tokenizer
 from mar.sampling.store import SampleSet
 from mar.sources.no_images import NoData
 from mar.sources.source import Surroundings
@@ -37,7 +37,7 @@ def written(name: str) -> dict[str, Tensor]:
 
 
 def released(which: Any) -> dict[str, Tensor]:
-    return from_released(read_generator(MAR_FILE, None, which=which))
+    return from_released(read_generator(MAR_FILE, None, which=which).tensors)
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
@@ -60,7 +60,9 @@ def curves(stage: str) -> list[list[str]]:
 
 @pytest.mark.usefixtures("copied")
 def test_without_a_step_both_sets_are_those_of_the_file() -> None:
-    assert same(written("train_tokenizer/tokenizer.safetensors"), read_tokenizer(KL16, None))
+    assert same(
+        written("train_tokenizer/tokenizer.safetensors"), read_tokenizer(KL16, None).tensors
+    )
     assert same(written("train_generator/generator.safetensors"), released("model"))
     assert same(written("train_generator/ema.safetensors"), released("model_ema"))
     for stage in ("train_tokenizer", "train_generator"):
@@ -118,10 +120,12 @@ def test_the_weights_trained_can_be_chosen_instead_of_their_average() -> None:
 @pytest.mark.usefixtures("copied")
 def test_what_was_imported_is_exported_bit_by_bit(tmp_path: Path) -> None:
     assert export.export(tmp_path / "a") == f"{tmp_path}/a holds kl16.ckpt and checkpoint-last.pth"
-    assert same(read_tokenizer(tmp_path / "a/kl16.ckpt", None), read_tokenizer(KL16, None))
+    assert same(
+        read_tokenizer(tmp_path / "a/kl16.ckpt", None).tensors, read_tokenizer(KL16, None).tensors
+    )
     again = torch.load(tmp_path / "a/checkpoint-last.pth", weights_only=True)
-    assert same(again["model"], read_generator(MAR_FILE, None, which="model"))
-    assert same(again["model_ema"], read_generator(MAR_FILE, None, which="model_ema"))
+    assert same(again["model"], read_generator(MAR_FILE, None, which="model").tensors)
+    assert same(again["model_ema"], read_generator(MAR_FILE, None, which="model_ema").tensors)
     before = [path.read_bytes() for path in sorted((tmp_path / "a").iterdir())]
     export.export(tmp_path / "a")
     assert [path.read_bytes() for path in sorted((tmp_path / "a").iterdir())] == before
@@ -177,6 +181,32 @@ def test_a_training_begins_with_the_chosen_weights_and_can_be_continued(
 
 
 @pytest.mark.usefixtures("copied")
+def test_a_generator_is_fine_tuned_on_other_classes() -> None:
+    """All weights are those of the file but the class embedding, which the data's classes get."""
+    content = torch.load(MAR_FILE, weights_only=False)
+    for tensors in (content["model"], content["model_ema"]):
+        tensors["class_emb.weight"] = torch.randn(7, 16)  # the data have 10
+    torch.save(content, MAR_FILE)
+    params = released_params(steps=1, lr=1e-6, warmup_steps=0)
+    params["generator"]["classes"] = "new"
+    params["sample"]["labels"] = [9]
+    write_params(params)
+    trained, average = fine_tune()
+    begun, name = released("model_ema"), "transformer.class_embedding.weight"
+    assert begun[name].shape == (7, 16)
+    for found in (trained, average):
+        assert found.keys() == begun.keys()
+        assert found[name].shape == (10, 16)
+        assert float(found[name].std()) == pytest.approx(0.02, rel=0.3)  # as they are drawn
+        others = [key for key in begun if key != name]
+        assert all(torch.allclose(found[key], begun[key], atol=1e-5) for key in others)
+    again, _ = fine_tune()
+    assert same(again, trained)
+    tiny.run_stage("sample")
+    assert SampleSet(Path("out/sample/samples")).labels.tolist() == [9] * 30
+
+
+@pytest.mark.usefixtures("copied")
 def test_a_tokenizer_is_fine_tuned_and_exported_with_its_generator(tmp_path: Path) -> None:
     params = released_params()
     params["tokenizer_training"] |= {"steps": 2, "lr": 1e-6, "warmup_steps": 0}
@@ -185,11 +215,11 @@ def test_a_tokenizer_is_fine_tuned_and_exported_with_its_generator(tmp_path: Pat
     for stage in ("train_tokenizer", "encode", "train_generator"):
         tiny.run_stage(stage)
     found = written("train_tokenizer/tokenizer.safetensors")
-    begun = read_tokenizer(KL16, None)
+    begun = read_tokenizer(KL16, None).tensors
     assert not same(found, begun)
     assert all(torch.allclose(found[name], begun[name], atol=1e-4) for name in begun)
     assert "multiplied by 0.5, write that in the place of the 0.2325" in export.export(tmp_path)
-    assert same(read_tokenizer(tmp_path / "kl16.ckpt", None), found)
+    assert same(read_tokenizer(tmp_path / "kl16.ckpt", None).tensors, found)
 
 
 # Without images

@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 from torch import Tensor
 
 from mar.latents.info import LatentsInfo
-from mar.released.pickles import read_generator, read_tokenizer, write_generator, write_tokenizer
+from mar.released.contents import read_generator, read_tokenizer
+from mar.released.pickles import write_generator, write_tokenizer
 from mar.sampling.store import SampleSet
 from stages import export, generate, presets, previews
 
@@ -73,11 +74,11 @@ def test_mar_b_is_imported_sampled_and_exported(
         assert torch.equal(picture.permute(2, 0, 1), samples[index])
 
     export.export(Path("again"))
-    found = {"kl16": read_tokenizer(Path("again/kl16.ckpt"), None)}
+    found = {"kl16": read_tokenizer(Path("again/kl16.ckpt"), None).tensors}
     expected = {"kl16": tensors}
     for which in ("model", "model_ema"):
-        found[which] = read_generator(Path("again/checkpoint-last.pth"), None, which=which)
-        expected[which] = read_generator(mar, None, which=which)
+        found[which] = read_generator(Path("again/checkpoint-last.pth"), None, which=which).tensors
+        expected[which] = read_generator(mar, None, which=which).tensors
     for name, values in expected.items():
         assert found[name].keys() == values.keys()
         assert all(torch.equal(found[name][key], value) for key, value in values.items())

@@ -225,12 +225,13 @@ def test_settings_that_need_more_images_are_refused_by_name(
 ) -> None:
     config = CONFIG.model_copy(update=changes)
     with pytest.raises(ValueError, match=message):
-        check_sizes(config, "samples", num_images, num_features=num_features)
+        check_sizes(config, "samples", num_images, num_features=num_features, kind="inception")
 
 
 def test_settings_that_just_fit_are_accepted() -> None:
-    check_sizes(CONFIG, "samples", 40, num_features=40)
-    check_sizes(CONFIG, "samples", 2, num_features=0)  # no image is compared with another
+    check_sizes(CONFIG, "samples", 40, num_features=40, kind="inception")
+    check_sizes(CONFIG, "samples", 2, num_features=0, kind="inception")  # none is compared
+    check_sizes(CONFIG, "samples", 1, num_features=0, kind="dinov2")  # and there are no logits
 
 
 # The whole against torch-fidelity's

@@ -1,5 +1,6 @@
 """A published file is the one that a path or a digest says, or a message names the wrong key."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def test_a_file_is_checked_only_against_a_digest_that_is_given(file: Path) -> No
     check_file(file, digest(file).upper(), key="section.weights")
     with pytest.raises(ValueError, match=rf"section\.weights_sha256: .*file has {digest(file)}, "):
         check_file(file, "0" * 64, key="section.weights")
-    with pytest.raises(ValueError, match=r"section\.weights: .* is missing"):
+    with pytest.raises(ValueError, match=r"section\.weights: .* is a folder"):
         check_file(file.parent, None, key="section.weights")
 
 
@@ -32,8 +33,24 @@ def test_a_given_path_wins_and_is_checked(file: Path) -> None:
     assert locate(str(file), None, FILE, key="section.weights") == file
     with pytest.raises(ValueError, match=r"section\.weights_sha256"):
         locate(str(file), "0" * 64, FILE, key="section.weights")
-    with pytest.raises(ValueError, match=r"section\.weights: .* is missing"):
+    with pytest.raises(ValueError, match=r"section\.weights: .* is a folder"):
         locate("", None, FILE, key="section.weights")  # no path is null, not empty
+    with pytest.raises(ValueError, match=r"section\.weights: .*nowhere is missing"):
+        locate(str(file.with_name("nowhere")), None, FILE, key="section.weights")
+
+
+def test_a_file_that_may_not_be_read_is_not_called_missing(file: Path) -> None:
+    file.chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:  # who may read everything
+            os.seteuid(65534)
+        with pytest.raises(
+            ValueError, match=r"section\.weights: .* cannot be read: permission den"
+        ):
+            locate(str(file), None, FILE, key="section.weights")
+    finally:
+        os.seteuid(user)
 
 
 def test_a_download_is_kept_and_checked(

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, TypeAdapter, ValidationError
 
-from mar.config import Config
+from mar.config import Config, choice
 from mar.heads.base import HeadSection, SamplerSection
-from mar.heads.registry import HEADS, HeadConfig, SamplerConfig, choice
+from mar.heads.registry import HEADS, HeadConfig, SamplerConfig
 
 
 class Toy(Config):

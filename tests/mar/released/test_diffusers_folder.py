@@ -25,8 +25,9 @@ from torch.nn.functional import (
 
 from mar.files import atomic
 from mar.released.diffusers_folder import WEIGHTS
-from mar.released.tokenizer import released_weights
-from mar.tokenizers.diffusers import DiffusersAutoencoder, DiffusersFolder
+from mar.released.reader import read_tokenizer
+from mar.released.tokenizer import DiffusersFolder, to_ours
+from mar.tokenizers.diffusers import DiffusersAutoencoder
 from mar.tokenizers.registry import load_tokenizer, save_tokenizer
 
 
@@ -228,9 +229,8 @@ def section(family: Mapping[str, Any], **changes: Any) -> DiffusersFolder:
 
 def load(base: Path, config: DiffusersFolder) -> DiffusersAutoencoder:
     model = DiffusersAutoencoder(config)
-    given = released_weights(config, model, base=base)
-    assert given is not None
-    model.load_state_dict(given)
+    found = read_tokenizer(config, model, base=base)
+    model.load_state_dict(to_ours(config, found.tensors, model))
     return model
 
 
@@ -346,8 +346,9 @@ def test_what_cannot_be_built_is_named(
 def test_a_missing_folder_or_file_is_named(tmp_path: Path) -> None:
     refuse(tmp_path, rf"tokenizer\.path: there is no folder {tmp_path}/vae")
     folder = write(tmp_path / "vae", SD, {})
-    (folder / WEIGHTS).rename(folder / "diffusion_pytorch_model.bin")
-    refuse(tmp_path, rf"has no {WEIGHTS}; it holds config\.json, diffusion_pytorch_model\.bin")
+    (folder / WEIGHTS).rename(folder / "model.safetensors")
+    refuse(tmp_path, rf"has no {WEIGHTS}; it holds config\.json, model\.safetensors")
+    (folder / "model.safetensors").rename(folder / WEIGHTS)
     (folder / "config.json").write_text("[")
     refuse(tmp_path, r"config\.json is not valid JSON")
     (folder / "config.json").write_text("[]")

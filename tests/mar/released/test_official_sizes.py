@@ -15,9 +15,11 @@ from torch import Tensor
 
 from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR
-from mar.released.generator import ReleasedGenerator, released_weights
+from mar.released.contents import read_generator
+from mar.released.generator import ReleasedGenerator
 from mar.released.names import to_released
-from mar.released.pickles import read_generator, write_generator
+from mar.released.pickles import write_generator
+from mar.released.reader import read_generator as read_section
 from mar.sampling.generate import SampleConfig, draw_noise, generate
 from stages import presets
 
@@ -66,10 +68,9 @@ def test_a_published_size_is_imported_sampled_and_exported(
     del tensors
     with torch.device("meta"):
         model = MAR(section, LatentShape(16, 16, 16), num_classes=1000)
-    given = released_weights(section, model, base=folder)
-    assert given is not None
+    given = read_section(section, model, base=folder)
     # The parameters are the file itself, so that memory holds the weights once.
-    model.load_state_dict(given.chosen, assign=True)
+    model.load_state_dict(section.to_ours(given.chosen), assign=True)
 
     sample = sections["sample"]
     changes = {"num_steps": 2, "head": {**sample["head"], "num_steps": 2, "x_0_bound": 3.0}}
@@ -83,6 +84,6 @@ def test_a_published_size_is_imported_sampled_and_exported(
     ours = to_released(model.state_dict())
     write_generator(folder / "again.pth", ours, ours)
     del model, given, ours
-    again = read_generator(folder / "again.pth", None, which="model_ema")
+    again = read_generator(folder / "again.pth", None, which="model_ema").tensors
     assert {key: list(value.shape) for key, value in again.items()} == OFFICIAL[name]
     assert {key: checksum(value) for key, value in again.items()} == before

@@ -6,14 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from mar.tokenizers.kl import (
-    Attention,
-    AutoencoderConfig,
-    AutoencoderKL,
-    Downsample,
-    ResidualBlock,
-    Upsample,
-)
+from mar.tokenizers.convolutional import Attention, Downsample, ResidualBlock, Upsample
+from mar.tokenizers.kl import AutoencoderConfig, AutoencoderKL
 
 
 def new_autoencoder(seed: int = 0, **changes: Any) -> AutoencoderKL:

@@ -1,17 +1,24 @@
 """A tokenizer's file gives back the tokenizer, or says why it cannot."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 
+from mar.config import choice
 from mar.latents.posterior import LatentShape, Posterior
 from mar.model.mar import MAR, save_mar
 from mar.tokenizers.detok import DeTokConfig, StackSize
 from mar.tokenizers.diffusers import DiffusersConfig
+from mar.tokenizers.interface import TokenizerSection
 from mar.tokenizers.kl import AutoencoderConfig
-from mar.tokenizers.pixels import PixelsConfig
+from mar.tokenizers.ldm import LDMConfig
+from mar.tokenizers.pixels import Pixels, PixelsConfig
 from mar.tokenizers.registry import (
+    TOKENIZERS,
+    Kind,
     TokenizerConfig,
     build_tokenizer,
     latent_shape,
@@ -64,7 +71,55 @@ FOREIGN = DiffusersConfig(
     mid_block_add_attention=False,
     kl_weight=1e-6,
 )
-ALL = [CONFIG, QUANTISED, DENOISING, FOREIGN, PixelsConfig(kind="pixels")]
+LDM = LDMConfig(
+    kind="ldm",
+    latent_channels=3,
+    base_channels=8,
+    channel_multipliers=[1, 2],
+    num_res_blocks=1,
+    attention_strides=[2],
+    kl_weight=1e-6,
+)
+ALL = [CONFIG, LDM, FOREIGN, QUANTISED, DENOISING, PixelsConfig(kind="pixels")]
+
+
+def test_every_kind_in_the_table_is_tried_here_and_answers_what_is_asked() -> None:
+    assert [config.kind for config in ALL] == list(TOKENIZERS)
+    for config in ALL:
+        kind = TOKENIZERS[config.kind]
+        assert type(config) is kind.config
+        assert isinstance(config, TokenizerSection)
+        model = build_tokenizer(config)
+        assert type(model) is kind.tokenizer
+        assert model.codebook_size == config.codebook_size
+        assert config.has_weights == any(True for _ in model.parameters())
+        assert not config.is_released
+        assert config.phases.keys() <= type(config).model_fields.keys()
+    released = [name for name, kind in TOKENIZERS.items() if kind.config.has_released_layout]
+    assert released == ["kl"]
+
+
+class Toy(PixelsConfig):
+    """Section `tokenizer` for a kind that is not there."""
+
+    kind: Literal["toy"]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+def test_a_section_in_the_table_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TOKENIZERS, "toy", Kind(Pixels, Toy))
+    sections = {name: kind.config for name, kind in TOKENIZERS.items()}
+    adapter = TypeAdapter[TokenizerSection](Annotated[TokenizerSection, choice(sections)])
+    toy = adapter.validate_python({"kind": "toy"})
+    assert toy == Toy(kind="toy")
+    assert type(build_tokenizer(toy)) is Pixels
+    assert latent_shape(toy, 8) == LatentShape(3, 8, 8)
+    with pytest.raises(ValidationError, match="'pixels', 'toy'"):
+        adapter.validate_python({"kind": "unknown"})
+
+
+def test_attention_where_there_is_no_level_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"attention_strides: 4 is not the stride of a level"):
+        LDMConfig.model_validate({**LDM.model_dump(), "attention_strides": [4]})
 
 
 @pytest.mark.parametrize("config", ALL, ids=lambda config: config.kind)

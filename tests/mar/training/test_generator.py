@@ -15,9 +15,8 @@ from mar.latents.cache import LatentCache, write_latents
 from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR, GeneratorConfig
-from mar.released.generator import ReleasedWeights
 from mar.sampling.generate import SampleConfig, draw_noise, generate
-from mar.training.generator import TrainingConfig, new_trainer, train
+from mar.training.generator import InitialWeights, TrainingConfig, new_trainer, train
 from mar.training.trainer import Step, Trainer
 
 
@@ -248,9 +247,9 @@ def test_a_tiny_generator_learns_eight_latents_by_heart(
 # Weights that are given
 
 
-def given(model: MAR) -> ReleasedWeights:
+def given(model: MAR) -> InitialWeights:
     sets = [{n: v + seed for n, v in model.state_dict().items()} for seed in (0.5, 0.25)]
-    return ReleasedWeights(chosen=sets[0], model=sets[1])
+    return InitialWeights(chosen=sets[0], model=sets[1])
 
 
 def same(model: MAR, weights: Mapping[str, Tensor]) -> bool:
@@ -276,6 +275,20 @@ def test_without_a_step_both_sets_are_there_and_no_latent_is_read(
     assert list(train(trainer, cache, config, micro_batch=4, autocast=nullcontext)) == []
     with pytest.raises(ValueError, match=r"^training\.steps: must be greater than 0 for a gen"):
         new_trainer(tiny_model, config)
+
+
+def test_what_is_not_given_is_drawn_from_the_seed(tiny_model: MAR) -> None:
+    """As a training would draw it that begins with random weights alone."""
+    name = "transformer.class_embedding.weight"
+    weights, drawn = given(tiny_model), new_trainer(tiny_model, make_config(seed=3)).model
+    expected = drawn.state_dict()[name].clone()
+    kept = {key: value for key, value in weights.chosen.items() if key != name}
+    trainer = new_trainer(tiny_model, make_config(seed=3), InitialWeights(kept, kept))
+    for model in (trainer.model, trainer.ema):
+        assert torch.equal(model.state_dict()[name], expected)
+        assert same(model, {**weights.chosen, name: expected})
+    with pytest.raises(ValueError, match=r"^training\.steps: must be greater than 0 for a gen"):
+        new_trainer(tiny_model, make_config(steps=0), InitialWeights(kept, kept))
 
 
 def test_a_training_with_given_weights_resumes_bit_by_bit(
