@@ -146,7 +146,7 @@ def test_lpips_is_looked_for_among_downloads(
     tiny.run_stage("reconstruct")
     said = capfd.readouterr().err
     assert "reconstruct: no LPIPS: " in said
-    assert "vgg16-397923af.pth has" in said
+    assert "vgg16-397923af.pth has the SHA-256" in said
 
 
 def test_pixels_pass_untrained_and_unchanged(project: Path) -> None:

@@ -1,6 +1,7 @@
 """An extractor is the network that its file or name says, or a message says which key is wrong."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,10 @@ def test_an_earlier_download_is_used(
     kept.parent.mkdir(parents=True)
     kept.hardlink_to(weights)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"reference\.weights is null, and .* has the SHA-256"):
+        extractors.load(inception(), Path("nowhere"))
+    published = replace(extractors.INCEPTION_FILE, hash_prefix=digest(weights)[:8])
+    monkeypatch.setattr(extractors, "INCEPTION_FILE", published)
     assert extractors.load(inception(), Path("nowhere")).kind == "inception"
 
 

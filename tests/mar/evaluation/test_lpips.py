@@ -1,5 +1,6 @@
 """LPIPS is that of its published implementations, for torchvision's file of VGG16, and no other."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,4 +187,7 @@ def test_an_earlier_download_is_used(
     kept.parent.mkdir(parents=True)
     kept.hardlink_to(file)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=rf"{KEY} is null, and .*397923af\.pth has the SHA-256"):
+        lpips.load(None, None, key=KEY)
+    monkeypatch.setattr(lpips, "FILE", replace(lpips.FILE, hash_prefix=digest(file)[:8]))
     assert isinstance(lpips.load(None, None, key=KEY), LPIPS)
