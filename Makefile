@@ -1,7 +1,7 @@
 # The commands of this project. "make" alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock preset clean
+.PHONY: help setup demo compare test lint format lock preset clean
 
 BIN := .venv/bin
 LOCKED := .venv/locked
@@ -24,6 +24,14 @@ PYTHON ?= $(shell for name in python3.11 python3 python3.12 python3.13; do \
 # The stages' command is "python -m ...": DVC and what it starts find .venv's python first.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
+# Outside a git repository (an unpacked archive), DVC works once it is told so.
+define WITHOUT_GIT
+git rev-parse --git-dir >/dev/null 2>&1 || [ -n "$$(git rev-parse --git-dir 2>&1 | grep safe.directory)" ] \
+	|| { echo "no git repository here: DVC goes on without (dvc exp and dvc metrics diff need one;" \
+		"after git init: .venv/bin/dvc config --local --unset core.no_scm)"; \
+		$(BIN)/dvc config --local core.no_scm true; }
+endef
+
 help:  ## List the commands
 	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
@@ -43,8 +51,12 @@ $(COMPLETE): $(LOCKED) pyproject.toml environment.pth
 	@touch $@
 
 demo: setup  ## Run the whole pipeline on params.yaml (as cloned: handwritten digits) and sum it up
+	@$(WITHOUT_GIT)
 	$(RUN) $(BIN)/dvc repro
 	$(RUN) $(BIN)/python -m stages.summary
+
+compare: setup  ## Show what the runs changed and what came of it (COMPARE_ARGS=--all)
+	@$(RUN) $(BIN)/python -m stages.compare $(COMPARE_ARGS)
 
 test: lint  ## Check format, style, types and imports, then run the tests (PYTEST_ARGS="-k name")
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

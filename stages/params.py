@@ -88,7 +88,10 @@ def _messages(section: str, value: object, error: ValidationError) -> Iterator[s
     keys = [_key(section, value, problem) for problem in problems]
     missing = [key for key, p in zip(keys, problems, strict=True) if p["type"] == "missing"]
     unknown = [key for key, p in zip(keys, problems, strict=True) if p["type"] == "extra_forbidden"]
-    meant = {key: _meant(key, missing) for key in unknown}
+    meant = {
+        key: _meant(key, missing) or _meant(key, _beside(key, {section: value}, unknown))
+        for key in unknown
+    }
     for key, problem in zip(keys, problems, strict=True):
         context = problem.get("ctx", {})
         match problem["type"]:
@@ -129,6 +132,17 @@ def _meant(key: str, missing: Iterable[str]) -> str | None:
     known = [other for before, _, other in siblings if before == parent]
     close = difflib.get_close_matches(name, known, n=1)
     return f"{parent}.{close[0]}" if close else None
+
+
+def _beside(key: str, content: Mapping[str, Any], unknown: Iterable[str]) -> list[str]:
+    """Return the known keys in the same part of a section as an unknown one.
+
+    `dvc exp run -S +sample.guidance_scal=2` adds a misspelt key to the right one.
+    """
+    parent = key.rpartition(".")[0]
+    found = find(content, parent)
+    names = [f"{parent}.{name}" for name in found] if isinstance(found, Mapping) else []
+    return [name for name in names if name not in unknown]
 
 
 def _key(section: str, value: object, problem: dict[str, Any]) -> str:

@@ -51,7 +51,7 @@ def input_digests(stage: str) -> dict[str, str]:
     """
     made = _recorded_folders()
     return {
-        path: (Path(path).is_dir() and made.get(path)) or _content_digest(Path(path))
+        path: (Path(path).is_dir() and made.get(path)) or content_digest(Path(path))
         for path in declaration(stage).get("deps", [])
     }
 
@@ -192,11 +192,21 @@ def _recorded_folders() -> dict[str, str]:
     return {path: md5 for path, md5 in recorded_outputs().items() if md5.endswith(".dir")}
 
 
-def _content_digest(path: Path) -> str:
+def content_digest(path: Path) -> str:
+    """Return the digest of a file, or of a folder but for what Python compiles into it.
+
+    Raises:
+        ValueError: there is neither.
+    """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        files = sorted(file for file in path.rglob("*") if file.is_file() and counts(file))
         listing = [(str(file.relative_to(path)), atomic.digest(file)) for file in files]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     if not path.is_file():
         raise ValueError(f"{path} is missing; the stage that makes it has not run")
     return atomic.digest(path)
+
+
+def counts(file: Path) -> bool:
+    """Whether a file is what DVC sees too, as `.dvcignore` says."""
+    return file.suffix != ".pyc" and "__pycache__" not in file.parts

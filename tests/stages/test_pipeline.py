@@ -115,10 +115,11 @@ def test_every_stage_has_a_run_below_the_pipelines(finished: Path, tracking_uri:
     trained = children["train_generator"]
     assert trained.data.params["training.steps"] == "6"
     assert "loss" in trained.data.metrics
-    assert "dvc.dep.out/encode/latents.json" in trained.data.tags
+    inputs = client.download_artifacts(trained.info.run_id, "inputs.json")
+    assert "out/encode/latents.json" in json.loads(Path(inputs).read_text())
     assert children["evaluate"].data.metrics["samples/classifier_fid"] > 0
     pictures = client.list_artifacts(children["sample"].info.run_id)
-    assert [picture.path for picture in pictures] == ["grid.png"]
+    assert "grid.png" in [picture.path for picture in pictures]
 
 
 def test_finished_stages_leave_no_work_behind(finished: Path) -> None:
