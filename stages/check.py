@@ -3,6 +3,7 @@
 Run as a program it says whether the file is fine; every stage runs it before it begins.
 """
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -208,11 +209,19 @@ def _check_without_images(configs: dict[str, Any]) -> None:
         )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Check `params.yaml` and say what was found."""
+    argparse.ArgumentParser(
+        prog="python -m stages.check", description="Check the whole of params.yaml."
+    ).parse_args()
     try:
         found = config_warnings(check_all())
     except ValueError as problem:
         sys.stderr.write(f"{problem}\n")
         raise SystemExit(1) from None
-    sys.stderr.writelines(f"{params.FILE}: {doubt}\n" for doubt in found)
+    sys.stderr.writelines(f"{params.FILE}: {warning}\n" for warning in found)
     sys.stdout.write("params.yaml is fine\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -66,7 +66,9 @@ def _warn(scale: float) -> str:
 
 def main() -> None:
     """Read the command line and write the files."""
-    parser = argparse.ArgumentParser(description="Write weights in the layout of LTH14/mar.")
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.export", description="Write weights in the layout of LTH14/mar."
+    )
     parser.add_argument("folder", type=Path, help="where the two files are to be")
     try:
         told = export(parser.parse_args().folder)

@@ -114,7 +114,9 @@ def _null(representer: Any, value: None) -> Any:
 
 def main() -> None:
     """Read the command line and write the file."""
-    parser = argparse.ArgumentParser(description="Write params.yaml from a preset.")
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.presets", description="Write params.yaml from a preset."
+    )
     parser.add_argument("name", help=f"one of: {', '.join(names())}")
     parser.add_argument("--replace", action="store_true", help="drop edits of params.yaml")
     arguments = parser.parse_args()
