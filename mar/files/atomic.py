@@ -93,18 +93,24 @@ def publish_folder(source: Path, target: Path) -> None:
     for path in (partial, target):
         if path.exists():
             shutil.rmtree(path)
-    shutil.copytree(source, partial, copy_function=_link)
+    partial.mkdir(parents=True)
+    for path in sorted(source.rglob("*")):  # a folder comes before what is in it
+        place = partial / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir()
+        else:
+            _link(path, place)
     partial.replace(target)
 
 
-def _link(source: str, target: str) -> None:
+def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another disk, or one without links
         try:
             shutil.copy2(source, target)
         except OSError as error:
-            raise UnwritableError(Path(target), error) from error
+            raise UnwritableError(target, error) from error
 
 
 def _refusal(partial: Path, error: Exception) -> OSError | None:

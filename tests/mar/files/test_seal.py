@@ -277,6 +277,22 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(kind: Kind, tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_does_not_fit_a_disk_is_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    made, out = tmp_path / "made", tmp_path / "out"
+    atomic.write_text(made / "deep" / "a.arrow", 5000 * "a")
+    expected = r"out\.partial/deep/a\.arrow cannot be written: its disk is full"
+    with limited(200), pytest.raises(atomic.UnwritableError, match=expected):
+        atomic.publish_folder(made, out)
+    atomic.publish_folder(made, out)
+    assert (out / "deep" / "a.arrow").read_text() == 5000 * "a"
+
+
 def test_a_disk_that_cannot_be_read_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
