@@ -6,6 +6,7 @@ clone of the project (`pipelines.clone`); what is done already is not done again
 
 import argparse
 import fnmatch
+import hashlib
 import io
 import re
 import sys
@@ -19,7 +20,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from ruamel.yaml import YAML
 
-from pipelines import clone, command, measurement, program, report
+from pipelines import clone, command, measurement, messages, program, report, run_page
 from pipelines.claims import HEADS, VARIANTS
 from pipelines.clone import Clone
 from pipelines.measurement import Measurement
@@ -37,6 +38,7 @@ ROWS = (
 SEEDS = (0, 1, 2)
 NAME = "table1"
 FOLDER = Path("out", "ablation")
+RUNNING = re.compile(r"Running stage '(\w+)'")  # printed by DVC
 
 
 @task(
@@ -44,13 +46,13 @@ FOLDER = Path("out", "ablation")
     cache_policy=NO_CACHE,  # DVC alone knows whether a result is still good
     persist_result=False,
     retries=2,
-    retry_delay_seconds=10,
+    retry_delay_seconds=3,
     retry_condition_fn=command.was_killed,
 )
 def run_experiment(
     place: Clone, row: str, *, seed: int, guided: bool, pipeline: str
 ) -> Measurement:
-    """Run one experiment, unless it is there already, and make it one of the project's.
+    """Run one experiment, unless the project has it already, and publish it there.
 
     Raises:
         StageKilledError: A stage was killed.
@@ -59,54 +61,50 @@ def run_experiment(
     name = _experiment(row, seed, guided=guided)
     text, params = variant(row, place.project / presets.FOLDER, seed=seed, guided=guided)
     place.write_params(text)
-    logger = get_run_logger()
+    key = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"  # of its speeds
     found = place.find(name)
     if found is None:
         place.discard(name)
-        command.dvc(
-            ["exp", "run", "--name", name],
-            place.folder,
-            lambda line: logger.info("%s", line),
-            what=f"experiment {name!r}",
-            pipeline=pipeline,
-            MAR_ROOT=str(place.project),
-        )
+        _run_dvc(place, name, key, pipeline)
         found = place.find(name)
         if found is None:
             raise RuntimeError(f"experiment {name!r}: DVC kept no experiment of this name")
     else:
-        logger.info("%s is there already", name)
+        get_run_logger().info("%s is there already", name)
     place.publish(found)
-    return measurement.read(place, found, params, row=row, seed=seed, guided=guided)
+    speeds = place.speeds(key)
+    return measurement.read(place, found, params, speeds, row=row, seed=seed, guided=guided)
 
 
 @flow(name="ablation", persist_result=False)
 def ablate(
-    rows: list[str] | None = None,
-    seeds: list[int] | None = None,
+    rows: Sequence[str] = ROWS,
+    seeds: Sequence[int] = SEEDS,
     name: str = NAME,
     folder: Path = FOLDER,
-    project: Path | None = None,
+    project: Path = ROOT,
 ) -> list[Measurement]:
-    """Run every row with every seed, without guidance and with, and write the report.
+    """Run presets side by side, with and without guidance and with several seeds, and compare them.
 
-    A row that fails does not stop the others; the flow fails once the report is written.
+    Each is a DVC experiment. One that fails does not stop the others; the flow fails once the
+    report is written.
 
     Args:
-        rows: Presets, or patterns of their names; the toy Table 1 by default.
-        seeds: Of training and sampling; 0, 1 and 2 by default.
-        name: Of the report.
-        folder: Where the report goes, in the project if it is not absolute.
-        project: A folder with a `dvc.yaml`; this repository by default.
+        rows: The presets to compare: their names under `presets/`, or patterns such as `toy/*`.
+        seeds: Each preset is trained and sampled once with each of these seeds.
+        name: The report's name: lower-case letters, digits and dashes.
+        folder: Where the report is written; a relative path starts at the project.
+        project: A folder with a `dvc.yaml`, on the worker's machine.
     """
-    project = (project or ROOT).resolve()
-    chosen = choose(rows or ROWS, project / presets.FOLDER)
+    messages.shorten()
+    project = project.resolve()
+    chosen = choose(rows, project / presets.FOLDER)
     _check_name(name)
     results: list[Measurement] = []
     failures: dict[tuple[str, int], str] = {}
     with clone.opened(project) as place:
         # Seed by seed, so that an interrupted ablation leaves whole tables.
-        for seed in seeds or SEEDS:
+        for seed in seeds:
             for row in chosen:
                 try:
                     _run_row(place, row, seed, results)
@@ -123,7 +121,7 @@ def choose(patterns: Iterable[str], folder: Path) -> list[str]:
     """Return the presets of some names and patterns, each once.
 
     Raises:
-        ValueError: one of them matches none, or a preset does not resolve.
+        ValueError: One of them matches none, there are none, or a preset does not resolve.
     """
     known = presets.names(folder)
     chosen: dict[str, None] = {}
@@ -132,6 +130,8 @@ def choose(patterns: Iterable[str], folder: Path) -> list[str]:
         if not matching:
             raise ValueError(f"{pattern!r} is no preset and matches none{suggest(pattern, known)}")
         chosen |= dict.fromkeys(matching)
+    if not chosen:
+        raise ValueError("rows: must name at least one preset, got none")
     for name in chosen:
         presets.resolve(name, folder)
     return list(chosen)
@@ -150,8 +150,30 @@ def variant(row: str, folder: Path, *, seed: int, guided: bool) -> tuple[str, di
     return text.getvalue(), content
 
 
+def _run_dvc(place: Clone, name: str, key: str, pipeline: str) -> None:
+    """Run an experiment, and note the speeds of the stages that ran, even if one failed."""
+    ran: list[str] = []
+    logger = get_run_logger()
+
+    def log(line: str) -> None:
+        logger.info("%s", line)
+        ran.extend(RUNNING.findall(line))
+
+    try:
+        command.dvc(
+            ["exp", "run", "--name", name],
+            place.folder,
+            log,
+            what=f"experiment {name!r}",
+            pipeline=pipeline,
+            MAR_ROOT=str(place.project),
+        )
+    finally:
+        place.note_speeds(key, ran)
+
+
 def _run_row(place: Clone, row: str, seed: int, results: list[Measurement]) -> None:
-    """Add what a row measures with a seed; sampling alone differs with guidance."""
+    """Run a row with one seed; with and without guidance differ in sampling alone."""
     pipeline = command.pipeline_key(_experiment(row, seed, guided=False))
     _, params = variant(row, place.project / presets.FOLDER, seed=seed, guided=True)
     for guided in (False, True) if params["sample"]["guidance_scale"] != 1 else (False,):
@@ -174,7 +196,10 @@ def _report(
     if results:
         rows = measurement.rows(results, project / presets.FOLDER)
         text = report.write(project / folder, name, rows, _said(failures))
-        create_markdown_artifact(text, key=f"ablation-{name}", description="Rows and claims.")
+        picture = run_page.embed(project / folder / report.picture(name), run_page.PICTURE_WIDTH)
+        shown = report.PICTURE.sub(lambda match: picture, text)
+        card = f"{len(rows)} presets, {len(results)} experiments, {len(failures)} failed."
+        create_markdown_artifact(shown, key=f"ablation-{name}", description=card)
 
 
 def _said(failures: dict[tuple[str, int], str]) -> list[str]:
@@ -182,7 +207,7 @@ def _said(failures: dict[tuple[str, int], str]) -> list[str]:
 
 
 def _reason(error: RuntimeError) -> str:
-    """Return the last line that a stage wrote; DVC's own, below it, says only which stage."""
+    """Return the last line of a stage; the lines that DVC adds only name the stage."""
     lines = str(error).splitlines()
     return [lines[0], *(line for line in lines if not line.startswith("ERROR: "))][-1]
 
@@ -194,14 +219,36 @@ def _check_name(name: str) -> None:
 
 def main() -> None:
     """Read the command line and run the flow."""
-    parser = argparse.ArgumentParser(description="Run presets side by side as DVC experiments.")
-    parser.add_argument("--rows", nargs="+", metavar="PRESET", help="names or patterns of presets")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", default=list(SEEDS))
-    parser.add_argument("--name", default=NAME, help="of the report")
-    parser.add_argument("--to", type=Path, default=ROOT / FOLDER, help="the report's folder")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.ablation",
+        description="Run presets side by side as DVC experiments, with and without guidance and "
+        "with several seeds, and write a report.",
+    )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        metavar="PRESET",
+        default=list(ROWS),
+        help="names of presets, or patterns such as 'toy/*' (default: Table 1 at toy scale)",
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        metavar="SEED",
+        default=list(SEEDS),
+        help="seeds of training and sampling (default: 0 1 2)",
+    )
+    parser.add_argument("--name", default=NAME, help="name of the report (default: %(default)s)")
+    parser.add_argument(
+        "--to",
+        type=Path,
+        default=ROOT / FOLDER,
+        help="folder of the report (default: out/ablation)",
+    )
     arguments = parser.parse_args()
     try:  # before a server is started
-        choose(arguments.rows or ROWS, ROOT / presets.FOLDER)
+        choose(arguments.rows, ROOT / presets.FOLDER)
         _check_name(arguments.name)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 TAIL_LINES = 20
 PROGRESS_SECONDS = 30.0  # a bar redraws itself ten times a second; its state is logged this often
-GRACE_SECONDS = 20.0  # for a trainer to close its run and its workers; Prefect grants the flow 30
+GRACE_SECONDS = 25.0  # for a trainer to save where it is; Prefect kills the flow after 30
 
 # On Linux the kernel ends the child when this process is killed. Set in a new interpreter that then
 # becomes the command, not by `preexec_fn`: that runs between fork and exec, where a process with
@@ -38,14 +38,25 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def run(
-    command: Sequence[str], folder: Path, environment: Mapping[str, str], log: Callable[[str], None]
+    command: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    log: Callable[[str], None],
+    grace: float = GRACE_SECONDS,
 ) -> tuple[int, list[str]]:
     """Run a command to its end; return its exit status (negative: a signal) and its last lines.
 
     To be called in the main thread: only there does a cancellation arrive as an exception.
+
+    Args:
+        command: The program and its arguments.
+        folder: Where it runs.
+        environment: All its variables.
+        log: Takes each line that it writes.
+        grace: Seconds that it has to end by itself, if this function is interrupted.
     """
     tail: deque[str] = deque(maxlen=TAIL_LINES)
-    with _process_group(command, folder, environment) as process:
+    with _process_group(command, folder, environment, grace) as process:
         for line in lines(_chunks(process)):
             log(line)
             tail.append(line)
@@ -53,11 +64,11 @@ def run(
     return status, list(tail)
 
 
-def lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Yield what the chunks make, line by line, blank ones left out.
+def lines(chunks: Iterable[bytes], progress_seconds: float = PROGRESS_SECONDS) -> Iterator[str]:
+    """Join chunks of output into lines, without blank ones.
 
-    Of a progress bar, which redraws its line after a carriage return, only the last state is
-    yielded, and the current one every `PROGRESS_SECONDS`.
+    A progress bar redraws its line after a carriage return. Of its states, one is yielded every
+    `progress_seconds`, and the last.
     """
     rest = b""
     shown = time.monotonic()
@@ -65,14 +76,14 @@ def lines(chunks: Iterable[bytes]) -> Iterator[str]:
         *complete, rest = (rest + chunk).replace(_UP_AND_DOWN, b"\r").split(b"\n")
         yield from filter(None, map(_last_state, complete))
         rest = rest[rest.rfind(b"\r", 0, -1) + 1 :]
-        if time.monotonic() - shown >= PROGRESS_SECONDS and (text := _last_state(rest)):
+        if time.monotonic() - shown >= progress_seconds and (text := _last_state(rest)):
             yield text
             shown = time.monotonic()
     yield from filter(None, [_last_state(rest)])
 
 
 def _chunks(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
-    """Yield what is written until the process ends, even if an orphan of it holds the pipe."""
+    """Yield what is written until the process ends, even if an orphan still holds the pipe open."""
     assert process.stdout is not None
     pipe = process.stdout.fileno()
     while True:
@@ -93,7 +104,7 @@ def _last_state(line: bytes) -> str:
 
 @contextmanager
 def _process_group(
-    command: Sequence[str], folder: Path, environment: Mapping[str, str]
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], grace: float
 ) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
         [sys.executable, "-c", _END_WITH_PARENT, *command],
@@ -109,17 +120,28 @@ def _process_group(
         try:
             yield process
         finally:  # also after Ctrl-C and Prefect's cancellation, which are not an Exception
-            _end(process)
+            _end(process, grace)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask what is left of the group to end, and kill what has not after a while."""
+def _end(process: subprocess.Popen[bytes], grace: float) -> None:
+    """Ask the trainer to end, wait until it has, and kill what is left of the group after a while.
+
+    Only the trainer is asked, and only once: it saves where it is at the first signal and ends at
+    once at a second, and it needs its workers for the step that it is at. DVC, which would pass on
+    its own end as a second signal, ends by itself when its stage has.
+    """
+    asked: set[int] = set()
     try:
-        os.killpg(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_SECONDS
+        if process.poll() is not None or not _children(process.pid):
+            os.killpg(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace
         while time.monotonic() < deadline:
             process.poll()
             os.killpg(process.pid, 0)  # raises once nobody is left
+            for child in _children(process.pid) - asked:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGTERM)
+                asked.add(child)
             time.sleep(0.05)
     except ProcessLookupError:
         pass
@@ -127,3 +149,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _children(pid: int) -> set[int]:
+    """Return the processes that a process has started, or none where the system has no /proc."""
+    found: set[int] = set()
+    for path in Path("/proc", str(pid), "task").glob("*/children"):
+        with suppress(OSError):  # a thread that has ended meanwhile
+            found.update(map(int, path.read_text().split()))
+    return found

@@ -1,16 +1,16 @@
-"""A clone of a project in which DVC experiments run, so that its own files stay as they are.
+"""A clone of a project in which DVC experiments run, so that the project's files stay untouched.
 
-`dvc exp run` in the project itself, also with `--temp`, stashes what is edited there, resets the
-files, and brings the edits back: killed in between, it leaves them in a stash. The clone has the
-project's files as they are now, edits included, and shares its DVC cache. It stays in the project's
-work folder, so that a killed training continues.
+`dvc exp run` in the project itself, even with `--temp`, moves edits into a git stash and brings
+them back at its end; if it is killed, they stay in the stash. The clone holds the project's files
+as they are now, edits included, and shares its DVC cache. It is kept under `work/`, so that a
+killed training continues there.
 """
 
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
+from mar.files import atomic
+
 
 PLACE = Path("work", "ablation")
-RESULTS = ("out", "dvc.lock")  # of the project's own runs; the clone has its own
+RESULTS = ("out", "dvc.lock")  # not copied: the clone has its own
 PARAMS = "params.yaml"
 
 
@@ -30,8 +32,8 @@ class Clone:
     """A clone, ready to run experiments.
 
     Attributes:
-        project: Whose clone it is, and where its experiments go.
-        folder: Where it is.
+        project: The project that was cloned; its experiments are published there.
+        folder: The clone.
     """
 
     project: Path
@@ -42,7 +44,7 @@ class Clone:
         (self.folder / PARAMS).write_text(text, encoding="utf-8")
 
     def find(self, experiment: str) -> str | None:
-        """Return the git reference of an experiment of the present parameters and code, if any."""
+        """Return the git reference of an experiment of the present parameters and code, or None."""
         for reference in self._references(experiment):
             same = ["diff", "--quiet", reference, "--", PARAMS, "dvc.yaml", *self._inputs()]
             if _git(self.folder, *same, check=False) is not None:
@@ -50,17 +52,37 @@ class Clone:
         return None
 
     def discard(self, experiment: str) -> None:
-        """Forget all experiments of a name: DVC does not run one whose name is taken."""
+        """Remove all experiments of a name, as DVC refuses to run one whose name is taken."""
         for reference in self._references(experiment):
             _git(self.folder, "update-ref", "-d", reference)
 
     def publish(self, reference: str) -> None:
-        """Make an experiment one of the project's, for `dvc exp show`; no file of it changes."""
+        """Copy an experiment to the project, where `dvc exp show` lists it; no file changes."""
         _git(self.project, "fetch", "--quiet", str(self.folder), f"+{reference}:{reference}")
 
     def metrics(self, reference: str, stage: str) -> dict[str, Any]:
         """Return what a stage measured in an experiment."""
         return json.loads(_git(self.folder, "show", f"{reference}:out/{stage}/metrics.json") or "")
+
+    def note_speeds(self, key: str, stages: Iterable[str]) -> None:
+        """Keep how fast stages ran, of which the project holds the last run alone.
+
+        Speeds are no part of an experiment: they differ from run to run.
+        """
+        notes = self.speeds(key)
+        for stage in stages:
+            path = self.project / "work" / "speeds" / f"{stage}.json"
+            if path.is_file():
+                notes[stage] = atomic.read_json(path)
+        atomic.write_json(self._speeds(key), notes)
+
+    def speeds(self, key: str) -> dict[str, dict[str, float]]:
+        """Return the speeds that were noted under a key, by stage."""
+        path = self._speeds(key)
+        return atomic.read_json(path) if path.is_file() else {}
+
+    def _speeds(self, key: str) -> Path:
+        return self.folder / "work" / "speeds" / f"{key}.json"
 
     def _references(self, experiment: str) -> list[str]:
         pattern = f"refs/exps/*/*/{experiment}"
@@ -76,10 +98,10 @@ class Clone:
 
 @contextmanager
 def opened(project: Path) -> Iterator[Clone]:
-    """Make the clone, or bring it to the state of the project, and hold it for this process.
+    """Make the clone, or bring it up to date with the project, and lock it for this process.
 
     Raises:
-        ValueError: It is held already, or the project is not a git and DVC repository.
+        ValueError: Another process has locked it, or the project is not a git and DVC repository.
     """
     folder = project / PLACE
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +118,7 @@ def opened(project: Path) -> Iterator[Clone]:
 
 
 def _check_out(project: Path, folder: Path) -> None:
-    """Bring the clone to the project's commit; its results, and what git ignores, stay."""
+    """Check out the project's commit in the clone; its results, and what git ignores, stay."""
     if not (folder / ".git").exists():
         _git(folder, "init", "--quiet")
     _git(folder, "fetch", "--quiet", "--no-tags", str(project), "HEAD")
@@ -105,7 +127,7 @@ def _check_out(project: Path, folder: Path) -> None:
 
 
 def _copy_edits(project: Path, folder: Path) -> None:
-    """Copy what differs from the commit in the project, but for results."""
+    """Copy the project's uncommitted changes and new files, except for results."""
     edited = _git(project, "diff", "--name-only", "-z", "HEAD") or ""
     new = _git(project, "ls-files", "--others", "--exclude-standard", "-z") or ""
     for path in filter(None, (edited + new).split("\0")):
@@ -119,7 +141,7 @@ def _copy_edits(project: Path, folder: Path) -> None:
 
 
 def _share_cache(project: Path, folder: Path) -> None:
-    """Give the clone the project's own settings of DVC, and its cache."""
+    """Let the clone use the project's local DVC settings and its cache."""
     local = Path(".dvc", "config.local")
     if (project / local).is_file():
         shutil.copy2(project / local, folder / local)
@@ -128,7 +150,7 @@ def _share_cache(project: Path, folder: Path) -> None:
 
 
 def _git(folder: Path, *arguments: str, check: bool = True) -> str | None:
-    """Return what git writes, or nothing if it fails and may."""
+    """Return what git writes; None if it fails and `check` is false."""
     try:
         return _run(["git", *arguments], folder)
     except ValueError:
@@ -141,7 +163,7 @@ def _run(command: list[str], folder: Path) -> str:
     """Return what a short command writes.
 
     Raises:
-        ValueError: It failed, with its own words.
+        ValueError: It failed; the message is its own.
     """
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if result.returncode != 0:

@@ -1,5 +1,6 @@
 """A DVC command inside a task: its environment, and what its failure means."""
 
+import asyncio
 import os
 import re
 import sys
@@ -20,6 +21,10 @@ KILLED = re.compile(r"exited with (-9|-15|137|143)$")
 
 class StageKilledError(RuntimeError):
     """A stage was ended from outside, so that another try can succeed."""
+
+
+class PlaceLostError(RuntimeError):
+    """The server has given this run's place to others, so that it had to end."""
 
 
 def dvc(
@@ -43,13 +48,27 @@ def dvc(
 
     Raises:
         StageKilledError: A stage was killed.
+        PlaceLostError: This run may not go on.
         RuntimeError: DVC or a stage failed, with the last lines written.
     """
     # `python` is this one, whether or not it was activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    added = {"PATH": path, "PYTHONUNBUFFERED": "1", "MAR_PIPELINE": pipeline, **variables}
+    added = {
+        "PATH": path,
+        "SHELL": "/bin/sh",  # runs a stage's command; a service account's own shell refuses to
+        "PYTHONUNBUFFERED": "1",
+        "MAR_PIPELINE": pipeline,
+        **variables,
+    }
     command = [sys.executable, "-m", "dvc", *arguments]
-    status, tail = child.run(command, folder, {**os.environ, **added}, log)
+    try:
+        status, tail = child.run(command, folder, {**os.environ, **added}, log)
+    except asyncio.CancelledError:  # raised in this thread by Prefect; Ctrl-C is another exception
+        raise PlaceLostError(
+            f"{what} was stopped: for minutes the Prefect server heard nothing of this run, and "
+            "lets others run instead (was this machine asleep, or the server away?). What the "
+            "stage has saved is kept; the next run continues from there."
+        ) from None
     if status != 0:
         killed = status < 0 or any(KILLED.search(line) for line in tail)
         kind, verb = (StageKilledError, "was killed") if killed else (RuntimeError, "failed")

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -31,14 +32,14 @@ def read(project: Path) -> dict[str, list[str]]:
     return graph
 
 
-def order(graph: dict[str, list[str]], targets: list[str] | None = None) -> list[str]:
-    """Order the targets and all that they depend on (None: every stage) so that inputs come first.
+def order(graph: dict[str, list[str]], targets: Iterable[str] = ()) -> list[str]:
+    """Order the targets and all that they depend on so that inputs come first; every stage if none.
 
     Raises:
         ValueError: A target is not a stage.
     """
     wanted = set(graph)
-    if targets is not None:
+    if targets := list(targets):
         wanted = set().union(*(_with_upstream(graph, target) for target in targets))
     return [stage for stage in TopologicalSorter(graph).static_order() if stage in wanted]
 

@@ -10,8 +10,8 @@ from typing import Any
 from pipelines.clone import Clone
 
 
-# The distance of the generated images from the real ones, by the extractor that it is measured
-# with; `mar.evaluation.metrics` names them.
+# The distance between generated and real images has a name for each feature extractor
+# (`mar.evaluation.metrics`).
 DISTANCES = ("classifier_fid", "untrained_fid", "fid", "fd_dinov2")
 PUBLISHED = re.compile(r"FID ([\d.]+) without guidance, ([\d.]+) with\b")
 
@@ -23,17 +23,17 @@ class Measurement:
     Attributes:
         row: The preset.
         seed: Of training and sampling.
-        guided: Whether it was sampled with the preset's guidance, or with none.
-        experiment: Its name in DVC.
-        distance: What its FID is called.
-        fid: Of the generated images.
-        real_fid: Of real images that were held out.
+        guided: Whether it was sampled with the preset's guidance, or without guidance.
+        experiment: The name of the DVC experiment.
+        distance: The name of the FID, which says by which features it is measured.
+        fid: FID of the generated images.
+        real_fid: FID of held-out real images.
         classifier_accuracy: The share of generated images that the classifier recognises.
-        real_classifier_accuracy: The share of real ones that were held out.
-        psnr: Of the tokenizer's reconstructions, in dB; none where they lose nothing.
-        parameters: Of the generator.
-        training_seconds: Of its training.
-        sampling_ms: Milliseconds for an image.
+        real_classifier_accuracy: The share of held-out real images that it recognises.
+        psnr: PSNR of the tokenizer's reconstructions, in dB; none for a lossless tokenizer.
+        parameters: Number of the generator's parameters.
+        training_seconds: Duration of its training; none if it was restored from DVC's cache.
+        sampling_ms: Milliseconds to generate an image; none if they were restored.
     """
 
     row: str
@@ -52,14 +52,23 @@ class Measurement:
 
 
 def read(
-    clone: Clone, reference: str, params: dict[str, Any], *, row: str, seed: int, guided: bool
+    clone: Clone,
+    reference: str,
+    params: dict[str, Any],
+    speeds: dict[str, dict[str, float]],
+    *,
+    row: str,
+    seed: int,
+    guided: bool,
 ) -> Measurement:
-    """Read what the stages of an experiment measured."""
-    stages = ("reconstruct", "train_generator", "sample", "evaluate")
-    restored, trained, sampled, scored = (clone.metrics(reference, stage) for stage in stages)
+    """Read what the stages of an experiment measured; speeds are known of stages that ran here."""
+    stages = ("reconstruct", "train_generator", "evaluate")
+    restored, trained, scored = (clone.metrics(reference, stage) for stage in stages)
     distance = next(name for name in DISTANCES if name in scored["samples"])
     images = trained["steps"] * params["training"]["batch_size"]
-    training, sampling = trained.get("images_per_second"), sampled.get("images_per_second")
+    training, sampling = (
+        speeds.get(stage, {}).get("images_per_second") for stage in ("train_generator", "sample")
+    )
     return Measurement(
         row=row,
         seed=seed,

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipelines.measurement import Measurement, Over, Row
 
 COLOURS = {"cross-entropy": "tab:orange", "diffusion": "tab:blue", "": "tab:grey"}
 PLUS_MINUS = "\u00b1"
+PICTURE = re.compile(r"!\[[^]]*\]\([^)]*\)")  # in Markdown
 TITLES = {False: "without guidance", True: "with guidance"}
 
 
@@ -25,12 +27,17 @@ def write(folder: Path, name: str, rows: Sequence[Row], failures: Iterable[str])
     """Write `ablation-NAME` with `.md`, `.png`, `.csv` and `.json`, and return the Markdown."""
     stem = f"ablation-{name}"
     verdicts = check(rows)
-    text = markdown(rows, verdicts, picture=f"{stem}.png", failures=failures)
-    _draw(folder / f"{stem}.png", rows)
+    text = markdown(rows, verdicts, picture=picture(name), failures=failures)
+    _draw(folder / picture(name), rows)
     atomic.write_text(folder / f"{stem}.csv", _table(rows))
     atomic.write_json(folder / f"{stem}.json", _summary(rows, verdicts))
     atomic.write_text(folder / f"{stem}.md", text)
     return text
+
+
+def picture(name: str) -> str:
+    """Return the file name of the plot of a report."""
+    return f"ablation-{name}.png"
 
 
 def markdown(

@@ -1,41 +1,28 @@
-"""Walk the stages of `dvc.yaml`: DVC decides whether a stage runs, Prefect when and where.
+"""Bring the stages of `dvc.yaml` up to date: DVC decides which have to run, Prefect starts them.
 
 `python -m pipelines.reproduce` needs no server; `prefect.yaml` describes the deployment.
 """
 
-import json
+import argparse
+import re
+import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from mar.files import atomic
-from pipelines import command, graph, program
+from pipelines import command, graph, messages, program, run_page
+from pipelines.run_page import Outcome
 
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # What DVC prints about a stage that it brings up to date, and what that means.
 STATES = {"Running stage '{}'": "ran", "Stage '{}' is cached": "restored from cache"}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a stage.
-
-    Attributes:
-        stage: Its name in `dvc.yaml`.
-        state: "ran", "restored from cache" or "up to date".
-        seconds: How long DVC took for it.
-    """
-
-    stage: str
-    state: str
-    seconds: float
+MLFLOW_PAGE = re.compile(r"runs: (https?://\S+)")  # printed by the first stage that runs
 
 
 @task(
@@ -43,75 +30,86 @@ class Outcome:
     cache_policy=NO_CACHE,  # DVC alone knows whether a result is still good
     persist_result=False,
     retries=2,
-    retry_delay_seconds=10,
+    retry_delay_seconds=3,
     retry_condition_fn=command.was_killed,
 )
 def repro(stage: str, project: Path, *, force: bool, pipeline: str) -> Outcome:
-    """Bring one stage up to date.
+    """Bring one stage up to date: `dvc repro --single-item STAGE`.
 
     Raises:
         StageKilledError: It was killed.
         RuntimeError: It failed, with the last lines that it wrote.
     """
-    written: list[str] = []
+    states: list[str] = []
+    pages: list[str] = []
     logger = get_run_logger()
 
     def log(line: str) -> None:
         logger.info("%s", line)
-        written.extend(state for text, state in STATES.items() if text.format(stage) in line)
+        states.extend(state for text, state in STATES.items() if text.format(stage) in line)
+        pages.extend(MLFLOW_PAGE.findall(line))
 
     started = time.monotonic()
     arguments = ["repro", "--single-item", stage, *["--force"] * force]
     command.dvc(arguments, project, log, what=f"stage {stage!r}", pipeline=pipeline)
-    return Outcome(stage, [*written, "up to date"][0], time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return Outcome(stage, [*states, "up to date"][0], seconds, [*pages, ""][0])
 
 
 @flow(persist_result=False)
 def reproduce(
-    stages: list[str] | None = None, force: bool = False, project: Path | None = None
+    stages: Sequence[str] = (), force: bool = False, project: Path = ROOT
 ) -> list[Outcome]:
-    """Bring the stages up to date, one after the other, as `dvc repro` does.
+    """Bring the stages of the pipeline up to date, one after the other, as `dvc repro` does.
+
+    A stage runs only if its code, its parameters or its inputs have changed. The artifact `result`
+    then shows the scores, generated images, and what became of each stage.
 
     Args:
-        stages: The stages to end with; what they depend on comes first. Every stage by default.
+        stages: The stages to bring up to date, with all that they depend on. Empty: every stage.
         force: Run them even if nothing has changed.
-        project: A folder with a `dvc.yaml`; this repository by default.
+        project: A folder with a `dvc.yaml`, on the worker's machine.
     """
-    project = (project or ROOT).resolve()
+    messages.shorten()
+    project = project.resolve()
     names = graph.order(graph.read(project), stages)
     pipeline = command.pipeline_key(str(flow_run.name))
-    # Called in this thread, not submitted: a cancelled flow then ends its trainer in seconds.
-    outcomes = [repro(name, project, force=force, pipeline=pipeline) for name in names]
-    _publish(project, outcomes)
+    outcomes: list[Outcome] = []
+    for name in names:
+        started = time.monotonic()
+        try:
+            # Called in this thread, not submitted: a cancelled flow then ends its trainer at once.
+            outcomes.append(repro(name, project, force=force, pipeline=pipeline))
+        except RuntimeError as error:
+            failed = Outcome(name, "failed", time.monotonic() - started)
+            rest = [Outcome(other, "not reached") for other in names[len(outcomes) + 1 :]]
+            run_page.publish(project, [*outcomes, failed, *rest], pipeline, str(error))
+            raise
+    run_page.publish(project, outcomes, pipeline)
     return outcomes
 
 
-def _publish(project: Path, outcomes: list[Outcome]) -> None:
-    """Show what became of the stages, and the scores, as artifacts of the flow run."""
-    rows = [
-        {
-            "stage": outcome.stage,
-            "state": outcome.state,
-            "seconds": round(outcome.seconds, 1),
-            "MLflow run": _metrics(project, outcome.stage).get("run_id", ""),
-        }
-        for outcome in outcomes
-    ]
-    create_table_artifact(rows, key="stages", description="What became of each stage.")
-    scores = _metrics(project, "evaluate")
-    if scores and any(outcome.stage == "evaluate" for outcome in outcomes):
-        text = f"```json\n{json.dumps(scores, indent=2)}\n```"
-        create_markdown_artifact(text, key="scores", description="out/evaluate/metrics.json")
-
-
-def _metrics(project: Path, stage: str) -> dict[str, object]:
-    path = project / "out" / stage / "metrics.json"
-    return atomic.read_json(path) if path.is_file() else {}
-
-
 def main() -> None:
-    """Reproduce every stage, on the Prefect server if one answers and with none otherwise."""
-    program.run(lambda: reproduce(return_state=True))
+    """Read the command line and run the flow."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.reproduce",
+        description="Bring the stages of dvc.yaml up to date, as a Prefect flow: on the Prefect "
+        "server if one answers, and with none otherwise.",
+    )
+    parser.add_argument(
+        "stages",
+        nargs="*",
+        metavar="STAGE",
+        help="a stage to bring up to date, with all that it depends on (default: every stage)",
+    )
+    parser.add_argument("--force", action="store_true", help="run them even if nothing has changed")
+    arguments = parser.parse_args()
+    try:  # before a server is started
+        graph.order(graph.read(ROOT), arguments.stages)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(1) from None
+    program.run(lambda: reproduce(arguments.stages, arguments.force, return_state=True))
 
 
 if __name__ == "__main__":

@@ -198,8 +198,11 @@ with open(os.environ["MAR_ROOT"] + "/ran.log", "a") as file:
         file.write(f"{stage} {os.environ['DVC_EXP_NAME']} {os.environ['MAR_PIPELINE']}\\n")
 fid = params["generator"]["fid"] + params["training"]["seed"]
 scores = {"classifier_fid": fid / params["sample"]["guidance_scale"], "classifier_accuracy": 0.5}
-metrics = {"steps": 10, "psnr": 30.0, "parameters": 7, "images_per_second": 4.0, "samples": scores,
+metrics = {"steps": 10, "psnr": 30.0, "parameters": 7, "samples": scores,
            "held_out": {"classifier_fid": 0.1, "classifier_accuracy": 1.0}}
+speeds = Path(os.environ["MAR_ROOT"], "work", "speeds", stage + ".json")
+speeds.parent.mkdir(parents=True, exist_ok=True)
+speeds.write_text(json.dumps({"images_per_second": 4.0 * fid}))
 out = Path("out", stage)
 out.mkdir(parents=True, exist_ok=True)
 (out / "result").write_text(stage + str(fid))
@@ -279,7 +282,7 @@ def test_rows_become_experiments_and_a_failing_one_loses_no_other(
     assert state(project) == before
 
     text = (project / "out/ablation/ablation-trial.md").read_text()
-    assert "| good | 6.00 | 3.00 | 50.0 % | 50.0 % |  | 30.0 | 7 | 20 | 250.0 |" in text
+    assert "| good | 6.00 | 3.00 | 50.0 % | 50.0 % |  | 30.0 | 7 | 3 | 41.7 |" in text
     assert "| better | 3.00 | 1.50 |" in text
     assert "- broken, seed 1: train_generator: generator.fid must be positive" in text
 

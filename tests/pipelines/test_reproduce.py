@@ -1,21 +1,23 @@
 """The flow does what `dvc repro` does, says what happened, and never leaves a trainer behind."""
 
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
-from prefect.flows import load_flow_from_entrypoint
+from prefect.concurrency._leases import maintain_concurrency_lease
 from ruamel.yaml import YAML
 
 from pipelines import child, graph
-from pipelines.reproduce import Outcome, repro, reproduce
+from pipelines.reproduce import reproduce
+from pipelines.run_page import Outcome
 
 
 ROOT = Path(__file__).parents[2]
@@ -142,9 +144,8 @@ def test_stages_run_in_order_and_then_only_what_dvc_asks_for(project: Path, serv
 
 
 def test_a_killed_stage_gets_another_try_and_a_mistaken_one_ends_the_flow(
-    project: Path, server: None, monkeypatch: pytest.MonkeyPatch
+    project: Path, server: None
 ) -> None:
-    monkeypatch.setattr(repro, "retry_delay_seconds", 0)
     write_stages(
         project,
         {"prepare": [], "train": ["prepare"], "sample": ["train"]},
@@ -154,6 +155,38 @@ def test_a_killed_stage_gets_another_try_and_a_mistaken_one_ends_the_flow(
     with pytest.raises(RuntimeError, match=r"'train' failed\n(.*\n)*.*must be float, got red"):
         reproduce(project=project)
     assert started(project) == ["prepare", "prepare", "train"]
+
+
+def test_a_mistake_is_logged_once_in_the_words_of_the_stage(
+    project: Path, server: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_stages(project, {"train": []}, train="sys.exit('training.lr must be float, got red')\n")
+    with pytest.raises(RuntimeError):
+        reproduce(project=project)
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    said = [record for record in errors if "stage 'train' failed" in record.getMessage()]
+    assert "training.lr must be float, got red" in said[0].getMessage()
+    assert not any(record.exc_info for record in errors)
+    assert len([record for record in said if "Finished in state" not in record.getMessage()]) == 1
+
+
+def test_a_run_that_lost_its_place_says_so_in_a_line_and_the_next_one_continues(
+    project: Path, server: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after the sleep of a laptop: the server has let go of the lease that the run renews."""
+    wait = "Path('waited').exists() or (Path('waited').touch(), time.sleep(600))\n"
+    write_stages(project, {"train": []}, train=wait)
+    with (
+        pytest.raises(RuntimeError, match="heard nothing of this run"),
+        maintain_concurrency_lease(uuid4(), 300, raise_on_lease_renewal_failure=True),
+    ):
+        reproduce(project=project)
+    errors = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    said = [record.getMessage() for record in errors if "Finished in" not in record.getMessage()]
+    assert len(said) == 1
+    assert len(said[0].splitlines()) == 1
+    assert not any(record.exc_info for record in errors)
+    assert states(reproduce(project=project)) == {"train": "ran"}
 
 
 # The process of a stage
@@ -169,9 +202,25 @@ time.sleep(600)
 """
 
 
-def test_an_interrupt_leaves_no_process(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "GRACE_SECONDS", 1.0)
-    write_stages(project, {"train": []}, train=STUBBORN_TRAINER)
+# It saves where it is at the first signal, and a second one counts; that DVC has died is one.
+SAVING_TRAINER = """
+import ctypes, signal, subprocess
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+signals = []
+signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
+print("training", flush=True)
+while not signals:
+    time.sleep(0.05)
+time.sleep(2)
+Path("saved").write_text(f"{len(signals)} {worker.poll()}")
+worker.kill()
+sys.exit(143)
+"""
+
+
+def run_until_training(project: Path, grace: float) -> None:
+    """Run a stage, and interrupt it once it says that it is training."""
 
     def interrupt(line: str) -> None:
         if line == "training":
@@ -183,12 +232,29 @@ def test_an_interrupt_leaves_no_process(project: Path, monkeypatch: pytest.Monke
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            child.run(command, project, environment, interrupt)
+            child.run(command, project, environment, interrupt, grace)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_leaves_no_process(project: Path) -> None:
+    write_stages(project, {"train": []}, train=STUBBORN_TRAINER)
+    run_until_training(project, grace=1.0)
     pids = [int(pid) for pid in (project / "pids").read_text().split()]
     assert len(pids) == 3
     assert wait_until_gone(pids, 2) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+def test_an_interrupted_trainer_gets_one_signal_its_workers_none_and_the_time_to_save(
+    project: Path,
+) -> None:
+    # "exec", as in our dvc.yaml: no shell stays between DVC and the trainer.
+    write_stages(project, {"train": []}, train=SAVING_TRAINER)
+    yaml = project / "dvc.yaml"
+    yaml.write_text(yaml.read_text().replace("python train.py", "exec python train.py"))
+    run_until_training(project, grace=20.0)
+    assert (project / "saved").read_text() == "1 None"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
@@ -241,33 +307,6 @@ def test_a_bar_below_a_bar_is_no_line_of_its_own() -> None:
     assert list(child.lines([b"\router 1%", *below, b"\router 2%\n"])) == ["outer 1%", "outer 2%"]
 
 
-def test_a_long_progress_bar_is_shown_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "PROGRESS_SECONDS", 0.0)
-    assert list(child.lines([b"\r 10%\r 20%", b"\r 30%", b"\n"])) == [" 20%", " 30%", " 30%"]
-
-
-# The deployment
-
-
-def test_deployments_are_those_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    deployments = YAML(typ="safe").load(Path("prefect.yaml"))["deployments"]
-    flows = [load_flow_from_entrypoint(deployment["entrypoint"]).name for deployment in deployments]
-    assert flows == ["reproduce", "ablation"]
-    for deployment in deployments:
-        assert deployment["name"] == deployment["work_pool"]["name"] == "local"
-        assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
-        assert not {"schedule", "schedules", "parameters"} & set(deployment)
-        assert deployment["work_pool"]["job_variables"]["env"] == {
-            "DO_NOT_TRACK": "true",
-            "DVC_NO_ANALYTICS": "1",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        }
-
-
-def test_prefect_commands_find_the_local_server_and_send_nothing_home() -> None:
-    settings = tomllib.loads((ROOT / "prefect.toml").read_text())
-    assert settings["api"]["url"] == "http://127.0.0.1:4200/api"
-    assert settings["server"]["analytics_enabled"] is False
+def test_a_long_progress_bar_is_shown_now_and_then() -> None:
+    chunks = [b"\r 10%\r 20%", b"\r 30%", b"\n"]
+    assert list(child.lines(chunks, progress_seconds=0.0)) == [" 20%", " 30%", " 30%"]
