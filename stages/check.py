@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mar.data.class_names import read_class_names
-from mar.evaluation.extractors import (
-    ClassifierReference,
-    InceptionReference,
-    ReferenceConfig,
-    one_class_warning,
-)
+from mar.evaluation.classifier_extractor import ClassifierReference
+from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.metrics import EvaluateConfig, check_sizes
 from mar.evaluation.reference import find_published, has_images
 from mar.latents.info import LatentsConfig
@@ -25,8 +21,7 @@ from mar.released.tokenizer import TokenizerSource
 from mar.sampling.generate import SampleConfig, check_fit
 from mar.sampling.labels import resolve_labels
 from mar.sources.registry import DataConfig
-from mar.tokenizer_training.perceptual import ClassifierDistanceConfig
-from mar.tokenizer_training.perceptual import one_class_warning as one_class_distance_warning
+from mar.tokenizer_training.perceptual import ClassifierDistanceConfig, one_class_warning
 from mar.tokenizer_training.trainer import TokenizerTrainingConfig
 from mar.tokenizer_training.trainer import check_size as check_losses
 from mar.tokenizers.interface import TokenizerSection
@@ -91,10 +86,10 @@ def check_classes(configs: dict[str, Any], classes: Path) -> list[str]:
     class_names = read_class_names(classes)
     resolve_labels(configs["sample"].labels, class_names)
     num_classes = len(class_names)
-    warnings = [one_class_warning(configs["reference"], num_classes)]
+    warnings = [configs["reference"].one_class_warning(num_classes)]
     if configs["tokenizer_training"].steps:
         distance = configs["tokenizer_training"].perceptual
-        warnings.append(one_class_distance_warning(distance, num_classes))
+        warnings.append(one_class_warning(distance, num_classes))
     return [warning for warning in warnings if warning is not None]
 
 
@@ -122,7 +117,7 @@ def _check_fit(configs: dict[str, Any]) -> None:
         sample.num_images,
         # Where a published file is not there yet, `evaluate` tells what it finds.
         num_features=0 if published and not has_images(published) else reference.num_features,
-        kind=reference.extractor,
+        inception_score=reference.has_inception_score,
     )
 
 
@@ -202,7 +197,7 @@ def _check_without_images(configs: dict[str, Any]) -> None:
     if configs["latents"].scale is None:
         raise ValueError("latents.scale: must be a number, as data.source is 'none', got None")
     reference = configs["reference"]
-    if not isinstance(reference, InceptionReference) or reference.statistics is None:
+    if reference.statistics_file is None:
         raise ValueError(
             "reference.statistics: must be a file, for the extractor inception, as data.source is "
             "'none'"

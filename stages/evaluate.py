@@ -8,7 +8,8 @@ from PIL.Image import Image
 from mar.data.class_names import read_class_names
 from mar.evaluation import extractors
 from mar.evaluation.confusion import confusion_picture
-from mar.evaluation.extractors import Features, ReferenceConfig
+from mar.evaluation.extractor_registry import ReferenceConfig
+from mar.evaluation.extractors import Extractor, Features
 from mar.evaluation.image_grid import label_grid
 from mar.evaluation.metrics import EvaluateConfig, check_sizes, distance_to_reference, score
 from mar.evaluation.reference import Reference, ReferenceInfo
@@ -29,18 +30,21 @@ def main(stage: Stage) -> None:
     config = stage.params("evaluate", EvaluateConfig)
     info = ReferenceInfo.read(REFERENCE / "reference.json")
     samples = SampleSet(SAMPLES)
+    section = stage.params("reference", ReferenceConfig)
+    extractor = section.load(REFERENCE, base=stage.root)
     check_sizes(
-        config, "samples", len(samples), num_features=info.num_features, kind=info.extractor
-    )
-    extractor = extractors.load(
-        stage.params("reference", ReferenceConfig), REFERENCE, base=stage.root
+        config,
+        "samples",
+        len(samples),
+        num_features=info.num_features,
+        inception_score=extractor.names.inception_score is not None,
     )
     info.check(extractor, height=samples.height, width=samples.width)
     reference = Reference.load(REFERENCE / "statistics.safetensors")
     found = extractors.gather(
         extractors.extract(extractor, samples, name="samples", device=stage.device, workers=0)
     )
-    scores = score(found, samples.labels, reference, kind=extractor.kind, config=config)
+    scores = score(found, samples.labels, reference, names=extractor.names, config=config)
 
     table = pd.DataFrame({"samples": scores, "held_out": info.held_out}).rename_axis("metric")
     atomic.write_text(stage.out / "scores.csv", table.to_csv())
@@ -55,11 +59,15 @@ def main(stage: Stage) -> None:
             "num_held_out": info.num_held_out,
         }
     )
-    _draw(stage, info, samples, found, reference)
+    _draw(stage, extractor, samples, found, reference)
 
 
 def _draw(
-    stage: Stage, info: ReferenceInfo, samples: SampleSet, found: Features, reference: Reference
+    stage: Stage,
+    extractor: Extractor,
+    samples: SampleSet,
+    found: Features,
+    reference: Reference,
 ) -> None:
     """Draw the samples that are least like any real image and, with a classifier, its confusion
     matrix.
@@ -81,7 +89,7 @@ def _draw(
 
     if len(reference.features):
         pictures.save(stage, folder / "farthest.png", farthest)
-    if info.extractor == "classifier" and found.logits is not None:
+    if extractor.names.accuracy is not None:
         pictures.save(stage, folder / "confusion.png", confusion)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mar.evaluation.extractors import ClassifierReference, ReferenceConfig
+from mar.evaluation.classifier_extractor import ClassifierReference
+from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.model.mar import MAR
 from mar.released.generator import GeneratorSource
 from mar.released.tokenizer import TokenizerSource

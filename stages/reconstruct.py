@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from mar.data.dataset import ImageSet
 from mar.data.workers import map_chunks, ranges
-from mar.evaluation import extractors, lpips
-from mar.evaluation.extractors import ReferenceConfig
+from mar.evaluation import lpips
+from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.image_grid import comparison_grid
 from mar.evaluation.lpips import LPIPSConfig, LPIPSScore
 from mar.evaluation.reconstruction_metrics import ReconstructionDistance, difference, score
@@ -39,9 +39,8 @@ def main(stage: Stage) -> None:
     model = load_tokenizer(TOKENIZER).to(stage.device)
     images = open_images(stage, MANIFEST, "held_out", image_size)
     info = ReferenceInfo.read(REFERENCE / "reference.json")
-    extractor = extractors.load(
-        stage.params("reference", ReferenceConfig), REFERENCE, base=stage.root
-    )
+    section = stage.params("reference", ReferenceConfig)
+    extractor = section.load(REFERENCE, base=stage.root)
     info.check(extractor, height=image_size, width=image_size)
     train = Reference.load(REFERENCE / "statistics.safetensors").statistics
 

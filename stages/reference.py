@@ -7,7 +7,8 @@ import pandas as pd
 from mar.data.dataset import ImageSet
 from mar.evaluation import extractors
 from mar.evaluation.classifier import save_classifier
-from mar.evaluation.extractors import ClassifierReference, ReferenceConfig
+from mar.evaluation.classifier_extractor import ClassifierReference
+from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.metrics import EvaluateConfig, check_sizes, score
 from mar.evaluation.reference import ReferenceInfo, find_published, has_images, measure
 from mar.files import atomic
@@ -36,13 +37,13 @@ def main(stage: Stage) -> None:
             "held-out images",
             len(held_out),
             num_features=num_features,
-            kind=config.extractor,
+            inception_score=config.has_inception_score,
         )
 
     folder = stage.out / "extractor"
     curves = _train(stage, config, train, folder / "classifier.safetensors")
     atomic.write_text(stage.out / "curves.csv", curves.to_csv(index=False))
-    extractor = extractors.load(config, folder, base=stage.root)
+    extractor = config.load(folder, base=stage.root)
     reference = measure(
         config,
         extractor,
@@ -59,7 +60,7 @@ def main(stage: Stage) -> None:
         )
         labels = held_out.labels
         gathered = extractors.gather(found)
-        scores = score(gathered, labels, reference, kind=extractor.kind, config=evaluate)
+        scores = score(gathered, labels, reference, names=extractor.names, config=evaluate)
     info = ReferenceInfo.describe(extractor, reference, image_size, len(held_out), scores)
     info.write(folder / "reference.json")
     stage.write_metrics(

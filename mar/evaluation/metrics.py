@@ -27,41 +27,10 @@ from torch_fidelity.metric_prc import (
 )
 
 from mar.config import Config
-from mar.evaluation.extractors import Features, Kind
+from mar.evaluation.extractors import Features, ScoreNames
 from mar.evaluation.reference import Moments, Reference, Statistics
 
 
-# What each score is called. The plain names belong to Inception; no other number is called FID.
-NAMES: dict[Kind, dict[str, str]] = {
-    "classifier": {
-        KEY_METRIC_FID: "classifier_fid",
-        KEY_METRIC_ISC_MEAN: "classifier_is",
-        KEY_METRIC_ISC_STD: "classifier_is_std",
-        KEY_METRIC_KID_MEAN: "classifier_kid",
-        KEY_METRIC_PRECISION: "classifier_precision",
-        KEY_METRIC_RECALL: "classifier_recall",
-    },
-    "untrained": {  # no Inception score: it is 1 for a single class
-        KEY_METRIC_FID: "untrained_fid",
-        KEY_METRIC_KID_MEAN: "untrained_kid",
-        KEY_METRIC_PRECISION: "untrained_precision",
-        KEY_METRIC_RECALL: "untrained_recall",
-    },
-    "inception": {
-        KEY_METRIC_FID: "fid",
-        KEY_METRIC_ISC_MEAN: "inception_score",
-        KEY_METRIC_ISC_STD: "inception_score_std",
-        KEY_METRIC_KID_MEAN: "kid",
-        KEY_METRIC_PRECISION: "precision",
-        KEY_METRIC_RECALL: "recall",
-    },
-    "dinov2": {
-        KEY_METRIC_FID: "fd_dinov2",
-        KEY_METRIC_KID_MEAN: "kd_dinov2",
-        KEY_METRIC_PRECISION: "precision_dinov2",
-        KEY_METRIC_RECALL: "recall_dinov2",
-    },
-}
 ROWS = 2000  # of distances in memory at a time
 
 
@@ -84,7 +53,12 @@ class EvaluateConfig(Config):
 
 
 def check_sizes(
-    config: EvaluateConfig, name: str, num_images: int, *, num_features: int, kind: Kind
+    config: EvaluateConfig,
+    name: str,
+    num_images: int,
+    *,
+    num_features: int,
+    inception_score: bool,
 ) -> None:
     """Check before any work that there are as many images as the settings need.
 
@@ -94,13 +68,13 @@ def check_sizes(
         num_images: How many are to be scored.
         num_features: How many real images they are compared with in KID, precision and recall; 0
             where these are not computed.
-        kind: The extractor; not every one gives an Inception score.
+        inception_score: Whether the extractor gives one.
 
     Raises:
         ValueError: a setting is larger than a set of images.
     """
     limits: list[tuple[str, int, int, str]] = []
-    if KEY_METRIC_ISC_MEAN in NAMES[kind]:
+    if inception_score:
         limits.append(("is_splits", config.is_splits, num_images, name))
     if num_features:
         fewest = min(
@@ -122,16 +96,16 @@ def score(
     labels: Int[Tensor, " B"],
     reference: Reference,
     *,
-    kind: Kind,
+    names: ScoreNames,
     config: EvaluateConfig,
 ) -> dict[str, float]:
     """Return the scores of images by their names.
 
     KID, precision and recall need kept features of real images, the Inception score needs logits.
-    `classifier_accuracy` is the share of images whose label the classifier predicts.
+    The accuracy is the share of images whose label the extractor predicts.
     """
     scores = {KEY_METRIC_FID: frechet_distance(_measure(found.features), reference.statistics)}
-    if found.logits is not None:
+    if names.inception_score is not None and found.logits is not None:
         scores |= isc_features_to_metric(found.logits, config.is_splits, rng_seed=config.seed)
         if config.is_splits == 1:
             del scores[KEY_METRIC_ISC_STD]  # one part has no spread
@@ -152,9 +126,17 @@ def score(
             save_cpu_ram=True,
             verbose=False,
         )
-    named = {name: float(scores[key]) for key, name in NAMES[kind].items() if key in scores}
-    if kind == "classifier" and found.logits is not None:  # Inception's classes are not the data's
-        named["classifier_accuracy"] = classifier_accuracy(found.logits, labels)
+    chosen = {
+        KEY_METRIC_FID: names.fid,
+        KEY_METRIC_ISC_MEAN: names.inception_score,
+        KEY_METRIC_ISC_STD: names.inception_score_std,
+        KEY_METRIC_KID_MEAN: names.kid,
+        KEY_METRIC_PRECISION: names.precision,
+        KEY_METRIC_RECALL: names.recall,
+    }
+    named = {name: float(scores[key]) for key, name in chosen.items() if name and key in scores}
+    if names.accuracy is not None and found.logits is not None:
+        named[names.accuracy] = classifier_accuracy(found.logits, labels)
     return named
 
 

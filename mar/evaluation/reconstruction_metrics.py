@@ -15,18 +15,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from mar.evaluation.extractors import Extractor, Kind, extract_batch
+from mar.evaluation.extractors import Extractor, extract_batch
 from mar.evaluation.metrics import frechet_distance
 from mar.evaluation.reference import Moments, Statistics
-
-
-# The plain name is Inception's, as in `mar.evaluation.metrics`.
-NAMES: dict[Kind, str] = {
-    "classifier": "classifier_rfid",
-    "untrained": "untrained_rfid",
-    "inception": "rfid",
-    "dinov2": "rfd_dinov2",
-}
 
 
 @runtime_checkable
@@ -108,7 +99,7 @@ class ReconstructionDistance:
         """Return both distances by their names, or nothing for fewer than two images."""
         if self._originals.count < 2:
             return {}
-        name = NAMES[self._extractor.kind]
+        name = self._extractor.names.rfid
         found = self._reconstructions.statistics()
         return {
             f"{name}_held_out": frechet_distance(found, self._originals.statistics()),
@@ -121,6 +112,6 @@ class ReconstructionDistance:
         if not 0 < count <= width:
             return None
         return (
-            f"{NAMES[self._extractor.kind]} is too large, as {count} images are too few for the "
+            f"{self._extractor.names.rfid} is too large, as {count} images are too few for the "
             f"covariance of {width} features; compare it only with that of as many images"
         )

@@ -26,9 +26,7 @@ from mar.evaluation.extractors import (
     Extractor,
     Features,
     Images,
-    InceptionReference,
-    Kind,
-    ReferenceConfig,
+    ReferenceSection,
     digest_tensors,
     extract,
 )
@@ -36,14 +34,11 @@ from mar.files import seal, weights
 from mar.files.downloads import check_file
 
 
-INCEPTION_WIDTH = 2048  # features
-
-
 class ReferenceInfo(Config):
     """What a reference is, and what real images that it does not contain score against it."""
 
     id: str = Field(description="digest of the extractor's weights and of all statistics")
-    extractor: Kind = Field(description="the network whose features are compared")
+    extractor: str = Field(description="the network whose features are compared")
     weights: str = Field(description="SHA-256 of its weights")
     source: str = Field(description="where the real images or their statistics come from")
     image_size: int = Field(description="side of the real images in pixels")
@@ -190,7 +185,7 @@ class Reference:
 
 
 def measure(
-    config: ReferenceConfig,
+    config: ReferenceSection,
     extractor: Extractor,
     images: Images,
     *,
@@ -205,28 +200,26 @@ def measure(
     Raises:
         ValueError: the published file is missing, another one, or does not fit.
     """
-    path = find_published(config, base)
-    if path is not None:
-        assert isinstance(config, InceptionReference)
-        check_file(path, config.statistics_sha256, key="reference.statistics")
-        published = read_published(path, width=INCEPTION_WIDTH, image_size=images.image_size)
+    path, file = find_published(config, base), config.statistics_file
+    if path is not None and file is not None:
+        check_file(path, file.sha256, key="reference.statistics")
+        published = read_published(path, width=file.width, image_size=images.image_size)
         kept = published.keep(config.num_features)
         batches = extract(extractor, kept, name=path.name, device=device, workers=0)
-        features = [torch.empty(0, INCEPTION_WIDTH), *(batch.features for batch in batches)]
+        features = [torch.empty(0, file.width), *(batch.features for batch in batches)]
         return Reference(published.statistics, torch.cat(features), path.name)
     batches = extract(extractor, images, name="training split", device=device, workers=workers)
     return summarise(batches, count=len(images), num_features=config.num_features)
 
 
-def find_published(config: ReferenceConfig, base: Path) -> Path | None:
-    """Return where the published statistics are that a config names, if it names any."""
-    if not isinstance(config, InceptionReference) or config.statistics is None:
-        return None
-    return base / Path(config.statistics).expanduser()
+def find_published(config: ReferenceSection, base: Path) -> Path | None:
+    """Return where the published statistics are that a section names, if it names any."""
+    file = config.statistics_file
+    return None if file is None else base / Path(file.path).expanduser()
 
 
 def has_images(statistics: Path) -> bool:
-    """Say whether published statistics are there and have images, for KID, precision and recall."""
+    """Return whether published statistics are there and have images, which KID needs."""
     try:
         with np.load(statistics, allow_pickle=False) as file:
             return "arr_0" in file.files

@@ -1,7 +1,6 @@
 """An extractor is the network that its file or name says, or a message says which key is wrong."""
 
 import pickle
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +12,11 @@ from torch_fidelity import FeatureExtractorInceptionV3, calculate_metrics
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-from mar.evaluation import extractors
-from mar.evaluation.extractors import (
-    DinoReference,
-    Extractor,
-    Features,
-    InceptionReference,
-    digest_tensors,
-    extract,
-    gather,
-)
-from mar.evaluation.reference import INCEPTION_WIDTH, measure, read_published
+from mar.evaluation.classifier_extractor import SCORES
+from mar.evaluation.dinov2 import DinoReference
+from mar.evaluation.extractors import Extractor, Features, digest_tensors, extract, gather
+from mar.evaluation.inception import WIDTH, InceptionReference
+from mar.evaluation.reference import measure, read_published
 from mar.files.atomic import digest
 
 
@@ -71,7 +64,7 @@ class Brightness(nn.Module):
 
 
 def test_features_come_in_the_order_of_the_images() -> None:
-    extractor = Extractor("classifier", Brightness())
+    extractor = Extractor("classifier", Brightness(), SCORES["classifier"])
     found = gather(extract(extractor, Pictures(), name="pictures", device=CPU, workers=0))
     assert torch.equal(found.features[:, 0], torch.arange(150.0))
     assert found.logits is not None
@@ -80,7 +73,7 @@ def test_features_come_in_the_order_of_the_images() -> None:
 
 
 def test_features_that_are_not_finite_are_refused() -> None:
-    extractor = Extractor("classifier", Brightness(float("inf")))
+    extractor = Extractor("classifier", Brightness(float("inf")), SCORES["classifier"])
     with pytest.raises(
         ValueError, match="the extractor classifier returned nan or infinity for images from 0 on"
     ):
@@ -146,13 +139,13 @@ class Noise(Dataset[Tensor]):
 
 def test_scores_by_inception_are_those_of_torch_fidelity_called_whole(weights: Path) -> None:
     config = inception(weights=str(weights), weights_sha256=digest(weights))
-    extractor = extractors.load(config, Path("nowhere"))
+    extractor = config.load(Path("nowhere"))
     assert extractor.digest() == digest_tensors(torch.load(weights, weights_only=True))
     samples, real = (
         gather(extract(extractor, Noise(brightest), name="noise", device=CPU, workers=0))
         for brightest in (256, 30)
     )
-    assert samples.features.shape == real.features.shape == (4, INCEPTION_WIDTH)
+    assert samples.features.shape == real.features.shape == (4, WIDTH)
     assert samples.logits is not None
     options = {"kid_subsets": 1, "kid_subset_size": 4, "rng_seed": 0, "verbose": False}
     found = isc_features_to_metric(samples.logits, 1, rng_seed=0)
@@ -175,9 +168,9 @@ def test_scores_by_inception_are_those_of_torch_fidelity_called_whole(weights: P
 
 def test_a_relative_weight_file_begins_at_the_base(weights: Path, tmp_path: Path) -> None:
     config = inception(weights=weights.name)
-    assert extractors.load(config, Path("nowhere"), base=weights.parent).kind == "inception"
+    assert config.load(Path("nowhere"), base=weights.parent).kind == "inception"
     with pytest.raises(ValueError, match=rf"reference\.weights: {tmp_path}/\S+ is missing"):
-        extractors.load(config, Path("nowhere"), base=tmp_path)
+        config.load(Path("nowhere"), base=tmp_path)
 
 
 def test_a_weight_file_may_lie_in_the_home_folder(
@@ -185,19 +178,19 @@ def test_a_weight_file_may_lie_in_the_home_folder(
 ) -> None:
     monkeypatch.setenv("HOME", str(weights.parent))
     config = inception(weights=f"~/{weights.name}")
-    assert extractors.load(config, Path("nowhere"), base=tmp_path).kind == "inception"
+    assert config.load(Path("nowhere"), base=tmp_path).kind == "inception"
 
 
 def test_weights_with_another_digest_are_refused(weights: Path) -> None:
     config = inception(weights=str(weights), weights_sha256="0" * 64)
     with pytest.raises(ValueError, match=r"reference\.weights_sha256: .*weights\.pth has [0-9a-f]"):
-        extractors.load(config, Path("nowhere"))
+        config.load(Path("nowhere"))
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     config = inception(weights=str(tmp_path / "missing.pth"))
     with pytest.raises(ValueError, match=r"reference\.weights: .*missing\.pth is missing"):
-        extractors.load(config, Path("nowhere"))
+        config.load(Path("nowhere"))
 
 
 class Trap:
@@ -214,7 +207,7 @@ def test_code_in_a_weight_file_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"fc.bias": Trap(tmp_path / "sprung")}, tmp_path / "weights.pth")
     config = inception(weights=str(tmp_path / "weights.pth"))
     with pytest.raises(ValueError, match=r"reference\.weights: .* does not hold .* Inception"):
-        extractors.load(config, Path("nowhere"))
+        config.load(Path("nowhere"))
     assert not (tmp_path / "sprung").exists()
     pickle.loads(pickle.dumps(Trap(tmp_path / "sprung")))
     assert (tmp_path / "sprung").exists()  # the trap works
@@ -224,7 +217,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "weights.pth")
     config = inception(weights=str(tmp_path / "weights.pth"))
     with pytest.raises(ValueError, match=r"reference\.weights: .* does not hold .* Inception"):
-        extractors.load(config, Path("nowhere"))
+        config.load(Path("nowhere"))
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
@@ -232,7 +225,7 @@ def test_a_file_that_is_no_weight_file_is_refused(tmp_path: Path, content: bytes
     (tmp_path / "weights.pth").write_bytes(content)
     config = inception(weights=str(tmp_path / "weights.pth"))
     with pytest.raises(ValueError, match=r"reference\.weights: .* does not hold .* Inception"):
-        extractors.load(config, Path("nowhere"))
+        config.load(Path("nowhere"))
 
 
 @pytest.mark.usefixtures("without_network")
@@ -242,10 +235,10 @@ def test_without_a_network_the_message_names_file_and_key() -> None:
         r"cannot be downloaded .*no network.* expected .* reference\.weights"
     )
     with pytest.raises(ValueError, match=message):
-        extractors.load(inception(), Path("nowhere"))
+        inception().load(Path("nowhere"))
 
 
-def test_an_earlier_download_is_used(
+def test_an_earlier_download_of_other_weights_is_refused(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
@@ -253,10 +246,7 @@ def test_an_earlier_download_is_used(
     kept.hardlink_to(weights)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ValueError, match=r"reference\.weights is null, and .* has the SHA-256"):
-        extractors.load(inception(), Path("nowhere"))
-    published = replace(extractors.INCEPTION_FILE, hash_prefix=digest(weights)[:8])
-    monkeypatch.setattr(extractors, "INCEPTION_FILE", published)
-    assert extractors.load(inception(), Path("nowhere")).kind == "inception"
+        inception().load(Path("nowhere"))
 
 
 # Published statistics
@@ -268,13 +258,13 @@ def save_statistics(path: Path, **arrays: np.ndarray) -> str:
 
 
 def test_published_statistics_replace_the_training_split(weights: Path, tmp_path: Path) -> None:
-    mean, covariance = np.ones(INCEPTION_WIDTH), np.eye(INCEPTION_WIDTH)
+    mean, covariance = np.ones(WIDTH), np.eye(WIDTH)
     images = (
         np.arange(5, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3)
     )
     path = save_statistics(tmp_path / "s.npz", mu=mean, sigma=covariance, arr_0=images)
     config = inception(weights=str(weights), statistics=path, statistics_sha256=digest(Path(path)))
-    extractor = extractors.load(config, Path("nowhere"))
+    extractor = config.load(Path("nowhere"))
     reference = measure(config, extractor, Pictures(), device=CPU, workers=0)
     assert reference.source == "s.npz"
     relative = inception(weights=str(weights), statistics="s.npz")
@@ -284,7 +274,7 @@ def test_published_statistics_replace_the_training_split(weights: Path, tmp_path
     config = inception(weights=str(weights), statistics=path)
     assert len(measure(config, extractor, Pictures(), device=CPU, workers=0).features) == 0
     assert reference.statistics.count is None
-    assert torch.equal(reference.statistics.covariance, torch.eye(INCEPTION_WIDTH).double())
+    assert torch.equal(reference.statistics.covariance, torch.eye(WIDTH).double())
     expected, _ = extractor.module(torch.from_numpy(images[[0, 1, 3]]).permute(0, 3, 1, 2))
     assert torch.allclose(reference.features, expected, atol=1e-5)
 
@@ -352,7 +342,7 @@ def test_dinov2_sees_normalised_colours_and_knows_no_classes(hub: Path) -> None:
     repository.mkdir(parents=True)
     (repository / "hubconf.py").write_text(HUBCONF)
     config = DinoReference(extractor="dinov2", num_features=10, size="l")
-    extractor = extractors.load(config, Path("nowhere"))
+    extractor = config.load(Path("nowhere"))
     found = gather(extract(extractor, Pictures(), name="pictures", device=CPU, workers=0))
     colours = torch.arange(150.0)[:, None] / 255
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -365,4 +355,4 @@ def test_without_a_network_dinov2_says_so() -> None:
     config = DinoReference(extractor="dinov2", num_features=10, size="s")
     message = r"reference\.extractor: torch\.hub cannot download facebookresearch/dinov2"
     with pytest.raises(ValueError, match=message):
-        extractors.load(config, Path("nowhere"))
+        config.load(Path("nowhere"))

@@ -7,20 +7,21 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torch_fidelity import calculate_metrics
-
-from mar.evaluation import extractors
-from mar.evaluation.classifier import ClassifierConfig, new_classifier, save_classifier
-from mar.evaluation.extractors import (
-    ClassifierReference,
-    Features,
-    Kind,
-    extract,
-    gather,
-    one_class_warning,
+from torch_fidelity import (
+    KEY_METRIC_FID,
+    KEY_METRIC_ISC_MEAN,
+    KEY_METRIC_ISC_STD,
+    KEY_METRIC_KID_MEAN,
+    KEY_METRIC_PRECISION,
+    KEY_METRIC_RECALL,
+    calculate_metrics,
 )
+
+from mar.evaluation import classifier_extractor, dinov2, inception
+from mar.evaluation.classifier import ClassifierConfig, new_classifier, save_classifier
+from mar.evaluation.classifier_extractor import SCORES, ClassifierReference
+from mar.evaluation.extractors import Features, ScoreNames, extract, gather
 from mar.evaluation.metrics import (
-    NAMES,
     EvaluateConfig,
     check_sizes,
     distance_to_reference,
@@ -37,6 +38,7 @@ from mar.evaluation.reference import (
 
 
 CONFIG = EvaluateConfig(is_splits=2, kid_subsets=5, kid_subset_size=40, neighbours=3, seed=7)
+BY_CLASSIFIER = SCORES["classifier"]
 CPU = torch.device("cpu")
 
 
@@ -55,9 +57,11 @@ def reference_of(features: Tensor) -> Reference:
     return summarise(batches, count=len(features), num_features=len(features))
 
 
-def score_of(found: Features, reference: Reference, kind: Kind = "classifier") -> dict[str, float]:
+def score_of(
+    found: Features, reference: Reference, names: ScoreNames = SCORES["classifier"]
+) -> dict[str, float]:
     labels = torch.zeros(len(found.features), dtype=torch.int64)
-    return score(found, labels, reference, kind=kind, config=CONFIG)
+    return score(found, labels, reference, names=names, config=CONFIG)
 
 
 # Statistics
@@ -152,32 +156,42 @@ def test_recognised_is_the_share_of_images_taken_for_their_label() -> None:
     found = Features(normal(100, 4, 0), torch.eye(2).repeat(50, 1))
     labels = torch.tensor([0, 1, 0, 0] * 25)
     reference = reference_of(normal(100, 4, 1))
-    scores = score(found, labels, reference, kind="classifier", config=CONFIG)
+    scores = score(found, labels, reference, names=BY_CLASSIFIER, config=CONFIG)
     assert scores["classifier_accuracy"] == 0.75
     assert "classifier_accuracy" not in score(
-        found, labels, reference, kind="inception", config=CONFIG
+        found, labels, reference, names=inception.SCORES, config=CONFIG
     )
 
 
-@pytest.mark.parametrize("kind", NAMES)
-def test_only_inception_gives_scores_their_plain_names(kind: Kind) -> None:
+NAMES = [*SCORES.values(), inception.SCORES, dinov2.SCORES]
+
+
+@pytest.mark.parametrize("names", NAMES, ids=lambda names: names.fid)
+def test_only_inception_gives_scores_their_plain_names(names: ScoreNames) -> None:
     found = Features(normal(100, 4, 0), normal(100, 3, 1))
-    names = set(score_of(found, reference_of(normal(100, 4, 2)), kind))
+    scores = set(score_of(found, reference_of(normal(100, 4, 2)), names))
     plain = {"fid", "inception_score", "inception_score_std", "kid", "precision", "recall"}
-    assert names & plain == (plain if kind == "inception" else set())
-    assert names >= set(NAMES[kind].values())
+    assert scores & plain == (plain if names is inception.SCORES else set())
+    assert scores == {name for name in names if name is not None} - {names.rfid}
+
+
+def test_no_two_extractors_share_the_name_of_a_score() -> None:
+    every = [name for names in NAMES for name in names if name is not None]
+    assert len(every) == len(set(every))
 
 
 def test_statistics_without_images_give_no_scores_of_single_images() -> None:
     reference = Reference(moments_of(normal(100, 4, 0)), torch.empty(0, 4), "somewhere.npz")
-    scores = score_of(Features(normal(50, 4, 1), normal(50, 3, 2)), reference, "inception")
+    scores = score_of(Features(normal(50, 4, 1), normal(50, 3, 2)), reference, inception.SCORES)
     assert set(scores) == {"fid", "inception_score", "inception_score_std"}
 
 
 def test_one_split_has_no_spread() -> None:
     config = CONFIG.model_copy(update={"is_splits": 1})
     found, labels = Features(normal(60, 4, 1), normal(60, 3, 2)), torch.zeros(60, dtype=torch.int64)
-    scores = score(found, labels, reference_of(normal(60, 4, 0)), kind="classifier", config=config)
+    scores = score(
+        found, labels, reference_of(normal(60, 4, 0)), names=BY_CLASSIFIER, config=config
+    )
     assert "classifier_is_std" not in scores
 
 
@@ -225,13 +239,13 @@ def test_settings_that_need_more_images_are_refused_by_name(
 ) -> None:
     config = CONFIG.model_copy(update=changes)
     with pytest.raises(ValueError, match=message):
-        check_sizes(config, "samples", num_images, num_features=num_features, kind="inception")
+        check_sizes(config, "samples", num_images, num_features=num_features, inception_score=True)
 
 
 def test_settings_that_just_fit_are_accepted() -> None:
-    check_sizes(CONFIG, "samples", 40, num_features=40, kind="inception")
-    check_sizes(CONFIG, "samples", 2, num_features=0, kind="inception")  # none is compared
-    check_sizes(CONFIG, "samples", 1, num_features=0, kind="dinov2")  # and there are no logits
+    check_sizes(CONFIG, "samples", 40, num_features=40, inception_score=True)
+    check_sizes(CONFIG, "samples", 2, num_features=0, inception_score=True)  # none is compared
+    check_sizes(CONFIG, "samples", 1, num_features=0, inception_score=False)  # no logits
 
 
 # The whole against torch-fidelity's
@@ -284,27 +298,27 @@ def reference_config(tmp_path: Path) -> ClassifierReference:
 def test_scores_by_a_classifier_of_one_class_are_called_untrained(tmp_path: Path) -> None:
     """There is nothing that it could have learned."""
     config = save_extractor(tmp_path, num_classes=1)
-    extractor = extractors.load(config, tmp_path)
+    extractor = config.load(tmp_path)
     pictures = Pictures(80, 0, brightest=256)
     found = gather(extract(extractor, pictures, name="pictures", device=CPU, workers=0))
-    scores = score_of(found, reference_of(normal(60, 16, 1)), extractor.kind)
+    scores = score_of(found, reference_of(normal(60, 16, 1)), extractor.names)
     assert set(scores) == {
         "untrained_fid",
         "untrained_kid",
         "untrained_precision",
         "untrained_recall",
     }
-    warning = one_class_warning(config, 1)
+    warning = config.one_class_warning(1)
     assert warning is not None
     assert "untrained_fid" in warning
-    assert one_class_warning(config, 2) is None
+    assert config.one_class_warning(2) is None
 
 
 def test_every_score_equals_that_of_torch_fidelity_called_whole(
     tmp_path: Path, reference_config: ClassifierReference
 ) -> None:
     samples, real = Pictures(150, 0, brightest=256), Pictures(130, 1, brightest=200)
-    extractor = extractors.load(reference_config, tmp_path)
+    extractor = reference_config.load(tmp_path)
     reference = summarise(
         extract(extractor, real, name="real", device=CPU, workers=0), count=130, num_features=1000
     )
@@ -313,7 +327,7 @@ def test_every_score_equals_that_of_torch_fidelity_called_whole(
     expected = calculate_metrics(
         input1=samples,
         input2=real,
-        feature_extractor=extractors.CLASSIFIER,
+        feature_extractor=classifier_extractor.NAME,
         feature_extractor_weights_path=str(tmp_path / "classifier.safetensors"),
         isc=True,
         fid=True,
@@ -329,7 +343,15 @@ def test_every_score_equals_that_of_torch_fidelity_called_whole(
         save_cpu_ram=True,
         verbose=False,
     )
-    for key, name in NAMES["classifier"].items():
+    keys = {
+        "classifier_fid": KEY_METRIC_FID,
+        "classifier_is": KEY_METRIC_ISC_MEAN,
+        "classifier_is_std": KEY_METRIC_ISC_STD,
+        "classifier_kid": KEY_METRIC_KID_MEAN,
+        "classifier_precision": KEY_METRIC_PRECISION,
+        "classifier_recall": KEY_METRIC_RECALL,
+    }
+    for name, key in keys.items():
         assert scores[name] == pytest.approx(expected[key], rel=1e-4), name
     assert scores["classifier_fid"] > 0.01
     assert scores["classifier_is"] > 1.1
@@ -338,7 +360,7 @@ def test_every_score_equals_that_of_torch_fidelity_called_whole(
 def test_an_id_stands_for_weights_and_statistics(
     tmp_path: Path, reference_config: ClassifierReference
 ) -> None:
-    extractor = extractors.load(reference_config, tmp_path)
+    extractor = reference_config.load(tmp_path)
     infos = [
         ReferenceInfo.describe(extractor, reference_of(normal(20, 16, seed)), 8, 5, {})
         for seed in (0, 0, 1)
@@ -350,7 +372,7 @@ def test_an_id_stands_for_weights_and_statistics(
 def test_images_of_another_size_and_other_weights_are_refused(
     tmp_path: Path, reference_config: ClassifierReference
 ) -> None:
-    extractor = extractors.load(reference_config, tmp_path)
+    extractor = reference_config.load(tmp_path)
     info = ReferenceInfo.describe(extractor, reference_of(normal(20, 16, 0)), 8, 5, {})
     info.check(extractor, height=8, width=8)
     with pytest.raises(ValueError, match="samples have 16x16 pixels, the real images 8x8"):

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mar.evaluation.extractors import Extractor, Kind
+from mar.evaluation import dinov2, inception
+from mar.evaluation.classifier_extractor import SCORES
+from mar.evaluation.extractors import Extractor, ScoreNames
 from mar.evaluation.reconstruction_metrics import ReconstructionDistance, score
 from mar.evaluation.reference import Statistics
 
@@ -36,20 +38,22 @@ def pictures(values: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"),
+    ("names", "name"),
     [
-        ("classifier", "classifier_rfid"),
-        ("untrained", "untrained_rfid"),
-        ("inception", "rfid"),
-        ("dinov2", "rfd_dinov2"),
+        (SCORES["classifier"], "classifier_rfid"),
+        (SCORES["untrained"], "untrained_rfid"),
+        (inception.SCORES, "rfid"),
+        (dinov2.SCORES, "rfd_dinov2"),
     ],
 )
 def test_both_distances_are_those_of_their_closed_form(
-    rng: torch.Generator, kind: Kind, name: str
+    rng: torch.Generator, names: ScoreNames, name: str
 ) -> None:
     originals = torch.randint(60, 200, (40,), generator=rng)
     reconstructions = originals // 2 + 30
-    distance = ReconstructionDistance(Extractor(kind, Brightness()), train(100.0, 20.0), CPU)
+    distance = ReconstructionDistance(
+        Extractor("any", Brightness(), names), train(100.0, 20.0), CPU
+    )
     for start in range(0, 40, 9):
         part = slice(start, start + 9)
         distance.update(pictures(originals[part]), pictures(reconstructions[part]))
@@ -68,7 +72,9 @@ def test_both_distances_are_those_of_their_closed_form(
 def test_it_is_scored_beside_psnr_and_ssim(rng: torch.Generator) -> None:
     originals = torch.randint(256, (8, 3, 16, 16), generator=rng).to(torch.uint8)
     pairs = [(originals[:5], originals[:5] // 2), (originals[5:], originals[5:] // 2)]
-    distance = ReconstructionDistance(Extractor("classifier", Colours()), train(0, 1, 3), CPU)
+    distance = ReconstructionDistance(
+        Extractor("any", Colours(), SCORES["classifier"]), train(0, 1, 3), CPU
+    )
     scores = score(pairs, [distance])
     assert set(scores) == {"psnr", "ssim", "classifier_rfid_held_out", "classifier_rfid_train"}
     assert scores["psnr"] == score(pairs)["psnr"]
@@ -78,13 +84,17 @@ def test_it_is_scored_beside_psnr_and_ssim(rng: torch.Generator) -> None:
 
 def test_unchanged_images_are_at_no_distance(rng: torch.Generator) -> None:
     originals = torch.randint(256, (50, 3, 16, 16), generator=rng).to(torch.uint8)
-    distance = ReconstructionDistance(Extractor("classifier", Colours()), train(0, 1, 3), CPU)
+    distance = ReconstructionDistance(
+        Extractor("any", Colours(), SCORES["classifier"]), train(0, 1, 3), CPU
+    )
     distance.update(originals, originals)
     assert distance.compute()["classifier_rfid_held_out"] == pytest.approx(0, abs=1e-4)
 
 
 def test_too_few_images_are_told_and_fewer_give_nothing() -> None:
-    distance = ReconstructionDistance(Extractor("inception", Colours()), train(0, 1, 3), CPU)
+    distance = ReconstructionDistance(
+        Extractor("inception", Colours(), inception.SCORES), train(0, 1, 3), CPU
+    )
     assert distance.sample_count_warning() is None  # of nothing there is nothing to compare
     distance.update(pictures(torch.arange(1)), pictures(torch.arange(1)))
     assert distance.compute() == {}
@@ -101,8 +111,10 @@ def test_features_that_are_not_finite_are_refused() -> None:
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             return (super().forward(images)[0] / 0,)
 
-    distance = ReconstructionDistance(Extractor("classifier", Broken()), train(0, 1), CPU)
+    distance = ReconstructionDistance(
+        Extractor("broken", Broken(), SCORES["classifier"]), train(0, 1), CPU
+    )
     with pytest.raises(
-        ValueError, match="the extractor classifier returned nan or infinity for images from 0 on"
+        ValueError, match="the extractor broken returned nan or infinity for images from 0 on"
     ):
         distance.update(pictures(torch.arange(3)), pictures(torch.arange(3)))
