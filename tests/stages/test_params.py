@@ -65,7 +65,7 @@ def test_a_missing_key_with_the_name_of_another_that_is_misspelt_is_named(
     content["tokenizer"]["encoder"] = {"width": 16, "widht": 16, "blocks": 1, "heads": 2}
     content["tokenizer"]["decoder"] = {"blocks": 1, "heads": 2}  # what is missing here is not meant
     assert refuse(tmp_path, content).splitlines() == [
-        "params.yaml: tokenizer.encoder.widht is not a known key",
+        "params.yaml: tokenizer.encoder.widht is not a known key; did you mean 'width'?",
         "params.yaml: tokenizer.decoder.width is missing",
     ]
 
