@@ -132,10 +132,9 @@ def connect() -> Store:
         _probe(uri)
     else:
         _check_writable(database())
-    from mlflow.store.db import utils
     from mlflow.tracking import MlflowClient
 
-    utils.MAX_RETRY_COUNT = 1  # else a database that cannot be opened costs 100 seconds
+    _mend_mlflow()
     ours = uri or sqlite_uri(database())
     client = MlflowClient(ours)
     with exclusive():  # two first users break the database's migration
@@ -230,6 +229,20 @@ def _quiet() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     logging.getLogger("mlflow.store").setLevel(logging.ERROR)
     logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
+
+
+def _mend_mlflow() -> None:
+    """Let MLflow give up on a database in time, and run from a folder with a `%` in its name.
+
+    It tries for 100 seconds to open what is no database. And it gives the folder of its own
+    package to a parser for which `%` has a meaning.
+    """
+    from mlflow.store.db import utils
+
+    utils.MAX_RETRY_COUNT = 1
+    package = utils._get_package_dir()
+    if "%" in package.replace("%%", ""):
+        utils._get_package_dir = lambda: package.replace("%", "%%")
 
 
 def _probe(uri: str) -> None:

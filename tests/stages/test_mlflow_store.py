@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow.store.db import utils as mlflow_database
 from mlflow.tracking import MlflowClient
 from mlflow.tracking._tracking_service import utils
 
@@ -64,6 +65,19 @@ def test_any_folder_name_holds_its_database_and_artifacts(
     assert [path.name for path in folder.glob(f"mlruns/{run}/artifacts/*")] == ["new.json"]
     assert [item.path for item in store.client.list_artifacts(run)] == ["new.json"]
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_environment_in_a_folder_with_a_percent_sign_works(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = copy / "per%cent"
+    package.symlink_to(mlflow_database._get_package_dir())
+    monkeypatch.setattr(mlflow_database, "_get_package_dir", lambda: str(package))
+    with pytest.raises(ValueError, match="invalid interpolation syntax"):
+        mlflow_database._get_latest_schema_revision()
+    for _ in range(2):
+        assert len(runs(mlflow_store.connect())) == 1
+    mlflow_database._get_latest_schema_revision()
 
 
 def test_a_copied_project_keeps_to_its_own_folder(template: Path, copy: Path) -> None:
