@@ -179,7 +179,8 @@ def _show(store: Store, run: str, stage: str, folder: Path) -> None:
     if not file or not (folder / file).is_file():
         return
     store.log_image(run, folder / file, title, step=0)
-    store.show(run, f"{title}.png")
+    if title == "samples":
+        store.show(run, f"{title}.png")
 
 
 def _show_from(store: Store, run: str, stage: str, other: str) -> None:
