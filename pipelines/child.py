@@ -1,7 +1,7 @@
-"""A child process whose output is followed line by line and that never outlives this process.
+"""Run a child process, follow its output line by line, and never leave it behind.
 
-Its own children count too: DVC starts a shell, the shell a trainer, the trainer its workers. They
-share one process group, which is ended as a whole.
+Nor its own children: DVC starts a trainer, and the trainer its workers. They share one process
+group.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What the paper's Table 1 claims, and whether it holds for what was measured."""
+"""The claims of the paper's Table 1, and whether our measurements confirm them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ GUIDED = (False, True)
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence, and the pairs of rows of which the first must have the lower FID."""
+    """A claim of the paper, and pairs of rows that test it: the first must have the lower FID."""
 
     text: str
     pairs: tuple[tuple[str, str], ...]
@@ -50,13 +50,14 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """A pair of rows.
+    """Two rows, compared by their FID.
 
     Attributes:
-        better: The row that the paper has lower.
-        worse: The other.
-        holds: Whether its FID is lower here, without guidance (False) and with (True), where both
-            were measured; None where the seeds' ranges overlap.
+        better: The row with the lower FID in the paper.
+        worse: The other row.
+        holds: Whether `better` has the lower FID in our measurements too: without guidance (key
+            False) and with guidance (key True), where both rows were measured. None: undecided, as
+            the ranges of their seeds overlap.
     """
 
     better: Row
@@ -66,14 +67,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim and the comparisons that could be made for it."""
+    """A claim, and the comparisons for which both rows were measured."""
 
     claim: Claim
     comparisons: tuple[Comparison, ...]
 
     @property
     def text(self) -> str:
-        """Say whether the claim holds: everywhere, nowhere, or where."""
+        """Return "holds", "does not hold", "undecided", or how often each occurs."""
         outcomes = [holds for pair in self.comparisons for holds in pair.holds.values()]
         if not outcomes:
             return "not measured"
@@ -87,7 +88,7 @@ NAMES = {True: "holds", False: "does not hold", None: "undecided"}
 
 
 def check(rows: Sequence[Row]) -> list[Verdict]:
-    """Compare the rows that are there, with guidance and without."""
+    """Compare the rows that were measured, with guidance and without."""
     by_name = {row.name: row for row in rows}
     return [Verdict(claim, tuple(_compare(claim, by_name))) for claim in CLAIMS]
 
@@ -110,7 +111,7 @@ def _compare(claim: Claim, rows: dict[str, Row]) -> Iterator[Comparison]:
 
 
 def rank_correlation(rows: Sequence[Row], *, guided: bool) -> float | None:
-    """Return Spearman's correlation of the rows' FIDs with the paper's, if there are three."""
+    """Return Spearman's correlation of our FIDs with the paper's; None with fewer than 3 rows."""
     pairs = [
         (row.published[guided], fid.mean)
         for row in rows

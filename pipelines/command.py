@@ -1,4 +1,4 @@
-"""A DVC command inside a task: its environment, and what its failure means."""
+"""Run a DVC command inside a Prefect task, and turn its failure into an exception."""
 
 import asyncio
 import os
@@ -20,11 +20,11 @@ KILLED = re.compile(r"exited with (-9|-15|137|143)$")
 
 
 class StageKilledError(RuntimeError):
-    """A stage was ended from outside, so that another try can succeed."""
+    """A stage was killed from outside, so another try can succeed."""
 
 
 class PlaceLostError(RuntimeError):
-    """The server has given this run's place to others, so that it had to end."""
+    """The Prefect server no longer lets this run go on."""
 
 
 def dvc(
@@ -39,16 +39,16 @@ def dvc(
     """Run DVC to its end.
 
     Args:
-        arguments: Of `dvc`.
+        arguments: The arguments of `dvc`.
         folder: The project.
         log: Takes each line that is written.
-        what: Is brought up to date, for a message.
-        pipeline: A key that the stages share: MLflow groups their runs by it.
-        variables: Added to the environment.
+        what: What is being run, for messages.
+        pipeline: A key that the stages share; MLflow groups their runs by it.
+        variables: Further environment variables.
 
     Raises:
         StageKilledError: A stage was killed.
-        PlaceLostError: This run may not go on.
+        PlaceLostError: The Prefect server no longer lets this run go on.
         RuntimeError: DVC or a stage failed, with the last lines written.
     """
     # `python` is this one, whether or not it was activated.
@@ -76,11 +76,11 @@ def dvc(
 
 
 def was_killed(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Allow another try only to a stage that was killed: a mistake fails once."""
+    """Return whether a stage was killed: only then is another try worth it."""
     return isinstance(state.result(raise_on_failure=False), StageKilledError)
 
 
 def pipeline_key(name: str) -> str:
-    """Return a key of a pipeline's run, in this run of the flow."""
+    """Return the key by which MLflow groups the runs of a pipeline, unique to this flow run."""
     plain = re.sub(r"[^\w.-]+", "-", name)
     return f"{plain}-{flow_run.id}"

@@ -1,4 +1,4 @@
-"""Which stages there are and in which order they run: DVC's own graph, not a second copy."""
+"""The stages of a project and their order, read from DVC's graph."""
 
 import re
 import subprocess
@@ -11,10 +11,10 @@ from stages.params import suggest
 
 
 def read(project: Path) -> dict[str, list[str]]:
-    """Return every stage of a project with the stages whose outputs it reads.
+    """Return each stage of a project, with the stages whose outputs it reads.
 
     Raises:
-        ValueError: DVC cannot read the project, with DVC's own words.
+        ValueError: DVC cannot read the project; the message is DVC's.
     """
     command = [sys.executable, "-m", "dvc", "dag", "--dot"]
     dvc = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)

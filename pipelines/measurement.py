@@ -1,4 +1,4 @@
-"""What an experiment of an ablation measured, its mean over seeds, and what the paper published."""
+"""The measurements of an ablation's experiments, their means over seeds, and the paper's FIDs."""
 
 import re
 from collections.abc import Iterable
@@ -88,27 +88,27 @@ def read(
 
 @dataclass(frozen=True)
 class Over:
-    """Numbers of several seeds."""
+    """One quantity, measured with several seeds."""
 
     values: tuple[float, ...]
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> "Over":
-        """Leave out what was not measured."""
+        """Gather the values; those that were not measured (None) are left out."""
         return cls(tuple(value for value in values if value is not None))
 
     @property
     def mean(self) -> float:
-        """Return their mean."""
+        """Return the mean."""
         return mean(self.values)
 
     @property
     def spread(self) -> float:
-        """Return their standard deviation; of one seed there is none: 0."""
+        """Return the standard deviation; 0 for a single seed."""
         return stdev(self.values) if len(self.values) > 1 else 0.0
 
     def beats(self, other: "Over") -> bool | None:
-        """Tell whether these are lower; None where the ranges of the two overlap."""
+        """Return whether all these values are lower; None if the two ranges overlap."""
         if max(self.values) < min(other.values):
             return True
         return False if min(self.values) > max(other.values) else None
@@ -116,12 +116,12 @@ class Over:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: all that was measured of a preset.
+    """A row of the table: all measurements of a preset.
 
     Attributes:
         name: The preset, without its folder.
-        measurements: Of all seeds, with guidance and without.
-        published: The paper's FID without and with guidance, for the preset of this name.
+        measurements: Its measurements with all seeds, with guidance and without.
+        published: The paper's FID without and with guidance; None if the paper has no such row.
     """
 
     name: str
@@ -129,13 +129,13 @@ class Row:
     published: tuple[float, float] | None
 
     def over(self, quantity: str, *, guided: bool | None = None) -> Over:
-        """Return a quantity over the seeds (None: of guided and unguided images alike)."""
+        """Return a quantity over the seeds, with guidance, without, or both (None)."""
         chosen = [m for m in self.measurements if guided in (None, m.guided)]
         return Over.of(getattr(measurement, quantity) for measurement in chosen)
 
 
 def rows(measurements: Iterable[Measurement], presets: Path) -> list[Row]:
-    """Gather measurements, the rows in the order in which they first appear."""
+    """Group measurements by preset, in the order in which the presets first appear."""
     found: dict[str, list[Measurement]] = {}
     for measurement in measurements:
         found.setdefault(measurement.row, []).append(measurement)
@@ -146,7 +146,7 @@ def rows(measurements: Iterable[Measurement], presets: Path) -> list[Row]:
 
 
 def published(row: str, presets: Path) -> tuple[float, float] | None:
-    """Return what the head comment of the paper's preset of the same name says, if there is one."""
+    """Return the FIDs in the head comment of the preset of the same name under `paper/`, if any."""
     path = presets / "paper" / f"{row.rpartition('/')[2]}.yaml"
     match = PUBLISHED.search(path.read_text(encoding="utf-8")) if path.is_file() else None
     return (float(match[1]), float(match[2])) if match else None

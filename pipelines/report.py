@@ -1,4 +1,4 @@
-"""The report of an ablation: a table with the claims (Markdown), a plot, and the numbers."""
+"""The report of an ablation: tables of rows and claims (Markdown), a plot, and the numbers."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ TITLES = {False: "without guidance", True: "with guidance"}
 
 
 def write(folder: Path, name: str, rows: Sequence[Row], failures: Iterable[str]) -> str:
-    """Write `ablation-NAME` with `.md`, `.png`, `.csv` and `.json`, and return the Markdown."""
+    """Write `ablation-NAME.md`, `.png`, `.csv` and `.json`, and return the Markdown."""
     stem = f"ablation-{name}"
     verdicts = check(rows)
     text = markdown(rows, verdicts, picture=picture(name), failures=failures)
@@ -47,7 +47,7 @@ def markdown(
     picture: str,
     failures: Iterable[str],
 ) -> str:
-    """Return the table, the claims with their numbers, and what failed."""
+    """Return the table of rows, the claims with their numbers, and the failures."""
     beside = " beside the paper's" if _any_published(rows) else ""
     seeds = sorted({m.seed for row in rows for m in row.measurements})
     real = rows[0].measurements[0]
@@ -144,7 +144,7 @@ def _number(over: Over, form: str, *, spread: bool = True) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """Return every measurement as CSV."""
+    """Return the measurements as CSV, one line each."""
     content = io.StringIO()
     names = [field.name for field in fields(Measurement)]
     writer = csv.DictWriter(content, names, lineterminator="\n")
@@ -188,7 +188,7 @@ def _summary(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, obje
 
 
 def _draw(path: Path, rows: Sequence[Row]) -> None:
-    """Draw each row's FID, seed by seed, in the paper's order, the worst first."""
+    """Plot the FID of each row and seed; the rows are sorted by the paper's FID, worst first."""
     ordered = sorted(rows, key=lambda row: -row.published[0] if row.published else 0.0)
     figure = Figure(figsize=(11, 2.0 + 0.36 * len(ordered)), layout="constrained")
     FigureCanvasAgg(figure)

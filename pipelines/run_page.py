@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,9 @@ def publish(
         [
             *([f"## Failed\n\n```\n{failure}\n```"] if failure else []),
             *([_scores(scores)] if scores else []),
-            *([f"## Samples\n\n{embed(picture, PICTURE_WIDTH)}"] if picture else []),
             _stages(outcomes),
             _runs(project, outcomes, pipeline),
+            *([f"## Samples\n\n{embed(picture, PICTURE_WIDTH)}"] if picture else []),
         ]
     )
     card = failure.splitlines()[0] if failure else _headline(scores) or _count(outcomes)
@@ -144,7 +145,7 @@ def _runs(project: Path, outcomes: Sequence[Outcome], pipeline: str) -> str:
     link = f"{page}{'&' if '?' in page else '?'}searchFilter={quote(query)}"
     local = "//127.0.0.1:" in page or "//localhost:" in page
     note = f" The link works while `mlflow ui`, typed in `{project}`, runs." if local else ""
-    return f"## MLflow\n\n[The run of this pipeline]({link}), by the filter `{query}`.{note}"
+    return f"## MLflow\n\n[The run of this pipeline]({link}), found by its key `{pipeline}`.{note}"
 
 
 def _count(outcomes: Sequence[Outcome]) -> str:
@@ -153,18 +154,14 @@ def _count(outcomes: Sequence[Outcome]) -> str:
 
 
 def _headline(scores: dict[str, Any]) -> str:
-    """Return the scores that tell most, those of real images in brackets."""
+    """Return the scores that tell most, in the 40 characters that fit on a card."""
     parts: list[str] = []
     for name, value in scores.get("samples", {}).items():
         if _kind(name) in HEADLINE:
-            label, real = _label(name).partition(" (")[0].partition(":")[0], _real(scores, name)
-            parts.append(f"{label} {_number(name, value)}{real}")
+            label = re.split(r" \(|:", _label(name), maxsplit=1)[0]
+            label = label.removeprefix("classifier ") if parts else label
+            parts.append(f"{label} {_number(name, value)}")
     return ", ".join(parts)
-
-
-def _real(scores: dict[str, Any], name: str) -> str:
-    real = scores["held_out"].get(name)
-    return "" if real is None else f" (real images: {_number(name, real)})"
 
 
 def _kind(name: str) -> str:
