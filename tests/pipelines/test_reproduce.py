@@ -157,6 +157,14 @@ def test_a_killed_stage_gets_another_try_and_a_mistaken_one_ends_the_flow(
     assert started(project) == ["prepare", "prepare", "train"]
 
 
+def test_stages_run_for_an_account_whose_shell_refuses_to(
+    project: Path, server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHELL", "/bin/false")
+    write_stages(project, {"prepare": []})
+    assert states(reproduce(project=project)) == {"prepare": "ran"}
+
+
 def test_a_mistake_is_logged_once_in_the_words_of_the_stage(
     project: Path, server: None, caplog: pytest.LogCaptureFixture
 ) -> None:
