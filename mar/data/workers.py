@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -9,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import (
+    _MultiProcessingDataLoaderIter,  # pyright: ignore[reportPrivateUsage]
+)
 
 
 R = TypeVar("R")
@@ -83,7 +87,7 @@ def _results(calls: Dataset[Any], chunks: Iterable[list[int]], workers: int) -> 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # as many as asked for
             results = iter(
-                DataLoader(
+                _Loader(
                     calls,
                     batch_sampler=chunks,
                     num_workers=workers,
@@ -110,6 +114,19 @@ def _results(calls: Dataset[Any], chunks: Iterable[list[int]], workers: int) -> 
                 ) from None
             raise
         yield result
+
+
+class _Loader(DataLoader[Any]):
+    def _get_iterator(self) -> Any:
+        return _Workers(self) if self.num_workers else super()._get_iterator()
+
+
+class _Workers(_MultiProcessingDataLoaderIter):
+    """Worker processes that end without a complaint where not all of them could be started."""
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # of what its constructor did not get to
+            super().__del__()
 
 
 def _unpiped(result: Any) -> Any:

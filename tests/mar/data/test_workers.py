@@ -1,5 +1,6 @@
 """Chunks of work come back in order, from worker processes as from this one."""
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -96,16 +97,18 @@ def test_a_worker_that_is_killed_ends_the_work_with_a_reason() -> None:
         list(map_chunks(die, [[0], [1], [2]], 1))
 
 
-def test_workers_that_cannot_start_are_an_error_with_a_reason() -> None:
+@pytest.mark.parametrize("spare", [1, 2, 3, 4, 6])
+def test_workers_that_cannot_start_are_an_error_with_a_reason(spare: int) -> None:
     """Here for want of a file, as they need some; without /dev/shm it is the same."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     held = len(os.listdir("/proc/self/fd")) if Path("/proc").is_dir() else 50  # noqa: PTH208
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (held + 1, limits[1]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held + spare, limits[1]))
         with pytest.raises(ValueError, match=r"cannot be started .*/dev/shm.*MAR_WORKERS=0$"):
             next(map_chunks(square, [[0], [1]], 2))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    gc.collect()  # what was half made is deleted without a complaint (warnings are errors here)
 
 
 def test_ranges_cut_indices_into_chunks() -> None:
