@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from mar.released.shapes import check_tensors, describe_generator
 from mar.released.tokenizer import ReleasedAutoencoder, to_ours
 from mar.sampling.generate import SampleConfig, check_fit
 from mar.sampling.images import generate_images
+from mar.sampling.labels import labels_called
 from mar.sources.no_images import NoData
 from mar.sources.source import Surroundings
 from mar.tokenizers.interface import Tokenizer
@@ -39,7 +41,8 @@ from mar.tokenizers.kl import AutoencoderKL
 from mar.tokenizers.registry import load_tokenizer
 from stages import params, presets
 from stages.generation_progress import generation_bar, step_counter
-from stages.stage import OUT, read_count
+from stages.runner import choose_device
+from stages.stage import OUT, autocast, read_count
 
 
 GENERATED = Path("generated")
@@ -232,7 +235,7 @@ def class_labels(classes: Sequence[str] | None, names: Sequence[str]) -> Int[Ten
         return torch.arange(min(len(names), COLUMNS))
     labels: list[int] = []
     for given in classes:
-        found = [label for label, name in enumerate(names) if name == given]
+        found = labels_called(given, names)
         if len(found) > 1:
             raise ValueError(f"--classes {given}: several classes have this name, give one of the "
                              f"numbers {', '.join(map(str, found))}")  # fmt: skip
@@ -250,12 +253,9 @@ def generate(
     weights: Weights, labels: Int[Tensor, " B"], config: SampleConfig
 ) -> UInt8[Tensor, "B 3 H W"]:
     """Generate an image for each label."""
-    from stages.runner import choose_device
-
     device = choose_device()
     torch.set_float32_matmul_precision("high")
     mar, tokenizer = weights.mar.to(device), weights.tokenizer.to(device)
-    half = torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda")
     batches: list[Tensor] = []
     with generation_bar("generate", len(labels)) as progress:
         size = read_count("MAR_SAMPLE_BATCH", 256, least=1)
@@ -268,7 +268,7 @@ def generate(
                     indices.tolist(),
                     config,
                     latent_std=weights.latent_std,
-                    autocast=lambda: half,
+                    autocast=partial(autocast, device),
                     on_step=step_counter(progress, len(indices), mar.num_tokens),
                 )
             )

@@ -89,10 +89,8 @@ class Stage:
         return read_count("MAR_CHECKPOINTING", 0, least=0) > 0
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return the context of a forward pass: bfloat16 on a GPU, float32 elsewhere."""
-        if self.device.type == "cuda":
-            return torch.autocast("cuda", dtype=torch.bfloat16)
-        return nullcontext()
+        """Return the context of a forward pass on its device."""
+        return autocast(self.device)
 
     def params(self, section: str, kind: type[T] | Any) -> T:
         """Load a section of `params.yaml`, or one key of it (`data.image_size`), and log it."""
@@ -167,6 +165,13 @@ def root() -> Path:
     Of a copy that is not its own, DVC does not know: `MAR_ROOT` then says whose it is.
     """
     return Path(os.environ.get("MAR_ROOT") or os.environ.get("DVC_ROOT") or ".").resolve()
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return the context of a forward pass: bfloat16 on a GPU, float32 elsewhere."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return nullcontext()
 
 
 def read_count(variable: str, default: int, *, least: int) -> int:

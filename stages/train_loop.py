@@ -40,8 +40,6 @@ def run(
     history = _resume(stage, trainer, checkpoint)
     measures = measures or {}
     begun = trainer.step
-    if begun and begun < config.steps:
-        sys.stderr.write(f"{stage.name}: continuing from step {begun} of {config.steps}\n")
     interval = _Interval(read_count("MAR_CHECKPOINT_SECONDS", 30, least=1))
     speed = _Speed(config.batch_size, trainer.step)
 
@@ -60,17 +58,13 @@ def run(
             pictured = step.index % config.preview_steps == 0 or last
             if point or pictured:
                 values = step.values()  # waits for the device, and refuses a diverged training
-                seen: dict[str, float] = {}
-                if pictured:
-                    with speed.paused():
-                        found = {name: measure() for name, measure in measures.items()}
-                        seen = {name: it for name, it in found.items() if it is not None}
+                with speed.paused():
+                    seen = _measure(measures) if pictured else {}
                 if point or seen:
                     values |= seen
                     history.append({"step": step.index, **values})
-                    stage.run.metrics(
-                        {**values, "images_per_second": speed.measure(step.index)}, step.index
-                    )
+                    speeds = {"images_per_second": speed.measure(step.index)}
+                    stage.run.metrics(values | speeds, step.index)
                     progress.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
             if pictured:  # a picture can take minutes, and is in no checkpoint
                 with speed.paused(), signals.immediate(save):
@@ -103,10 +97,21 @@ def _resume(stage: Stage, trainer: Trainer, checkpoint: Path) -> History:
                 continue
             if damaged:
                 sys.stderr.write(f"{stage.name}: goes on from step {trainer.step}, of {path}\n")
+            num_steps = trainer.config.steps
+            if trainer.step < num_steps:
+                sys.stderr.write(
+                    f"{stage.name}: continuing from step {trainer.step} of {num_steps}\n"
+                )
             return history
     if damaged:
         sys.stderr.write(f"{stage.name}: no other checkpoint is kept, so it begins at step 0\n")
     return []
+
+
+def _measure(measures: Mapping[str, Callable[[], float | None]]) -> dict[str, float]:
+    """Return what can be measured beside a picture."""
+    found = {name: measure() for name, measure in measures.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _save(trainer: Trainer, checkpoint: Path, history: History) -> None:

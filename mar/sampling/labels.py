@@ -18,11 +18,16 @@ def resolve_labels(
     """
     if classes is None:
         return None
-    names = [normalize("NFC", name) for name in class_names]
-    return [_resolve(chosen, names) for chosen in classes]
+    return [_resolve(chosen, class_names) for chosen in classes]
 
 
-def _resolve(chosen: int | str, names: list[str]) -> int:
+def labels_called(name: str, class_names: Sequence[str]) -> list[int]:
+    """Return the number of each class of that name, however its accents are written in Unicode."""
+    wanted = normalize("NFC", name)
+    return [label for label, known in enumerate(class_names) if normalize("NFC", known) == wanted]
+
+
+def _resolve(chosen: int | str, names: Sequence[str]) -> int:
     if isinstance(chosen, int):
         if chosen >= len(names):
             raise ValueError(
@@ -35,7 +40,7 @@ def _resolve(chosen: int | str, names: list[str]) -> int:
                 f"{names[chosen]!r}; give the name in quotes"
             )
         return chosen
-    places = [label for label, name in enumerate(names) if name == normalize("NFC", chosen)]
+    places = labels_called(chosen, names)
     if len(places) > 1:
         numbers = ", ".join(str(label) for label in places)
         raise ValueError(
