@@ -1,0 +1,159 @@
+"""Processes that work on one thing together (torch.distributed), or this process alone.
+
+Every function works without a process group too, as the only process. What a function computes for
+the whole never depends on the number of processes.
+Shapes: B batch.
+"""
+# torch.distributed has few types:
+# pyright: reportUnknownMemberType=false
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def is_distributed() -> bool:
+    """Whether there is a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def num_processes() -> int:
+    """Return how many processes work together."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes outputs and talks to people."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if is_distributed():
+        dist.monitored_barrier()  # gloo's: it names the process that is missing
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """Return the items that are this process's to work on: every n-th, from its rank on."""
+    return items[rank() :: num_processes()]
+
+
+def batch_share(batch_size: int) -> slice:
+    """Return which samples of a batch are this process's: a block of equal size in each.
+
+    Raises:
+        ValueError: the batch does not divide among the processes.
+    """
+    if batch_size % num_processes():
+        raise ValueError(
+            f"a batch of {batch_size} does not divide among {num_processes()} processes"
+        )
+    size = batch_size // num_processes()
+    return slice(rank() * size, (rank() + 1) * size)
+
+
+def gather(value: T) -> list[T]:
+    """Return the value of each process, by rank, in every process; values can be any objects."""
+    if not is_distributed():
+        return [value]
+    values: list[T | None] = [None] * num_processes()
+    dist.all_gather_object(values, value)
+    return values  # pyright: ignore[reportReturnType]
+
+
+def from_main(function: Callable[[], T]) -> T:
+    """Call a function in the main process and return its result in all.
+
+    Raises:
+        ValueError: the call raised one; all processes do.
+    """
+    if not is_distributed():
+        return function()
+    outcome: list[tuple[T | None, ValueError | None]] = [(None, None)]
+    failure: BaseException | None = None
+    if is_main():
+        try:
+            outcome = [(function(), None)]
+        except ValueError as error:
+            outcome = [(None, error)]
+            failure = error
+    dist.broadcast_object_list(outcome)
+    result, error = outcome[0]
+    if failure is not None:
+        raise failure
+    if error is not None:
+        raise error
+    return result  # pyright: ignore[reportReturnType]
+
+
+def any_process(flag: bool) -> bool:
+    """Whether a condition holds in any of the processes; all of them get the same answer."""
+    return bool(max(agree(int(flag))))
+
+
+def agree(*values: int) -> tuple[int, ...]:
+    """Return the largest of each number over all processes, without waiting for a device."""
+    if not is_distributed():
+        return values
+    numbers = torch.tensor(values)  # on the CPU: by gloo, whatever the device computes meanwhile
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return tuple(int(number) for number in numbers)
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes; the tensor itself is changed."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def concatenate(part: Tensor) -> Tensor:
+    """Return the parts of all processes, one after the other by rank; they have one shape.
+
+    Args:
+        part: This process's part of the batch (B, ...).
+    """
+    if not is_distributed():
+        return part
+    parts = [torch.empty_like(part) for _ in range(num_processes())]
+    dist.all_gather(parts, part.contiguous())
+    return torch.cat(parts)
+
+
+def interleave(mine: Iterable[R], num: int) -> Iterator[R]:
+    """Yield the results for `num` items, in the order of the items, in every process.
+
+    Each item is worked on by one process, so the results are those of one process alone.
+
+    Args:
+        mine: The results for this process's `share` of the items: any objects, tensors among them
+            on the CPU.
+        num: The number of all items.
+
+    Raises:
+        ValueError: a process raised one; all do.
+    """
+    results = iter(mine)
+    for start in range(0, num, num_processes()):
+        outcome: R | ValueError | None = None
+        if start + rank() < num:
+            try:
+                outcome = next(results)
+            except ValueError as error:
+                outcome = error
+        for found in gather(outcome)[: num - start]:
+            if isinstance(found, ValueError):
+                raise found
+            yield found  # pyright: ignore[reportReturnType]
