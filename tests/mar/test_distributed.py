@@ -1,0 +1,86 @@
+"""Processes that work together give what one process alone gives."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from processes import in_processes
+from torch import Tensor
+
+from mar import distributed
+
+
+def squares(num: int) -> list[int]:
+    mine = distributed.share(range(num))
+    return list(distributed.interleave((index * index for index in mine), num))
+
+
+def refuse_five(num: int) -> list[int]:
+    def work(index: int) -> int:
+        if index == 5:
+            raise ValueError("five is broken")
+        return index
+
+    mine = distributed.share(range(num))
+    return list(distributed.interleave((work(index) for index in mine), num))
+
+
+def collect() -> tuple[int, Tensor, Tensor, tuple[int, ...], list[int]]:
+    rank = distributed.rank()
+    distributed.barrier()
+    return (
+        distributed.from_main(lambda: 10 + rank),
+        distributed.concatenate(torch.full((2,), rank)),
+        distributed.add_up(torch.tensor(1.0 + rank)),
+        distributed.agree(rank, 5 - rank),
+        distributed.gather(rank),
+    )
+
+
+def refuse_in_main() -> None:
+    def refuse() -> None:
+        raise ValueError("only the main process reads this")
+
+    distributed.from_main(refuse)
+
+
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_results_come_in_the_order_of_the_items(num: int, tmp_path: Path) -> None:
+    expected = [index * index for index in range(7)]
+    assert squares(7) == expected
+    assert in_processes(squares, num, tmp_path, 7) == [expected] * num
+
+
+def test_processes_agree(tmp_path: Path) -> None:
+    for value, whole, total, largest, ranks in in_processes(collect, 2, tmp_path):
+        assert value == 10
+        assert whole.tolist() == [0, 0, 1, 1]
+        assert total == 3
+        assert largest == (1, 5)
+        assert ranks == [0, 1]
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_an_error_of_one_process_ends_all(num: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^five is broken$"):
+        in_processes(refuse_five, num, tmp_path, 7)
+    with pytest.raises(ValueError, match=r"^only the main process reads this$"):
+        in_processes(refuse_in_main, num, tmp_path / "again")
+
+
+def test_a_batch_is_shared_in_blocks() -> None:
+    assert distributed.batch_share(8) == slice(0, 8)
+
+
+def indivisible() -> slice:
+    return distributed.batch_share(5)
+
+
+def blocks() -> slice:
+    return distributed.batch_share(8)
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
+    assert in_processes(blocks, 2, tmp_path) == [slice(0, 4), slice(4, 8)]
+    with pytest.raises(ValueError, match=r"^a batch of 5 does not divide among 2 processes$"):
+        in_processes(indivisible, 2, tmp_path / "again")
