@@ -186,12 +186,24 @@ class LatentCache:
 
     @overload
     def batches(
-        self, batch_size: int, *, seed: int, first_step: int, content: Literal["moments"] = ...
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        first_step: int,
+        content: Literal["moments"] = ...,
+        part: slice = ...,
     ) -> Iterator[tuple[Float[Tensor, "B X H W"], Int[Tensor, " B"]]]: ...
 
     @overload
     def batches(
-        self, batch_size: int, *, seed: int, first_step: int, content: Literal["code_indices"]
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        first_step: int,
+        content: Literal["code_indices"],
+        part: slice = ...,
     ) -> Iterator[tuple[Int[Tensor, "B H W"], Int[Tensor, " B"]]]: ...
 
     def batches(
@@ -201,6 +213,7 @@ class LatentCache:
         seed: int,
         first_step: int,
         content: Literal["moments", "code_indices"] = "moments",
+        part: slice = slice(None),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the batches of all steps from `first_step` on, without end, reading one ahead.
 
@@ -212,7 +225,7 @@ class LatentCache:
         """
         get = {"moments": self.moments, "code_indices": self.code_indices}[content]
         get(torch.arange(1), torch.zeros(1, dtype=torch.bool))  # refuse now, not at the first batch
-        return self._batches(get, batch_size, seed, first_step)
+        return self._batches(get, batch_size, seed, first_step, part)
 
     def _batches(
         self,
@@ -220,11 +233,13 @@ class LatentCache:
         batch_size: int,
         seed: int,
         first_step: int,
+        part: slice,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         def read(step: int) -> tuple[Tensor, Tensor]:
             indices = batch_indices(len(self), batch_size, seed=seed, step=step)
             chance = torch.rand(batch_size, generator=seeds.make_rng("flips", seed, step))
             mirrored = (chance < 0.5) & torch.tensor(self.info.flips)
+            indices, mirrored = indices[part], mirrored[part]
             return get(indices, mirrored), self.labels[indices]
 
         with ThreadPoolExecutor(1) as reader:
@@ -236,11 +251,24 @@ class LatentCache:
                 yield batch
 
     def normalise(
-        self, moments: Float[Tensor, "B X H W"], rng: torch.Generator
+        self,
+        moments: Float[Tensor, "B X H W"],
+        rng: torch.Generator,
+        *,
+        batch_size: int | None = None,
+        part: slice = slice(None),
     ) -> Float[Tensor, "B c H W"]:
-        """Sample the posterior and divide by one number; the mean is left in (MAR's code)."""
+        """Sample the posterior and divide by one number; the mean is left in (MAR's code).
+
+        Args:
+            moments: Of a batch, or of a part of it.
+            rng: Draws for the whole batch.
+            batch_size: Samples of the whole batch, if there are more.
+            part: Which of them `moments` holds.
+        """
         posterior = Posterior.of(moments, self.info.latent.channels)
-        eps = torch.randn(posterior.mean.shape, generator=rng, device=rng.device)
+        shape = (batch_size or len(moments), *posterior.mean.shape[1:])
+        eps = torch.randn(shape, generator=rng, device=rng.device)[part]
         return posterior.sample(eps) / self.info.latent_std
 
 

@@ -5,16 +5,24 @@ Shapes: B batch, c channels of a latent, H W latent grid.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from mar import seeds
+from mar import distributed, seeds
 from mar.latents.cache import LatentCache
 from mar.model.mar import MAR, TrainingDraws
-from mar.training.trainer import OptimisationConfig, Step, Trainer, parameter_groups
+from mar.training.parallelism import Parallel
+from mar.training.trainer import (
+    OptimisationConfig,
+    ParameterGroup,
+    Step,
+    Trainer,
+    parameter_groups,
+)
 
 
 class TrainingConfig(OptimisationConfig):
@@ -34,7 +42,11 @@ class InitialWeights(NamedTuple):
 
 
 def new_trainer(
-    model: MAR, config: TrainingConfig, given: InitialWeights | None = None
+    model: MAR,
+    config: TrainingConfig,
+    given: InitialWeights | None = None,
+    *,
+    parallel: Parallel = "ddp",
 ) -> Trainer[MAR]:
     """Set the weights and return a trainer with the paper's parameter groups.
 
@@ -45,6 +57,7 @@ def new_trainer(
         config: How.
         given: Released weights to begin with, instead of random ones. If no step is to be taken,
             the trainer holds both the raw and the averaged weights of the file.
+        parallel: How several processes work together.
 
     Raises:
         ValueError: random weights would be used untrained.
@@ -58,11 +71,16 @@ def new_trainer(
             )
         model.initialize(seeds.make_rng("weights", config.seed, device=_device(model)))
     model.load_state_dict({**model.state_dict(), **chosen})
-    groups = parameter_groups(model, config.weight_decay, without_decay=model.head.parameters())
-    trainer = Trainer(model, groups, config)
+    if not config.steps:  # nothing is divided among processes that take no step
+        parallel = "none"
+    trainer = Trainer(model, partial(_groups, weight_decay=config.weight_decay), config, parallel)
     if given is not None and not config.steps:
         model.load_state_dict(given.model)
     return trainer
+
+
+def _groups(model: MAR, weight_decay: float) -> list[ParameterGroup]:
+    return parameter_groups(model, weight_decay, without_decay=model.head.parameters())
 
 
 def train(
@@ -76,47 +94,68 @@ def train(
     """Take the remaining steps, yielding each.
 
     All randomness of a step comes from (seed, step), so a resumed training equals an uninterrupted
-    one. It is drawn for the whole batch, so without dropout the loss does not depend on
-    `micro_batch`, the number of images whose activations are in memory at a time.
+    one. It is drawn for the whole batch, of which each process takes its share, so the loss depends
+    neither on the number of processes nor, without dropout, on `micro_batch`: the number of images
+    whose activations are in memory at a time.
+
+    Raises:
+        ValueError: the batch does not divide among the processes.
     """
     if trainer.step >= config.steps:  # released weights need no images
         return
     model = trainer.model
     device = _device(model)
+    share = distributed.batch_share(config.batch_size)
     content = "code_indices" if model.config.is_discrete else "moments"
     batches = cache.batches(
-        config.batch_size, seed=config.seed, first_step=trainer.step, content=content
+        config.batch_size, seed=config.seed, first_step=trainer.step, content=content, part=share
     )
     for cached, labels in batches:
         if trainer.step >= config.steps:
             return
-        step = trainer.step
-        rng = seeds.make_rng("training", config.seed, step, device=device)
-        cached = cached.to(device, non_blocking=True)
-        # Code indices as one channel, or normalised continuous latents.
-        latents = cached[:, None] if model.config.is_discrete else cache.normalise(cached, rng)
-        draws = model.draw(len(latents), rng)
-        # Dropout alone draws from torch's global generator.
-        dropout = seeds.make_rng("dropout", config.seed, step).initial_seed()
-        torch.manual_seed(dropout)  # pyright: ignore[reportUnknownMemberType]
+        latents, draws = _draw(
+            model, cache, cached.to(device, non_blocking=True), config, trainer.step
+        )
+        labels = labels.to(device, non_blocking=True)
         yield trainer.update(
-            _losses(model, latents, labels.to(device), draws, micro_batch, autocast)
+            _losses(trainer, latents, labels, draws[share], share.start, micro_batch, autocast)
         )
 
 
+def _draw(
+    model: MAR, cache: LatentCache, cached: Tensor, config: TrainingConfig, step: int
+) -> tuple[Shaped[Tensor, "B c H W"], TrainingDraws]:
+    """Return the latents of this process's share, and the draws for the whole batch."""
+    rng = seeds.make_rng("training", config.seed, step, device=cached.device)
+    if model.config.is_discrete:
+        latents = cached[:, None]  # code indices, as one channel
+    else:
+        share = distributed.batch_share(config.batch_size)
+        latents = cache.normalise(cached, rng, batch_size=config.batch_size, part=share)
+    return latents, model.draw(config.batch_size, rng)
+
+
 def _losses(
-    model: MAR,
+    trainer: Trainer[MAR],
     latents: Shaped[Tensor, "B c H W"],
     labels: Int[Tensor, " B"],
     draws: TrainingDraws,
+    first: int,
     micro_batch: int,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Yield the loss of each part of this process's share, whose first sample is number `first`."""
+    config = trainer.config
     for start in range(0, len(latents), micro_batch):
         part = slice(start, start + micro_batch)
-        with autocast():
-            loss = model(latents[part], labels[part], draws[part])
-        yield loss * (len(labels[part]) / len(labels)), {}
+        # Dropout alone draws from torch's global generator.
+        place = [first + start] if first + start else []
+        dropout = seeds.make_rng("dropout", config.seed, trainer.step, *place).initial_seed()
+        torch.manual_seed(dropout)  # pyright: ignore[reportUnknownMemberType]
+        with trainer.accumulate(last=start + micro_batch >= len(latents)):
+            with autocast():
+                loss = trainer.network(latents[part], labels[part], draws[part])
+            yield loss * (len(labels[part]) / config.batch_size), {}
 
 
 def _device(model: MAR) -> torch.device:

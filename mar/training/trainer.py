@@ -3,9 +3,10 @@
 import copy
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,13 +14,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from mar import distributed
 from mar.config import Config
-from mar.files import seal
+from mar.training import parallelism
+from mar.training.checkpoints import Checkpoints, History, Stateful
+from mar.training.parallelism import Parallel, local_tensor, whole_tensor
 
 
 M = TypeVar("M", bound=nn.Module)
 
-History = list[dict[str, float | int]]  # points of curves: a step and the numbers measured at it
+MAX_SKIPPED = 10  # steps in a row without a finite gradient; ours
+
 Average = Callable[[list[Tensor], list[Tensor], int | None], None]  # averages, values, unused
 ParameterGroup = dict[str, list[nn.Parameter] | float]  # as torch's optimisers take them
 
@@ -48,63 +53,117 @@ class OptimisationConfig(Config):
 
 @dataclass(frozen=True)
 class Step:
-    """An optimiser step that was taken; `terms` are the named parts of the loss."""
+    """An optimiser step that was taken.
+
+    Attributes:
+        index: Its number, from 1.
+        loss: The loss of the batch.
+        terms: The named parts of the loss.
+        grad_norm: The norm of the gradient.
+        lr: The learning rate.
+        in_a_row: Steps up to this one, without a break, that were skipped because the gradient was
+            not finite.
+        skipped: All steps that were skipped so far.
+        max_in_a_row: From how many in a row on the training has diverged.
+    """
 
     index: int
     loss: Float[Tensor, ""]
     terms: dict[str, Tensor]
     grad_norm: Float[Tensor, ""]
     lr: float
+    in_a_row: Float[Tensor, ""]
+    skipped: Float[Tensor, ""]
+    max_in_a_row: int
 
     def values(self) -> dict[str, float]:
-        """Return the numbers for a curve.
+        """Return the numbers for a curve, those that are finite; this waits for the device.
 
         Raises:
-            ValueError: the loss or the gradient is not finite.
+            DivergedError: too many steps in a row were skipped.
         """
         numbers = {"loss": self.loss, **self.terms, "grad_norm": self.grad_norm}
         values = {name: float(value) for name, value in numbers.items()}
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise ValueError(f"training diverged at step {self.index}: {name} is {value}")
-        return {**values, "lr": self.lr}
+        broken = {name: value for name, value in values.items() if not math.isfinite(value)}
+        in_a_row, skipped = int(self.in_a_row), int(self.skipped)
+        if in_a_row >= self.max_in_a_row:
+            found = " and ".join(f"{name} is {value}" for name, value in broken.items())
+            raise DivergedError(
+                f"training diverged at step {self.index}: {found}, in {in_a_row} steps in a row"
+            )
+        finite = {name: value for name, value in values.items() if name not in broken}
+        return {**finite, "lr": self.lr, **({"skipped_steps": skipped} if skipped else {})}
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether the gradient was not finite; this waits for the device."""
+        return int(self.in_a_row) > 0
 
 
-@runtime_checkable
-class Stateful(Protocol):
-    """Something whose state a checkpoint can hold: a model, an optimiser."""
-
-    def state_dict(self) -> dict[str, object]:
-        """Return the state."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, object], /) -> object:
-        """Restore a state."""
-        ...
+class DivergedError(ValueError):
+    """The gradient is not finite any more."""
 
 
 class Trainer(Generic[M]):
     """A model in training, its averaged weights (EMA) and its optimiser.
 
-    `step` counts the steps taken.
+    In several processes, each adds its share of a batch, and all take the same step.
+
+    Attributes:
+        model: The model.
+        network: What computes the loss: the model, or what wraps it for several processes.
+        ema: The averaged weights.
+        optimizer: AdamW.
+        step: The number of steps taken.
     """
 
-    def __init__(self, model: M, groups: list[ParameterGroup], config: OptimisationConfig) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: M,
+        group: Callable[[M], list[ParameterGroup]],
+        config: OptimisationConfig,
+        parallel: Parallel = "none",
+    ) -> None:
+        """Begin the average with the model's weights, and divide both among the processes.
+
+        Args:
+            model: What is trained, with its initial weights.
+            group: Returns the groups of parameters that the optimiser takes.
+            config: How to train.
+            parallel: How processes work together ("none": gradients are added up after the
+                backward pass).
+        """
         self.ema = copy.deepcopy(model).requires_grad_(False).eval()
+        self.model = model
+        self.processes = parallelism.divide(model, self.ema, parallel)
+        self.network = self.processes.network
         self.config = config
         self.optimizer = torch.optim.AdamW(
-            groups, lr=config.lr, betas=(config.beta_1, config.beta_2), fused=True
+            group(model), lr=config.lr, betas=(config.beta_1, config.beta_2), fused=True
         )
         self.average: Average = get_ema_multi_avg_fn(config.ema_decay)
         self.step = 0
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._counts = _Counts().to(device)
+
+    def accumulate(self, *, last: bool) -> AbstractContextManager[object]:
+        """Return the context of forward and backward pass of a part of a batch.
+
+        Args:
+            last: Whether it is the last part of this process's share, after which the gradients of
+                all processes are added up.
+        """
+        return self.processes.accumulate(last)
 
     def update(self, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> Step:
         """Take one step on the sum of some losses, of which one at a time is in memory.
 
+        If the gradient is not finite, weights and moments stay as they are, and the step counts as
+        skipped. The device decides that, so nothing waits for it.
+
         Args:
-            losses: For each part of the batch its loss and the terms it is made of, already
-                weighted by the part's share of the batch.
+            losses: For each part of this process's share its loss and the terms it is made of,
+                already weighted by the part's share of the whole batch.
         """
         lr = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
@@ -113,39 +172,108 @@ class Trainer(Generic[M]):
         self.optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
         for loss, terms in losses:
-            loss.backward()  # pyright: ignore[reportUnknownMemberType]
+            (loss * self.processes.factor).backward()  # pyright: ignore[reportUnknownMemberType]
             for name, value in {"loss": loss, **terms}.items():
                 totals[name] = totals.get(name, 0) + value.detach()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        if distributed.is_distributed():
+            whole = distributed.add_up(torch.stack(list(totals.values())))
+            totals = dict(zip(totals, whole.unbind(), strict=True))
+            self.processes.add_up_gradients()
+        norm = whole_tensor(
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        )
+        broken = (~norm.isfinite()).float()
+        counts = self._counts
+        counts.skipped = counts.skipped + broken
+        counts.in_a_row = (counts.in_a_row + 1) * broken
+        self.optimizer.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-        self.average(list(self.ema.parameters()), list(self.model.parameters()), None)
+        self.average(
+            [local_tensor(p) for p in self.ema.parameters()],
+            [local_tensor(p) for p in self.model.parameters()],
+            None,
+        )
         self.step += 1
-        return Step(self.step, totals.pop("loss"), totals, norm, lr)
+        loss = totals.pop("loss")
+        limit = min(MAX_SKIPPED, self.config.steps)
+        return Step(self.step, loss, totals, norm, lr, counts.in_a_row, counts.skipped, limit)
 
     def parts(self) -> dict[str, Stateful]:
         """Return everything whose state a checkpoint holds; subclasses add to it."""
-        return {"model": self.model, "ema": self.ema, "optimizer": self.optimizer}
+        return {
+            "model": self.model,
+            "ema": self.ema,
+            "optimizer": OptimizerState(self.optimizer),
+            "counts": self._counts,
+        }
 
-    def save(self, path: Path, history: History) -> None:
-        """Write a checkpoint, and the curves up to here."""
-        states = {name: part.state_dict() for name, part in self.parts().items()}
-        with seal.sealing(path) as partial:
-            torch.save({"step": self.step, "history": history, **states}, partial)
-            seal.add_to_zip(partial)
-
-    def load(self, path: Path) -> History:
-        """Continue from what `save` wrote; return the curves up to there.
+    def save(self, checkpoints: Checkpoints, history: History) -> None:
+        """Begin to write a checkpoint, with the curves up to here.
 
         Raises:
-            DamagedFileError: the file is not what was written; nothing has changed.
+            OSError: an earlier one could not be written.
         """
-        seal.check(path)
-        device = next(self.model.parameters()).device
-        state = torch.load(path, map_location=device, weights_only=True)
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
-        self.step = state["step"]
-        return state["history"]
+        checkpoints.save(self.parts(), self.step, history)
+
+    def load(self, checkpoints: Checkpoints, path: Path) -> History:
+        """Continue from a checkpoint; return the curves up to there.
+
+        Raises:
+            DamagedFileError: it is not what was written; nothing has changed.
+        """
+        loaded = checkpoints.load(path, self.parts())
+        self.step = loaded.step
+        return loaded.history
+
+    def whole_model(self) -> M | None:
+        """Return the model with all of its weights, in the main process; None in others.
+
+        All processes must call it. If weights are spread over processes, it is one object that the
+        next call, of `whole_ema` too, overwrites.
+        """
+        return self.processes.whole(self.model)
+
+    def whole_ema(self) -> M | None:
+        """Return the averaged weights, as `whole_model` does."""
+        return self.processes.whole(self.ema)
+
+
+class _Counts(nn.Module):
+    """How many steps were skipped."""
+
+    skipped: Float[Tensor, ""]
+    in_a_row: Float[Tensor, ""]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("skipped", torch.zeros(()))
+        self.register_buffer("in_a_row", torch.zeros(()))
+
+
+class OptimizerState:
+    """What AdamW remembers, under names that do not depend on the number of processes."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the moments of each parameter, zero for one that has had no step."""
+        states: dict[str, Tensor] = {}
+        groups = self._optimizer.param_groups
+        for index, parameter in enumerate(p for group in groups for p in group["params"]):
+            state = self._optimizer.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), device=parameter.device)
+                state["exp_avg"] = torch.zeros_like(parameter, requires_grad=False)
+                state["exp_avg_sq"] = torch.zeros_like(parameter, requires_grad=False)
+            states |= {f"{index}.{name}": value for name, value in state.items()}
+        return states
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], /) -> None:
+        """Restore the moments."""
+        for name, value in self.state_dict().items():
+            if value is not state_dict[name]:
+                value.copy_(state_dict[name])
 
 
 def learning_rate(config: OptimisationConfig, step: int) -> float:

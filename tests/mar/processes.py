@@ -3,6 +3,7 @@
 import importlib
 import multiprocessing
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,7 @@ def in_processes(function: Callable[..., Any], num: int, folder: Path, *args: ob
     for worker in workers:
         worker.start()
     try:
-        results = dict(queue.get(timeout=SECONDS) for _ in workers)
+        results = dict(pickle.loads(queue.get(timeout=SECONDS)) for _ in workers)
     except Empty:
         codes = [worker.exitcode for worker in workers]
         raise AssertionError(f"a process gave no result; exit codes: {codes}") from None
@@ -64,7 +65,7 @@ def _work(queue: Any, rank: int, num: int, folder: str, file: str, name: str, ar
         result = getattr(importlib.import_module(Path(file).stem), name)(*args)
     except Exception as error:
         result = error
-    queue.put((rank, result))
+    queue.put(pickle.dumps((rank, result)))  # a copy: its process ends before it is read
     queue.close()
     queue.join_thread()
     dist.destroy_process_group()

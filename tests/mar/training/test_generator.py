@@ -16,6 +16,7 @@ from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR, GeneratorConfig
 from mar.sampling.generate import SampleConfig, draw_noise, generate
+from mar.training.checkpoints import Checkpoints
 from mar.training.generator import InitialWeights, TrainingConfig, new_trainer, train
 from mar.training.trainer import Step, Trainer
 
@@ -97,6 +98,15 @@ def run(
     return list(train(trainer, cache, config, micro_batch=micro_batch, autocast=nullcontext))
 
 
+def hand_over(first: Trainer, second: Trainer, folder: Path) -> None:
+    """Let a training go on where another one is."""
+    checkpoints = Checkpoints(folder / "checkpoints")
+    first.save(checkpoints, [])
+    checkpoints.wait()
+    (path,) = checkpoints.paths()
+    second.load(checkpoints, path)
+
+
 def state(trainer: Trainer) -> dict[str, Tensor]:
     """Return all numbers that a training has."""
     moments = trainer.optimizer.state_dict()["state"]
@@ -119,8 +129,7 @@ def test_a_resumed_training_equals_an_undisturbed_one(
     assert tiny_model.config.dropout > 0
     losses = [float(step.loss) for step in run(whole, cache, config)]
     before = [float(step.loss) for step in run(first, cache, make_config(steps=2))]
-    first.save(tmp_path / "state.pt", [])
-    second.load(tmp_path / "state.pt")
+    hand_over(first, second, tmp_path)
     torch.rand(5)
     after = [float(step.loss) for step in run(second, cache, config)]
     assert before + after == losses
@@ -305,8 +314,7 @@ def test_a_training_with_given_weights_resumes_bit_by_bit(
     steps = partial(train, cache=cache, config=make_config(steps=2), micro_batch=6)
     list(steps(whole, autocast=nullcontext))
     next(steps(first, autocast=nullcontext))
-    first.save(tmp_path / "checkpoint.pt", [])
-    second.load(tmp_path / "checkpoint.pt")
+    hand_over(first, second, tmp_path)
     list(steps(second, autocast=nullcontext))
     assert same(second.model, whole.model.state_dict())
     assert same(second.ema, whole.ema.state_dict())

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mar.training.trainer import OptimisationConfig, Trainer, learning_rate, parameter_groups
+from mar.training.checkpoints import Checkpoints
+from mar.training.trainer import (
+    MAX_SKIPPED,
+    DivergedError,
+    OptimisationConfig,
+    Trainer,
+    learning_rate,
+    parameter_groups,
+)
 
 
 def make_config(**changes: Any) -> OptimisationConfig:
@@ -34,7 +42,7 @@ def make_config(**changes: Any) -> OptimisationConfig:
 def make_trainer(**changes: Any) -> Trainer:
     torch.manual_seed(0)
     model, config = nn.Linear(3, 2), make_config(**changes)
-    return Trainer(model, parameter_groups(model, config.weight_decay), config)
+    return Trainer(model, lambda model: parameter_groups(model, config.weight_decay), config)
 
 
 def values(model: nn.Module) -> list[Tensor]:
@@ -139,35 +147,71 @@ def test_groups_hold_each_parameter_once() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_training_that_diverges_names_the_step_and_the_term(value: float) -> None:
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted(value: float) -> None:
+    trainer, other = make_trainer(), make_trainer()
+    steps = [trainer.update([(loss(trainer, scale), {})]) for scale in (1.0, value, -2.0)]
+    for scale in (1.0, -2.0):
+        other.update([(loss(other, scale), {})])
+    for one, expected in zip(values(trainer.model), values(other.model), strict=True):
+        assert torch.equal(one, expected)
+    assert [step.is_skipped for step in steps] == [False, True, False]
+    assert "skipped_steps" not in steps[0].values()
+    assert "grad_norm" not in steps[1].values()
+    assert steps[1].values()["skipped_steps"] == steps[2].values()["skipped_steps"] == 1
+    assert trainer.step == 3
+
+
+def test_the_square_root_of_zero_is_finite_and_its_slope_is_not() -> None:
+    trainer = make_trainer()
+    before = values(trainer.model)
+    step = trainer.update([((loss(trainer) - loss(trainer).detach()).sqrt(), {})])
+    assert step.values()["loss"] == 0
+    assert step.is_skipped
+    for old, new in zip(before, values(trainer.model), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_many_skipped_steps_in_a_row_are_an_error_that_names_step_and_term() -> None:
     trainer = make_trainer()
     trainer.update([(loss(trainer), {})])
-    step = trainer.update([(loss(trainer), {"kl": torch.tensor(value)})])
-    with pytest.raises(ValueError, match=f"training diverged at step 2: kl is {value}"):
+    for _ in range(MAX_SKIPPED):
+        step = trainer.update([(loss(trainer, math.nan), {})])
+        if trainer.step <= MAX_SKIPPED:
+            step.values()
+    with pytest.raises(DivergedError, match="training diverged at step 11: loss is nan and grad_"):
         step.values()
 
 
-def test_a_gradient_that_is_not_finite_is_noticed() -> None:
-    """The square root of zero is finite, its slope is not."""
-    trainer = make_trainer()
-    step = trainer.update([((loss(trainer) - loss(trainer).detach()).sqrt(), {})])
-    with pytest.raises(ValueError, match="training diverged at step 1: grad_norm is inf"):
-        step.values()
+def test_a_short_training_of_skipped_steps_alone_is_an_error() -> None:
+    trainer = make_trainer(steps=2)
+    trainer.update([(loss(trainer, math.nan), {})]).values()
+    with pytest.raises(DivergedError, match=r"at step 2: .*, in 2 steps in a row"):
+        trainer.update([(loss(trainer, math.nan), {})]).values()
 
 
 def test_a_saved_training_continues_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"warmup_steps": 4, "lr_schedule": "cosine"}
     whole, first, second = (make_trainer(**changes) for _ in range(3))
     curve = [{"loss": 1.5, "lr": 0.01}]
-    for step in range(6):
+    for step in range(3):
+        whole.update([(loss(whole, step - 2.5), {})])
+    whole.update([(loss(whole, math.nan), {})])
+    for step in range(3, 6):
         whole.update([(loss(whole, step - 2.5), {})])
     for step in range(3):
         first.update([(loss(first, step - 2.5), {})])
-    first.save(tmp_path / "state.pt", curve)
-    assert second.load(tmp_path / "state.pt") == curve
-    assert second.step == 3
+    checkpoints = Checkpoints(tmp_path)
+    first.update([(loss(first, math.nan), {})])  # skipped, and counted
+    first.save(checkpoints, curve)
+    for step in range(3):  # goes on while the copy is written
+        first.update([(loss(first, step), {})])
+    checkpoints.wait()
+    (path,) = checkpoints.paths()
+    assert second.load(checkpoints, path) == curve
+    assert second.step == 4
     for step in range(3, 6):
-        second.update([(loss(second, step - 2.5), {})])
+        last = second.update([(loss(second, step - 2.5), {})])
+    assert last.values()["skipped_steps"] == 1
     for resumed, expected in [(second.model, whole.model), (second.ema, whole.ema)]:
         for one, other in zip(values(resumed), values(expected), strict=True):
             assert torch.equal(one, other)
