@@ -8,7 +8,7 @@ Shapes: B batch.
 # pyright: reportUnknownMemberType=false
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+Parallel = Literal["ddp", "fsdp"]  # how a model is trained: whole in each process, or spread
 
 
 def is_distributed() -> bool:
@@ -41,8 +43,7 @@ def is_main() -> bool:
 
 def barrier() -> None:
     """Wait until all processes are here."""
-    if is_distributed():
-        dist.monitored_barrier()  # gloo's: it names the process that is missing
+    agree(0)
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
@@ -50,16 +51,18 @@ def share(items: Sequence[T]) -> Sequence[T]:
     return items[rank() :: num_processes()]
 
 
-def batch_share(batch_size: int) -> slice:
+def batch_share(batch_size: int, key: str = "batch size") -> slice:
     """Return which samples of a batch are this process's: a block of equal size in each.
+
+    Args:
+        batch_size: Samples of the whole batch.
+        key: What sets it, for the message.
 
     Raises:
         ValueError: the batch does not divide among the processes.
     """
     if batch_size % num_processes():
-        raise ValueError(
-            f"a batch of {batch_size} does not divide among {num_processes()} processes"
-        )
+        raise ValueError(f"{key}: {batch_size} does not divide among {num_processes()} processes")
     size = batch_size // num_processes()
     return slice(rank() * size, (rank() + 1) * size)
 
@@ -77,24 +80,24 @@ def from_main(function: Callable[[], T]) -> T:
     """Call a function in the main process and return its result in all.
 
     Raises:
-        ValueError: the call raised one; all processes do.
+        ValueError: the call failed; the main process raises what it raised.
     """
     if not is_distributed():
         return function()
-    outcome: list[tuple[T | None, ValueError | None]] = [(None, None)]
-    failure: BaseException | None = None
+    outcome: list[tuple[T | None, str | None]] = [(None, None)]
+    failure: Exception | None = None
     if is_main():
         try:
             outcome = [(function(), None)]
-        except ValueError as error:
-            outcome = [(None, error)]
+        except Exception as error:  # the others would wait for ever
+            outcome = [(None, str(error))]
             failure = error
     dist.broadcast_object_list(outcome)
-    result, error = outcome[0]
+    result, message = outcome[0]
     if failure is not None:
         raise failure
-    if error is not None:
-        raise error
+    if message is not None:
+        raise ValueError(message)
     return result  # pyright: ignore[reportReturnType]
 
 

@@ -12,16 +12,18 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
 
+from mar import distributed
 from mar.files import atomic
-from stages import failures, params, tracking, work
+from stages import failures, launch, params, tracking, work
 from stages.locks import locked
 from stages.stage import OUT, Stage, root
 
@@ -43,21 +45,28 @@ def run(main: Callable[[Stage], None]) -> None:
 
 def start(name: str, main: Callable[[Stage], None]) -> None:
     """Run a stage's `main`; a mistake of a user ends it with one readable message."""
-    signal.signal(signal.SIGTERM, _exit)
-    if os.environ.get("DVC_STAGE"):
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _exit)
+    if os.environ.get("DVC_STAGE") or launch.is_launched():
         _end_with_parent()
     try:
-        execute(name, main)
+        if num := launch.processes_here(name):
+            launch.start_processes(name, num)
+        else:
+            execute(name, main)
     except KeyboardInterrupt:
         if os.environ.get("MAR_TRACEBACK"):
             raise
-        sys.stderr.write(f"{name}: interrupted; the same command goes on from what is saved\n")
+        if not launch.is_launched():
+            sys.stderr.write(f"{name}: interrupted; the same command goes on from what is saved\n")
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         lines = failures.explain(name, error)
         if lines is None or os.environ.get("MAR_TRACEBACK"):
             raise
-        sys.stderr.writelines(f"{name}: {line}\n" for line in lines)
+        message = "".join(f"{name}: {line}\n" for line in lines)
+        if not launch.tell(message):
+            sys.stderr.write(message)
         raise SystemExit(1) from None
 
 
@@ -65,14 +74,18 @@ def execute(name: str, main: Callable[[Stage], None]) -> None:
     """Run a stage's `main` once `params.yaml` is found fine, alone, and tracked.
 
     All of `params.yaml` is checked, so a typo in a later stage's section does not wait for hours to
-    be found.
+    be found. Of several processes the main one does all of that, and the others wait.
 
     Raises:
         ValueError: a mistake of a user.
     """
-    _check_params(name)
-    with work.exclusive(name):
-        _run_tracked(name, main)
+    device = choose_device()
+    with launch.joined(device), ExitStack() as held:
+        opened = distributed.from_main(lambda: _open(name, device, held))
+        if distributed.is_main():
+            _run_tracked(name, main, device, opened)
+        else:
+            main(Stage(name, OUT / name, opened.folder, device, Silent()))
 
 
 def choose_device() -> torch.device:
@@ -86,7 +99,8 @@ def choose_device() -> torch.device:
             reason = str(error).splitlines()[0]
             raise ValueError(f"MAR_DEVICE: cannot use {chosen!r}: {reason}") from None
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        local_rank = launch.local_rank()
+        return torch.device("cuda") if local_rank is None else torch.device("cuda", local_rank)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -115,17 +129,36 @@ def _check_params(name: str) -> None:
             atomic.write_text(passed, "\n".join(state))
 
 
-def _run_tracked(name: str, main: Callable[[Stage], None]) -> None:
-    device = choose_device()
+class _Opened(NamedTuple):
+    """What a stage begins with: its work folder, and what it read (see `work.check_unchanged`)."""
+
+    folder: Path
+    sections: dict[str, Any]
+    inputs: dict[str, str]
+
+
+def _open(name: str, device: torch.device, held: ExitStack) -> _Opened:
+    """Check everything, take the stage's lock, and open its work folder."""
+    _check_params(name)
+    held.enter_context(work.exclusive(name))
     import_module("stages.memory").check(name, device)  # imports what prepare does without
     work.remove_recorded()
-    read, inputs = work.sections(name), work.input_digests(name)
+    sections, inputs = work.sections(name), work.input_digests(name)
     folder = work.open_folder(name, inputs)
     if not any(folder.iterdir()):  # a fresh start: the pictures of another one would mix with ours
         shutil.rmtree(root() / "work" / "previews" / name, ignore_errors=True)
+    return _Opened(folder, sections, inputs)
+
+
+def _run_tracked(
+    name: str, main: Callable[[Stage], None], device: torch.device, opened: _Opened
+) -> None:
+    folder = opened.folder
     run_id = folder / work.RUN_ID
     tags = {"mar.fingerprint": folder.name, "mar.device": str(device)}
-    tags |= {f"dvc.dep.{path}": digest for path, digest in inputs.items()}
+    if distributed.num_processes() > 1:
+        tags["mar.processes"] = str(distributed.num_processes())
+    tags |= {f"dvc.dep.{path}": digest for path, digest in opened.inputs.items()}
     if Path("dvc.lock").is_file():
         tags["dvc.lock"] = atomic.digest(Path("dvc.lock"))
     resume = run_id.read_text() if run_id.is_file() else None
@@ -135,10 +168,29 @@ def _run_tracked(name: str, main: Callable[[Stage], None]) -> None:
             atomic.write_text(run_id, tracked.id)
         main(Stage(name, OUT / name, folder, device, tracked))
         tracked.speeds({"seconds": time.monotonic() - started, "peak_memory_gib": _peak_gib()})
-        work.check_unchanged(name, read, inputs)
+        work.check_unchanged(name, opened.sections, opened.inputs)
     if others := work.finish(folder):
         kept = ", ".join(str(other) for other in others)
         sys.stderr.write(f"{name}: unfinished work of other settings is kept: {kept}\n")
+
+
+class Silent:
+    """The record of a process that is not the main one: none."""
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Do nothing."""
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Do nothing."""
+
+    def picture(self, path: Path, name: str = "") -> None:
+        """Do nothing."""
+
+    def step_picture(self, path: Path, key: str, step: int) -> None:
+        """Do nothing."""
+
+    def speeds(self, values: Mapping[str, float]) -> None:
+        """Do nothing."""
 
 
 def _peak_gib() -> float:

@@ -9,11 +9,13 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class DeferredSignals:
-    """While entered, SIGTERM and SIGINT are noted, and act when `deliver` is called.
+    """While entered, SIGTERM, SIGINT and SIGUSR1 are noted, and act when `deliver` is called.
+
+    (Slurm sends SIGUSR1 some time before a job's end, if asked to.)
 
     A second signal acts at once, for whoever cannot wait. Outside the main thread, where Python
     allows no handlers, nothing is deferred.
@@ -38,6 +40,11 @@ class DeferredSignals:
         self._restore()
         if kind is None:
             self.deliver()
+
+    @property
+    def noted(self) -> bool:
+        """Whether a signal waits to act."""
+        return self._noted is not None
 
     def deliver(self, before: Callable[[], object] = lambda: None) -> None:
         """Act on a noted signal, if there is one.

@@ -14,7 +14,9 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from mar import distributed
 from mar.config import Config
+from mar.distributed import Parallel
 from mar.files import atomic, seal
 from mar.files.seal import DamagedFileError
 from stages import params
@@ -88,6 +90,21 @@ class Stage:
         """Whether activations are computed again instead of kept (`MAR_CHECKPOINTING`)."""
         return read_count("MAR_CHECKPOINTING", 0, least=0) > 0
 
+    @property
+    def parallel(self) -> Parallel:
+        """How several processes train the generator (`MAR_PARALLEL`: ddp or fsdp).
+
+        Raises:
+            ValueError: it is something else.
+        """
+        match os.environ.get("MAR_PARALLEL") or "ddp":
+            case "ddp":
+                return "ddp"
+            case "fsdp":
+                return "fsdp"
+            case found:
+                raise ValueError(f"MAR_PARALLEL: must be ddp or fsdp, got {found!r}")
+
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass on its device."""
         return autocast(self.device)
@@ -105,7 +122,8 @@ class Stage:
         speeds and times go to `log_speeds`.
         """
         self.run.metrics(values)
-        atomic.write_json(self.out / "metrics.json", values)
+        if distributed.is_main():
+            atomic.write_json(self.out / "metrics.json", values)
 
     def log_speeds(self, **values: float | None) -> None:
         """Log what differs from run to run: to MLflow, and to `work/speeds/<stage>.json`."""
@@ -133,6 +151,8 @@ class Stage:
         name. A picture that cannot be drawn (an early sample is NaN, the disk is full) is reported
         and ends no training.
         """
+        if not distributed.is_main():
+            return
         try:
             getattr(import_module("stages.previews"), kind)(self, **values)
         except Exception as error:  # its code may be edited meanwhile, so anything can happen
@@ -146,7 +166,9 @@ class Stage:
         Raises:
             ValueError: inputs do not belong together.
         """
-        found = import_module("stages.preflight").check(self, **values)
+        found = distributed.from_main(
+            lambda: import_module("stages.preflight").check(self, **values)
+        )
         self.run.metrics({f"preflight/{name}": value for name, value in found.items()})
 
 

@@ -1,5 +1,6 @@
 """Train MAR on the cached latents."""
 
+from functools import partial
 from pathlib import Path
 
 from mar.activation_checkpointing import set_checkpointing
@@ -8,7 +9,13 @@ from mar.latents.cache import LatentCache
 from mar.latents.info import TRANSFORM, LatentsInfo, latent_std
 from mar.model.mar import MAR, save_mar
 from mar.released.generator import GeneratorSource
-from mar.training.generator import InitialWeights, TrainingConfig, new_trainer, train
+from mar.training.generator import (
+    InitialWeights,
+    TrainingConfig,
+    broken_samples,
+    new_trainer,
+    train,
+)
 from stages import released, train_loop
 from stages.stage import Stage, run
 
@@ -40,23 +47,29 @@ def main(stage: Stage) -> None:
         given = InitialWeights(section.to_ours(found.chosen), section.to_ours(found.model))
     cache = LatentCache(LATENTS, info)
     stage.preflight(cache=cache, weights=TOKENIZER, image_size=image_size)
-    trainer = new_trainer(model.to(stage.device), config, given)
+    trainer = new_trainer(model.to(stage.device), config, given, parallel=stage.parallel)
+
+    def preview(step: int) -> None:
+        if (ema := trainer.whole_ema()) is not None:
+            stage.preview("samples", model=ema.to(stage.device), info=info, step=step)
+
     history = train_loop.run(
         stage,
         trainer,
-        config,
-        lambda: train(
-            trainer, cache, config, micro_batch=stage.micro_batch, autocast=stage.autocast
+        partial(
+            train, trainer, cache, config, micro_batch=stage.micro_batch, autocast=stage.autocast
         ),
-        lambda step: stage.preview("samples", model=trainer.ema, info=info, step=step),
+        preview,
+        broken_samples=partial(broken_samples, trainer, cache, config, autocast=stage.autocast),
     )
-    save_mar(stage.out / "generator.safetensors", model, info.tokenizer)
-    save_mar(stage.out / "ema.safetensors", trainer.ema, info.tokenizer)
+    for name, whole in (("generator", trainer.whole_model), ("ema", trainer.whole_ema)):
+        if (found := whole()) is not None:
+            save_mar(stage.out / f"{name}.safetensors", found, info.tokenizer)
     metrics: dict[str, float] = {
         "steps": config.steps,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
-    for last in history[-1:]:  # none where no step was taken
+    for last in [point for point in history if "loss" in point][-1:]:  # none if no step was taken
         metrics["loss"] = last["loss"]
     stage.write_metrics(metrics)
 

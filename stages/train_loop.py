@@ -1,133 +1,226 @@
 """Drive a training: continue a killed one, show progress, keep curves and checkpoints."""
 
-import os
+import math
+import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
+from mar import distributed
 from mar.files import atomic
 from mar.files.seal import DamagedFileError
-from mar.training.trainer import History, OptimisationConfig, Step, Trainer
+from mar.training.checkpoints import Checkpoints, History
+from mar.training.trainer import DivergedError, Step, Trainer
 from stages.signals import DeferredSignals
 from stages.stage import Stage, read_count
+
+
+SHOWN = 20  # samples in a message, points of the curves in a dump
 
 
 def run(
     stage: Stage,
     trainer: Trainer,
-    config: OptimisationConfig,
     steps: Callable[[], Iterator[Step]],
     preview: Callable[[int], None],
     measures: Mapping[str, Callable[[], float | None]] | None = None,
+    *,
+    broken_samples: Callable[[int], list[str]],
 ) -> History:
     """Take the steps that are left and return the curves; `curves.csv` holds them as well.
 
     Args:
         stage: The stage that trains.
         trainer: What is trained.
-        config: Its section of `params.yaml`.
         steps: Begins the steps that are left, once an earlier checkpoint is loaded.
         preview: Draws a picture of the work after a number of steps.
         measures: What is measured beside each picture, where it can be; each has a curve of its
             own, `<name>.csv`: they have few points, and plots take an empty cell for zero.
+        broken_samples: Names the samples of the batch of a step (from 0) whose loss is not finite.
+
+    Raises:
+        DivergedError: the training has diverged, twice if there is a checkpoint to go back to.
     """
-    checkpoint = stage.work / "checkpoint.pt"
-    history = _resume(stage, trainer, checkpoint)
-    measures = measures or {}
-    begun = trainer.step
-    interval = _Interval(read_count("MAR_CHECKPOINT_SECONDS", 30, least=1))
-    speed = _Speed(config.batch_size, trainer.step)
-
-    def save() -> None:
-        _save(trainer, checkpoint, history)
-
-    progress_bar = tqdm(
-        total=config.steps, initial=trainer.step, desc=stage.name, unit="step", mininterval=1
+    checkpoints = Checkpoints(
+        stage.work / "checkpoints", keep=read_count("MAR_KEEP_CHECKPOINTS", 2, least=1)
     )
-    # SIGTERM and Ctrl-C end the training between two steps, with a checkpoint of where it is.
-    with DeferredSignals() as signals, progress_bar as progress:
-        for step in steps():
-            progress.update()
-            last = step.index == config.steps
-            point = step.index % config.curve_steps == 0 or last
-            pictured = step.index % config.preview_steps == 0 or last
-            if point or pictured:
-                values = step.values()  # waits for the device, and refuses a diverged training
-                with speed.paused():
-                    seen = _measure(measures) if pictured else {}
-                if point or seen:
-                    values |= seen
-                    history.append({"step": step.index, **values})
-                    speeds = {"images_per_second": speed.measure(step.index)}
-                    stage.run.metrics(values | speeds, step.index)
-                    progress.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
-            if pictured:  # a picture can take minutes, and is in no checkpoint
-                with speed.paused(), signals.immediate(save):
-                    preview(step.index)
-            if interval.due() and not last:
-                step.values()  # never keep a diverged training
-                with speed.paused(), interval.saving():
-                    save()
-            signals.deliver(save)
-    if trainer.step == begun:  # there was nothing to train, but what there is can be seen
-        preview(trainer.step)
-    else:  # DVC has yet to record what is made of it
-        save()
-    stage.log_speeds(images_per_second=speed.mean())
-    _write_curves(stage, history, list(measures))
-    return history
+    training = _Training(
+        stage, trainer, checkpoints, steps, preview, measures or {}, broken_samples
+    )
+    training.resume()
+    training.run()
+    checkpoints.wait()
+    if distributed.is_main():
+        _write_curves(stage, training.history, list(measures or {}))
+    return training.history
 
 
-def _resume(stage: Stage, trainer: Trainer, checkpoint: Path) -> History:
-    """Continue from the last checkpoint that is whole, and return the curves up to there."""
-    damaged = False
-    for path in (checkpoint, _before(checkpoint)):
-        if path.is_file():
+@dataclass
+class _Training:
+    """A training that goes on from its last checkpoint, and back to it where it diverges."""
+
+    stage: Stage
+    trainer: Trainer
+    checkpoints: Checkpoints
+    steps: Callable[[], Iterator[Step]]
+    preview: Callable[[int], None]
+    measures: Mapping[str, Callable[[], float | None]]
+    broken_samples: Callable[[int], list[str]]
+    history: History = field(default_factory=list[dict[str, float | int]])
+
+    def resume(self) -> None:
+        """Continue from the last checkpoint that is whole."""
+        damaged = False
+        for path in self.checkpoints.paths():
             try:
-                history = trainer.load(path)
+                self.history = self.trainer.load(self.checkpoints, path)
             except DamagedFileError as error:
-                sys.stderr.write(f"{stage.name}: {error}; it is removed\n")
-                path.unlink()
+                self._say(f"{error}; {path} is removed")
+                if distributed.is_main():
+                    shutil.rmtree(path)
                 damaged = True
                 continue
+            step, num_steps = self.trainer.step, self.trainer.config.steps
             if damaged:
-                sys.stderr.write(f"{stage.name}: goes on from step {trainer.step}, of {path}\n")
-            num_steps = trainer.config.steps
-            if trainer.step < num_steps:
-                sys.stderr.write(
-                    f"{stage.name}: continuing from step {trainer.step} of {num_steps}\n"
+                self._say(f"goes on from step {step}, of {path}")
+            if step < num_steps:
+                self._say(f"continuing from step {step} of {num_steps}")
+            return
+        if damaged:
+            self._say("no other checkpoint is kept, so it begins at step 0")
+
+    def run(self) -> None:
+        """Take the steps that are left.
+
+        Raises:
+            DivergedError: it diverges again after it went back to its last checkpoint.
+        """
+        begun, speed = self.trainer.step, _Speed(self.trainer.config.batch_size, self.trainer.step)
+        went_back = False
+        while True:
+            try:
+                self._take_steps(speed)
+                break
+            except DivergedError as error:
+                self.checkpoints.wait()
+                path = next(iter(self.checkpoints.paths()), None)
+                if went_back or path is None:
+                    raise self._explain(error) from None
+                self._say(f"{error}; back to {path}, once")
+                self.history = self.trainer.load(self.checkpoints, path)
+                speed.back_to(self.trainer.step)
+                went_back = True
+        if self.trainer.step == begun:  # there was nothing to train, but what there is can be seen
+            self.preview(self.trainer.step)
+        else:  # DVC has yet to record what is made of it
+            self.save()
+        self.stage.log_speeds(images_per_second=speed.mean())
+
+    def _explain(self, error: DivergedError) -> DivergedError:
+        """Name the samples that a training diverged at, and keep what is known of it."""
+        step = self.trainer.step
+        samples = self.broken_samples(step - 1)
+        path = self.stage.work / "diverged.json"
+        if distributed.is_main():
+            found = {"message": str(error), "step": step, "samples": samples}
+            atomic.write_json(path, {**found, "curves": self.history[-SHOWN:]})
+        names = ", ".join(samples[:SHOWN]) + (", ..." if len(samples) > SHOWN else "")
+        at = f"with {names}" if samples else "with no single sample of its batch"
+        return DivergedError(f"{error}; {at} ({path} says more)")
+
+    def save(self) -> None:
+        """Begin to write a checkpoint."""
+        self.trainer.save(self.checkpoints, self.history)
+
+    def save_and_wait(self) -> None:
+        """Write a checkpoint, before the process ends."""
+        self.save()
+        self.checkpoints.wait()
+
+    def _take_steps(self, speed: "_Speed") -> None:
+        config = self.trainer.config
+        interval = _Interval(read_count("MAR_CHECKPOINT_SECONDS", 30, least=1))
+        progress_bar = tqdm(
+            total=config.steps,
+            initial=self.trainer.step,
+            desc=self.stage.name,
+            unit="step",
+            mininterval=1,
+            disable=not distributed.is_main(),
+        )
+        # SIGTERM, SIGUSR1 and Ctrl-C end the training between two steps, with a checkpoint of
+        # where it is. All processes end, or save, after the same step.
+        with DeferredSignals() as signals, progress_bar as progress:
+            for step in self.steps():
+                progress.update()
+                last = step.index == config.steps
+                point = step.index % config.curve_steps == 0 or last
+                pictured = step.index % config.preview_steps == 0 or last
+                if point or pictured:
+                    values = self._measure(step, speed, point=point, pictured=pictured)
+                    progress.set_postfix(loss=f"{values.get('loss', math.nan):.4g}", refresh=False)
+                if pictured:  # a picture can take minutes, and is in no checkpoint
+                    with speed.paused(), self._interruptible(signals):
+                        self.preview(step.index)
+                due, busy, ended = distributed.agree(
+                    int(interval.due() and not last),
+                    int(self.checkpoints.is_saving()),
+                    int(signals.noted),
                 )
-            return history
-    if damaged:
-        sys.stderr.write(f"{stage.name}: no other checkpoint is kept, so it begins at step 0\n")
-    return []
+                if due and not busy and not _is_skipped(step):  # never keep a diverged training
+                    with speed.paused(), interval.saving():
+                        self.save()
+                if ended:
+                    self.save_and_wait()
+                    signals.deliver()
+                    raise SystemExit(128 + signal.SIGTERM)  # it was another process's signal
+
+    def _interruptible(self, signals: DeferredSignals) -> AbstractContextManager[None]:
+        """Let a signal end what has no end in sight, if no other process takes part in saving."""
+        if distributed.is_distributed():
+            return nullcontext()
+        return signals.immediate(self.save_and_wait)
+
+    def _measure(
+        self, step: Step, speed: "_Speed", *, point: bool, pictured: bool
+    ) -> dict[str, float]:
+        """Return the numbers of a step, and note them in the curves."""
+        values = step.values()  # waits for the device, and refuses a diverged training
+        seen: dict[str, float] = {}
+        if pictured and distributed.is_main():
+            with speed.paused():
+                found = {name: measure() for name, measure in self.measures.items()}
+            seen = {name: value for name, value in found.items() if value is not None}
+        if point or seen:
+            values |= seen
+            self.history.append({"step": step.index, **values})
+            speeds = {"images_per_second": speed.measure(step.index), **_memory(self.stage.device)}
+            self.stage.run.metrics(values | speeds, step.index)
+        return values
+
+    def _say(self, text: str) -> None:
+        if distributed.is_main():
+            sys.stderr.write(f"{self.stage.name}: {text}\n")
 
 
-def _measure(measures: Mapping[str, Callable[[], float | None]]) -> dict[str, float]:
-    """Return what can be measured beside a picture."""
-    found = {name: measure() for name, measure in measures.items()}
-    return {name: value for name, value in found.items() if value is not None}
+def _is_skipped(step: Step) -> bool:
+    """Whether a step was skipped; raises DivergedError where too many were."""
+    step.values()
+    return step.is_skipped
 
 
-def _save(trainer: Trainer, checkpoint: Path, history: History) -> None:
-    """Write a checkpoint, and keep the one before it; at no time is there none."""
-    if checkpoint.is_file():
-        before = _before(checkpoint)
-        before.unlink(missing_ok=True)
-        try:
-            os.link(checkpoint, before)
-        except OSError:  # a disk without links
-            checkpoint.replace(before)
-    trainer.save(checkpoint, history)
-
-
-def _before(checkpoint: Path) -> Path:
-    return checkpoint.with_stem(f"{checkpoint.stem}-before")
+def _memory(device: torch.device) -> dict[str, float]:
+    """Return the most memory of a GPU that tensors have taken, in GiB."""
+    if device.type != "cuda":
+        return {}
+    return {"peak_gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 1024**3}
 
 
 def _write_curves(stage: Stage, history: History, measured: Sequence[str]) -> None:
@@ -147,7 +240,10 @@ def _write_curves(stage: Stage, history: History, measured: Sequence[str]) -> No
 
 
 class _Interval:
-    """When to write a checkpoint: after some seconds, but for a tenth of the time at most."""
+    """When to write a checkpoint: after some seconds, but for 2 % of the time at most.
+
+    What counts is how long the training waits: for the copy, not for the disk.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -161,7 +257,7 @@ class _Interval:
         started = time.monotonic()
         yield
         now = time.monotonic()
-        self._next = now + max(self._seconds, 9 * (now - started))
+        self._next = now + max(self._seconds, 49 * (now - started))
 
 
 class _Speed:
@@ -180,6 +276,9 @@ class _Speed:
         self._seconds += seconds
         self._step, self._since = step, now
         return images / seconds
+
+    def back_to(self, step: int) -> None:
+        self._step, self._since = step, time.monotonic()
 
     def mean(self) -> float | None:
         return self._images / self._seconds if self._seconds else None

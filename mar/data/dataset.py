@@ -106,16 +106,23 @@ def load_images(images: ImageSet, workers: int) -> UInt8[Tensor, "B 3 S S"]:
 
 
 def image_batches(
-    images: ImageSet, batch_size: int, *, seed: int, first_step: int, workers: int
+    images: ImageSet,
+    batch_size: int,
+    *,
+    seed: int,
+    first_step: int,
+    workers: int,
+    part: slice = slice(None),
 ) -> Iterator[tuple[UInt8[Tensor, "B 3 S S"], Int64[Tensor, " B"]]]:
-    """Yield the images and labels of `batch_indices`, from a step on, without end.
+    """Yield the images and labels of `batch_indices`, or of a part of them, without end.
 
     A set of at most 512 MiB is decoded once and kept in memory. Of a larger one each batch is
     decoded ahead of its step, by worker processes that end when the iterator is closed or
     forgotten.
     """
     steps = (
-        batch_indices(len(images), batch_size, seed=seed, step=step) for step in count(first_step)
+        batch_indices(len(images), batch_size, seed=seed, step=step)[part]
+        for step in count(first_step)
     )
     if len(images) * 3 * images.image_size**2 <= IN_MEMORY_BYTES:
         decoded = load_images(images, workers)

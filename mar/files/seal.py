@@ -4,9 +4,10 @@ What is decided here holds for every file that one part of the pipeline writes a
 
 *What a file carries.* A seal: `mar-sha256:` and the SHA-256 of the whole file, taken with the 64
 digits of the seal as zeros. It stands inside the file, where the format has room for remarks: the
-schema's metadata (Arrow, Parquet), the description (safetensors), the key `seal` (JSON), the
-comment of the zip archive (checkpoints of `torch.save`). So file and digest cannot be separated,
-other programs read the file as before, and the same content gives the same bytes.
+schema's metadata (Arrow, Parquet), the description (safetensors), the key `seal` (JSON). So file
+and digest cannot be separated, other programs read the file as before, and the same content gives
+the same bytes. (A checkpoint is a folder, whose sealed `checkpoint.json` holds the digests of the
+other files: `mar.training.checkpoints`.)
 
 *Who compares it.* Whoever opens a file, before anything of it is used (`check`). Every byte counts,
 those of names, padding and the seal as well, so a changed bit is found wherever it is. A file that
@@ -23,7 +24,6 @@ stage reads, and `classes.json`, a plain list of names that is compared with the
 import hashlib
 import os
 import re
-import struct
 from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -41,7 +41,6 @@ PIECE = 1 << 24  # bytes hashed at a time; a seal is within the first or the las
 THREADS = 16
 
 _SEAL = re.compile(rf"{MARK}([0-9a-f]{{{DIGITS}}})".encode())
-_ZIP_END = struct.Struct("<4s16sH")  # signature, counts and places, length of the comment
 
 
 class DamagedFileError(ValueError):
@@ -121,16 +120,6 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DamagedFileError(path, "does not hold keys and values")
     content = cast(dict[str, Any], value)
     return {key: content[key] for key in content if key != KEY}
-
-
-def add_to_zip(path: Path) -> None:
-    """Give a zip archive without a comment a blank seal as its comment."""
-    with path.open("rb+") as file:
-        file.seek(-_ZIP_END.size, os.SEEK_END)
-        signature, places, length = _ZIP_END.unpack(file.read())
-        assert (signature, length) == (b"PK\5\6", 0)
-        file.seek(-_ZIP_END.size, os.SEEK_END)
-        file.write(_ZIP_END.pack(signature, places, len(BLANK)) + BLANK.encode())
 
 
 def _stamp(path: Path) -> None:

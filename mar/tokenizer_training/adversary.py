@@ -17,9 +17,10 @@ from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from mar import seeds
+from mar import distributed, seeds
 from mar.config import Config, kind
 from mar.tokenizer_training.discriminator import PatchDiscriminator, smallest_image
+from mar.training.parallelism import add_up_gradients
 
 
 class R1Config(Config):
@@ -130,10 +131,13 @@ class LeCam(nn.Module):
         penalty = relu(real - mean_fake).square().mean() + relu(mean_real - fake).square().mean()
         return penalty * (self.steps > 0)
 
-    def update(self, real: Float[Tensor, ""], fake: Float[Tensor, ""]) -> None:
-        """Average the mean logits of one more step."""
-        self.means.lerp_(torch.stack([real, fake]), 1 - self.decay)
-        self.steps.add_(1)
+    def update(
+        self, real: Float[Tensor, ""], fake: Float[Tensor, ""], skipped: Float[Tensor, ""]
+    ) -> None:
+        """Average the mean logits of one more step, unless it was skipped (1, else 0)."""
+        means = torch.where(skipped > 0, self.means, torch.stack([real, fake]))
+        self.means.lerp_(means, 1 - self.decay)
+        self.steps.add_(1 - skipped)
 
 
 class Adversary(nn.Module):
@@ -184,7 +188,7 @@ class Adversary(nn.Module):
         the weights after that step, which costs another forward pass.
 
         Args:
-            images: A batch of images.
+            images: This process's share of a batch of images.
             reconstructions: Their reconstructions, detached.
             micro_batch: Images whose activations are in memory at a time.
             autocast: Makes the context of the forward pass.
@@ -192,19 +196,26 @@ class Adversary(nn.Module):
         self.discriminator.requires_grad_(True)
         self.optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
+        whole = len(images) * distributed.num_processes()
         batches = (torch.split(batch, micro_batch) for batch in (images, reconstructions))
         for real, fake in zip(*batches, strict=True):
-            share = len(real) / len(images)
+            share = len(real) / whole
             loss, measured = self._losses(real, fake, autocast)
             (share * loss).backward()  # pyright: ignore[reportUnknownMemberType]
             for name, value in measured.items():
                 totals[name] = totals.get(name, 0) + share * value.detach()
+        if distributed.is_distributed():
+            sums = distributed.add_up(torch.stack(list(totals.values())))
+            totals = dict(zip(totals, sums.unbind(), strict=True))
+            add_up_gradients(self.discriminator.parameters())
         gradients = [p.grad for p in self.discriminator.parameters() if p.grad is not None]
-        totals["discriminator_grad_norm"] = nn.utils.get_total_norm(gradients)
+        norm = totals["discriminator_grad_norm"] = nn.utils.get_total_norm(gradients)
+        broken = (~norm.isfinite()).float()  # such a step is skipped
+        self.optimizer.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         self.discriminator.requires_grad_(False)
         if self.lecam is not None:
-            self.lecam.update(totals["logits_real"], totals["logits_fake"])
+            self.lecam.update(totals["logits_real"], totals["logits_fake"], broken)
         return totals
 
     def _losses(

@@ -12,7 +12,9 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from mar import seeds
+from mar import distributed, seeds
+from mar.data.batches import batch_indices
+from mar.data.dataset import ImageSet
 from mar.data.images import to_float
 from mar.evaluation import lpips
 from mar.evaluation.lpips import LPIPSConfig
@@ -21,7 +23,16 @@ from mar.tokenizer_training.adversary import AdversarialConfig, Adversary, adapt
 from mar.tokenizer_training.loss import LearnedVariance, ReconstructionLoss
 from mar.tokenizer_training.perceptual import KEY, Distance, PerceptualConfig
 from mar.tokenizers.interface import Codes, Draws, Reconstruction, Tokenizer
-from mar.training.trainer import OptimisationConfig, Stateful, Step, Trainer, parameter_groups
+from mar.training.checkpoints import Stateful
+from mar.training.parallelism import add_up_gradients
+from mar.training.trainer import (
+    OptimisationConfig,
+    OptimizerState,
+    ParameterGroup,
+    Step,
+    Trainer,
+    parameter_groups,
+)
 
 
 class TokenizerTrainingConfig(OptimisationConfig):
@@ -53,12 +64,16 @@ class TokenizerTrainer(Trainer[Tokenizer]):
     ) -> None:
         device = tokenizer.device
         variance = LearnedVariance().to(device) if config.learned_variance else None
-        groups = parameter_groups(
-            tokenizer, config.weight_decay, without_decay=tokenizer.without_decay()
-        )
-        if variance is not None:
-            groups.append({"params": list(variance.parameters()), "weight_decay": 0.0})
-        super().__init__(tokenizer, groups, config)
+
+        def group(tokenizer: Tokenizer) -> list[ParameterGroup]:
+            groups = parameter_groups(
+                tokenizer, config.weight_decay, without_decay=tokenizer.without_decay()
+            )
+            if variance is not None:
+                groups.append({"params": list(variance.parameters()), "weight_decay": 0.0})
+            return groups
+
+        super().__init__(tokenizer, group, config)
         if distance is not None:
             distance = distance.to(device)
         self.loss = ReconstructionLoss(config.perceptual, distance, variance)
@@ -76,8 +91,14 @@ class TokenizerTrainer(Trainer[Tokenizer]):
             parts["variance"] = self.loss.variance
         if self.adversary is not None:
             parts["adversary"] = self.adversary
-            parts["adversary_optimizer"] = self.adversary.optimizer
+            parts["adversary_optimizer"] = OptimizerState(self.adversary.optimizer)
         return parts
+
+    def add_up_gradients(self) -> None:
+        """Make each gradient the sum over all processes, that of the learned variance too."""
+        super().add_up_gradients()
+        if self.loss.variance is not None:
+            add_up_gradients(self.loss.variance.parameters())
 
 
 def new_trainer(
@@ -148,7 +169,7 @@ def train(
 
     Args:
         trainer: What is trained; it may have taken steps before.
-        batches: The batches of the remaining steps.
+        batches: This process's share of the batches of the remaining steps.
         config: How to train.
         micro_batch: Images whose activations are in memory at a time.
         autocast: Makes the context of the forward pass.
@@ -161,17 +182,45 @@ def train(
         if trainer.step >= config.steps:
             return
         rng = seeds.make_rng("tokenizer", config.seed, trainer.step, device=device)
-        whole = to_float(images.to(device))
+        pixels = to_float(images.to(device))
+        # Drawn for the whole batch, so that a step depends neither on `micro_batch` nor on the
+        # number of processes.
+        whole = len(pixels) * distributed.num_processes()
+        share = distributed.batch_share(whole)
         if config.flips:
-            mirrored = torch.rand(len(whole), generator=rng, device=device) < 0.5
-            whole = torch.where(mirrored[:, None, None, None], whole.flip(3), whole)
-        grid = [side // tokenizer.stride for side in whole.shape[2:]]
-        # For the whole batch, so that a step does not depend on `micro_batch`.
-        draws = tokenizer.draw(len(whole), grid, rng, step=trainer.step)
-        batch = _Batch(trainer, whole, draws, micro_batch, autocast)
+            mirrored = (torch.rand(whole, generator=rng, device=device) < 0.5)[share]
+            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
+        grid = [side // tokenizer.stride for side in pixels.shape[2:]]
+        draws = tokenizer.draw(whole, grid, rng, step=trainer.step)
+        draws = tuple(draw[share] for draw in draws)
+        batch = _Batch(trainer, pixels, draws, micro_batch, autocast)
         step = trainer.update(batch.losses())
-        measured = tokenizer.after_step(trainer.ema, batch.codes, rng)
+        measured = tokenizer.after_step(trainer.ema, batch.whole_codes(), rng)
         yield replace(step, terms={**step.terms, **measured, **batch.discriminate()})
+
+
+@torch.no_grad()
+def broken_images(
+    trainer: TokenizerTrainer,
+    images: ImageSet,
+    config: TokenizerTrainingConfig,
+    step: int,
+    *,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> list[str]:
+    """Return the paths of the images of a step's batch whose loss, alone, is not finite."""
+    tokenizer = trainer.model
+    rng = seeds.make_rng("tokenizer", config.seed, step, device=tokenizer.device)
+    found: list[str] = []
+    for index in batch_indices(len(images), config.batch_size, seed=config.seed, step=step):
+        pixels = to_float(images.stack([int(index)]).to(tokenizer.device))
+        grid = [side // tokenizer.stride for side in pixels.shape[2:]]
+        with autocast():
+            decoded = tokenizer(pixels, tokenizer.draw(1, grid, rng, step=step)).images.float()
+        error, _ = trainer.loss(pixels, decoded, autocast=autocast)
+        if not error.isfinite():
+            found.append(images.names[int(index)])
+    return found
 
 
 @dataclass(frozen=True)
@@ -195,7 +244,7 @@ class _Pass:
 
 @dataclass
 class _Batch:
-    """A batch in a training step, which processes it in parts.
+    """This process's share of a batch in a training step, which processes it in parts.
 
     Attributes:
         codes: Codes of the parts that `losses` has yielded.
@@ -213,6 +262,19 @@ class _Batch:
     def __post_init__(self) -> None:
         adversary, step = self.trainer.adversary, self.trainer.step
         self.warmup_factor = 0.0 if adversary is None else adversary.warmup_factor(step)
+
+    @property
+    def whole(self) -> int:
+        """Images of the whole batch."""
+        return len(self.images) * distributed.num_processes()
+
+    def whole_codes(self) -> list[Codes]:
+        """Return the codes of the whole batch, of all processes."""
+        if not self.codes or not distributed.is_distributed():
+            return self.codes
+        latents = torch.cat([part.latents for part in self.codes])
+        indices = torch.cat([part.indices for part in self.codes])
+        return [Codes(distributed.concatenate(latents), distributed.concatenate(indices))]
 
     def losses(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Yield the loss and the terms of each part, weighted by its share of the batch."""
@@ -262,7 +324,7 @@ class _Batch:
             assert self.trainer.adversary is not None
             with self.autocast():
                 generator_loss = self.trainer.adversary.generator_loss(decoded)
-        return _Pass(len(part) / len(self.images), reconstruction, error, terms, generator_loss)
+        return _Pass(len(part) / self.whole, reconstruction, error, terms, generator_loss)
 
     def _weigh(self, starts: range) -> tuple[Float[Tensor, ""], _Pass]:
         """Return the adaptive weight of the whole batch, and the forward pass of its first part.
@@ -280,7 +342,8 @@ class _Batch:
             gradients.append(self._last_gradients(done))
         assert done is not None
         error, adversarial = (
-            torch.stack(parts).sum(dim=0) for parts in zip(*gradients, strict=True)
+            distributed.add_up(torch.stack(parts).sum(dim=0))
+            for parts in zip(*gradients, strict=True)
         )
         max_weight = self.trainer.adversary.config.max_weight
         return adaptive_weight(error, adversarial, max_weight=max_weight), done

@@ -99,13 +99,14 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def revive(self, latents: Float[Tensor, "B c h w"], rng: torch.Generator) -> Bool[Tensor, " K"]:
-        """Replace dead codes by latents drawn at random, and return which these were."""
+        """Replace dead codes by finite latents drawn at random, and return which these were."""
         dead = self.unused_steps >= DEAD_AFTER
         rows = latents.movedim(1, 3).flatten(0, 2)  # (R, c)
         order = torch.randperm(len(rows), generator=rng, device=rows.device)
         numbers = torch.arange(len(dead), device=rows.device) % len(rows)
-        codes = self.embedding.weight
-        codes.copy_(torch.where(dead[:, None], rows[order[numbers]], codes))
+        codes, drawn = self.embedding.weight, rows[order[numbers]]
+        dead &= drawn.isfinite().all(dim=1)
+        codes.copy_(torch.where(dead[:, None], drawn, codes))
         self.unused_steps.masked_fill_(dead, 0)
         return dead
 

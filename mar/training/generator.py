@@ -13,9 +13,10 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from mar import distributed, seeds
+from mar.data.batches import batch_indices
+from mar.distributed import Parallel
 from mar.latents.cache import LatentCache
 from mar.model.mar import MAR, TrainingDraws
-from mar.training.parallelism import Parallel
 from mar.training.trainer import (
     OptimisationConfig,
     ParameterGroup,
@@ -71,9 +72,9 @@ def new_trainer(
             )
         model.initialize(seeds.make_rng("weights", config.seed, device=_device(model)))
     model.load_state_dict({**model.state_dict(), **chosen})
-    if not config.steps:  # nothing is divided among processes that take no step
-        parallel = "none"
-    trainer = Trainer(model, partial(_groups, weight_decay=config.weight_decay), config, parallel)
+    groups = partial(_groups, weight_decay=config.weight_decay)
+    # Nothing is divided among processes that take no step.
+    trainer = Trainer(model, groups, config, parallel if config.steps else "none")
     if given is not None and not config.steps:
         model.load_state_dict(given.model)
     return trainer
@@ -105,7 +106,7 @@ def train(
         return
     model = trainer.model
     device = _device(model)
-    share = distributed.batch_share(config.batch_size)
+    share = distributed.batch_share(config.batch_size, "training.batch_size")
     content = "code_indices" if model.config.is_discrete else "moments"
     batches = cache.batches(
         config.batch_size, seed=config.seed, first_step=trainer.step, content=content, part=share
@@ -120,6 +121,38 @@ def train(
         yield trainer.update(
             _losses(trainer, latents, labels, draws[share], share.start, micro_batch, autocast)
         )
+
+
+@torch.no_grad()
+def broken_samples(
+    trainer: Trainer[MAR],
+    cache: LatentCache,
+    config: TrainingConfig,
+    step: int,
+    *,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> list[str]:
+    """Return the names of the samples of a step's batch whose loss, alone, is not finite.
+
+    In several processes, all look at the whole batch.
+    """
+    device = _device(trainer.model)
+    indices = batch_indices(len(cache), config.batch_size, seed=config.seed, step=step)
+    content = "code_indices" if trainer.model.config.is_discrete else "moments"
+    batches = cache.batches(config.batch_size, seed=config.seed, first_step=step, content=content)
+    cached, labels = next(iter(batches))
+    rng = seeds.make_rng("training", config.seed, step, device=device)
+    cached = cached.to(device)
+    latents = cached[:, None] if trainer.model.config.is_discrete else cache.normalise(cached, rng)
+    draws = trainer.model.draw(config.batch_size, rng)
+    found: list[str] = []
+    for place in range(config.batch_size):
+        one = slice(place, place + 1)
+        with autocast():
+            loss = trainer.network(latents[one], labels[one].to(device), draws[one])
+        if not loss.isfinite():
+            found.append(cache.names[int(indices[place])])
+    return found
 
 
 def _draw(

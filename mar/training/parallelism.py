@@ -22,11 +22,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mar import distributed
+from mar.distributed import Parallel
 
 
 M = TypeVar("M", bound=nn.Module)
-
-Parallel = Literal["none", "ddp", "fsdp"]
 
 
 class Replicas(Generic[M]):
@@ -109,7 +108,7 @@ class FSDP(Replicas[M]):
         return self._whole
 
 
-def divide(model: M, ema: M, parallel: Parallel) -> Replicas[M]:
+def divide(model: M, ema: M, parallel: Parallel | Literal["none"]) -> Replicas[M]:
     """Divide a training among the processes; of one process alone nothing changes.
 
     Args:

@@ -16,9 +16,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mar import distributed
 from mar.config import Config
+from mar.distributed import Parallel
 from mar.training import parallelism
 from mar.training.checkpoints import Checkpoints, History, Stateful
-from mar.training.parallelism import Parallel, local_tensor, whole_tensor
+from mar.training.parallelism import local_tensor, whole_tensor
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -61,8 +62,8 @@ class Step:
         terms: The named parts of the loss.
         grad_norm: The norm of the gradient.
         lr: The learning rate.
-        in_a_row: Steps up to this one, without a break, that were skipped because the gradient was
-            not finite.
+        in_a_row: Steps up to this one, without a break, that were skipped because loss or gradient
+            was not finite.
         skipped: All steps that were skipped so far.
         max_in_a_row: From how many in a row on the training has diverged.
     """
@@ -96,12 +97,12 @@ class Step:
 
     @property
     def is_skipped(self) -> bool:
-        """Whether the gradient was not finite; this waits for the device."""
+        """Whether loss or gradient was not finite; this waits for the device."""
         return int(self.in_a_row) > 0
 
 
 class DivergedError(ValueError):
-    """The gradient is not finite any more."""
+    """The loss or its gradient is not finite any more."""
 
 
 class Trainer(Generic[M]):
@@ -122,7 +123,7 @@ class Trainer(Generic[M]):
         model: M,
         group: Callable[[M], list[ParameterGroup]],
         config: OptimisationConfig,
-        parallel: Parallel = "none",
+        parallel: Parallel | Literal["none"] = "none",
     ) -> None:
         """Begin the average with the model's weights, and divide both among the processes.
 
@@ -158,8 +159,8 @@ class Trainer(Generic[M]):
     def update(self, losses: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> Step:
         """Take one step on the sum of some losses, of which one at a time is in memory.
 
-        If the gradient is not finite, weights and moments stay as they are, and the step counts as
-        skipped. The device decides that, so nothing waits for it.
+        If loss or gradient is not finite, weights and moments stay as they are, and the step counts
+        as skipped. The device decides that, so nothing waits for it.
 
         Args:
             losses: For each part of this process's share its loss and the terms it is made of,
@@ -178,11 +179,11 @@ class Trainer(Generic[M]):
         if distributed.is_distributed():
             whole = distributed.add_up(torch.stack(list(totals.values())))
             totals = dict(zip(totals, whole.unbind(), strict=True))
-            self.processes.add_up_gradients()
+            self.add_up_gradients()
         norm = whole_tensor(
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         )
-        broken = (~norm.isfinite()).float()
+        broken = (~(norm.isfinite() & totals["loss"].isfinite())).float()
         counts = self._counts
         counts.skipped = counts.skipped + broken
         counts.in_a_row = (counts.in_a_row + 1) * broken
@@ -197,6 +198,10 @@ class Trainer(Generic[M]):
         loss = totals.pop("loss")
         limit = min(MAX_SKIPPED, self.config.steps)
         return Step(self.step, loss, totals, norm, lr, counts.in_a_row, counts.skipped, limit)
+
+    def add_up_gradients(self) -> None:
+        """Make each gradient the sum over all processes, if the backward pass has not done so."""
+        self.processes.add_up_gradients()
 
     def parts(self) -> dict[str, Stateful]:
         """Return everything whose state a checkpoint holds; subclasses add to it."""

@@ -82,5 +82,5 @@ def blocks() -> slice:
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     assert in_processes(blocks, 2, tmp_path) == [slice(0, 4), slice(4, 8)]
-    with pytest.raises(ValueError, match=r"^a batch of 5 does not divide among 2 processes$"):
+    with pytest.raises(ValueError, match=r"^batch size: 5 does not divide among 2 processes$"):
         in_processes(indivisible, 2, tmp_path / "again")

@@ -146,45 +146,50 @@ def stopped(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def steps(folder: Path) -> list[int]:
-    return [
-        torch.load(folder / name, weights_only=True)["step"]
-        for name in ("checkpoint-before.pt", "checkpoint.pt")
-    ]
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints, the newest last."""
+    return sorted((folder / "checkpoints").iterdir())
 
 
+@pytest.mark.parametrize("file", ["checkpoint.json", "__0_0.distcp", ".metadata"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     damage: Callable[[Path], None],
+    file: str,
     stopped: Path,
     finished: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    assert steps(stopped) == [5, 6]
-    damage(stopped / "checkpoint.pt")
+    before, last = checkpoints(stopped)
+    assert last.name == "step-000000006"
+    damage(last / file)
     tiny.run_stage("train_generator")
     said = capfd.readouterr().err
-    assert f"train_generator: {stopped}/checkpoint.pt is damaged" in said or (
-        f"train_generator: {stopped}/checkpoint.pt holds no digest" in said
+    assert f"train_generator: {last}/{file} is damaged" in said or (
+        f"train_generator: {last}/{file} holds no digest" in said
     )
-    assert "train_generator: continuing from step 5 of 6" in said
+    assert f"; {last} is removed" in said
+    step = int(before.name.removeprefix("step-"))
+    assert f"train_generator: continuing from step {step} of 6" in said
     check_weights(finished)
 
 
 def test_without_a_whole_checkpoint_a_training_begins_again(
     stopped: Path, finished: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("checkpoint.pt", "checkpoint-before.pt"):
-        truncate(stopped / name)
+    for folder in checkpoints(stopped):
+        truncate(folder / "checkpoint.json")
     tiny.run_stage("train_generator")
     said = capfd.readouterr().err
-    assert said.count("it is removed") == 2
+    assert said.count(" is removed") == 2
     assert "train_generator: no other checkpoint is kept, so it begins at step 0" in said
     check_weights(finished)
 
 
-def test_a_kill_between_two_checkpoints_leaves_one(stopped: Path, finished: Path) -> None:
-    (stopped / "checkpoint.pt").unlink()
+def test_a_kill_while_a_checkpoint_is_written_leaves_one(stopped: Path, finished: Path) -> None:
+    _, last = checkpoints(stopped)
+    (last / "checkpoint.json").unlink()
+    last.rename(last.with_name(f"{last.name}.partial"))
     tiny.run_stage("train_generator")
     check_weights(finished)
 

@@ -76,9 +76,9 @@ def wait_for_step(project: Path, step: int) -> Path:
     """Return the work folder once a checkpoint of a step, or of a later one, is there."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
-        for path in (project / "work/train_tokenizer").glob("*/checkpoint.pt"):
-            if torch.load(path, weights_only=True)["step"] >= step:
-                return path.parent
+        for path in (project / "work/train_tokenizer").glob("*/checkpoints/step-*[0-9]"):
+            if int(path.name.removeprefix("step-")) >= step:
+                return path.parents[1]
         time.sleep(0.3)
     raise AssertionError("no checkpoint in time")
 

@@ -28,6 +28,7 @@ from mar.released.names import from_released
 from mar.sampling.store import SampleSet
 from mar.sources.no_images import NoData
 from mar.sources.source import Surroundings
+from mar.training.checkpoints import Checkpoints
 from mar.training.trainer import Trainer
 from stages import export, previews, train_loop
 
@@ -163,12 +164,12 @@ def test_a_training_begins_with_the_chosen_weights_and_can_be_continued(
         patch.setattr(previews, "samples", crash)  # after the second step
         with pytest.raises(KeyboardInterrupt):
             tiny.run_stage("train_generator")
-    assert list(Path("work/train_generator").glob("*/checkpoint.pt"))
+    assert list(Path("work/train_generator").glob("*/checkpoints/step-*"))
     begins: list[int] = []
     load = Trainer.load
 
-    def watched(trainer: Trainer[Any], path: Path) -> Any:
-        history = load(trainer, path)
+    def watched(trainer: Trainer[Any], checkpoints: Checkpoints, path: Path) -> Any:
+        history = load(trainer, checkpoints, path)
         begins.append(trainer.step)
         return history
 

@@ -24,7 +24,6 @@ from mar.latents.cache import measure_latents, write_latents
 from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape
 from mar.sampling.store import SampleSet, write_shard
-from mar.training.trainer import OptimisationConfig, Trainer, parameter_groups
 
 
 @contextmanager
@@ -62,28 +61,6 @@ def write_sample_shard(path: Path) -> None:
 
 def new_reference() -> Reference:
     return Reference(Statistics(draw(4).double(), draw(4, 4).double(), 9), draw(2, 4), "training")
-
-
-def new_trainer() -> Trainer[nn.Linear]:
-    config = OptimisationConfig(
-        seed=0,
-        steps=10,
-        batch_size=1,
-        lr=0.1,
-        lr_schedule="constant",
-        warmup_steps=0,
-        beta_1=0.9,
-        beta_2=0.9,
-        weight_decay=0.0,
-        gradient_clip=1.0,
-        ema_decay=0.5,
-        curve_steps=1,
-        preview_steps=1,
-    )
-    model = nn.Linear(3, 4)
-    trainer = Trainer(model, parameter_groups(model, 0.0), config)
-    trainer.update([(model(draw(2, 3)).sum(), {})])
-    return trainer
 
 
 REFERENCE = ReferenceInfo(
@@ -132,11 +109,6 @@ KINDS = [
     Kind("reference.json", REFERENCE.write, ReferenceInfo.read),
     Kind("latents.json", LATENTS.write, LatentsInfo.read),
     Kind("manifest.parquet", lambda path: write_manifest(path, CLASS_NAMES, ROWS), Manifest),
-    Kind(
-        "checkpoint.pt",
-        lambda path: new_trainer().save(path, [{"step": 1, "loss": 2.0}]),
-        lambda path: new_trainer().load(path),
-    ),
 ]
 NAMES = [
     "latents",
@@ -146,7 +118,6 @@ NAMES = [
     "reference",
     "latents.json",
     "manifest",
-    "checkpoint",
 ]
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 
@@ -228,8 +199,6 @@ def test_other_programs_read_what_is_sealed(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "a.parquet").num_rows == 9
     LATENTS.write(tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text())["latent_std"] == 1.0
-    new_trainer().save(tmp_path / "a.pt", [])
-    assert torch.load(tmp_path / "a.pt", weights_only=True, mmap=True)["step"] == 1
 
 
 def test_files_of_many_pieces_are_sealed_and_checked(

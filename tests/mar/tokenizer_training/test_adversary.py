@@ -1,5 +1,6 @@
 """The adversarial losses are their closed forms, and a discriminator learns what it should."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -112,8 +113,8 @@ def test_lecam_knows_nothing_at_first(rng: torch.Generator) -> None:
 
 def test_lecam_pulls_logits_that_are_further_apart_than_they_were() -> None:
     lecam = LeCam(0.9)
-    for real, fake in ((1.0, -2.0), (2.0, -1.0)):
-        lecam.update(torch.tensor(real), torch.tensor(fake))
+    for real, fake, skipped in ((1.0, -2.0, 0.0), (math.nan, 1.0, 1.0), (2.0, -1.0, 0.0)):
+        lecam.update(torch.tensor(real), torch.tensor(fake), torch.tensor(skipped))
     mean_real = (0.9 * 1 + 2) / 1.9  # weights 0.9 and 1: the average of two steps
     mean_fake = (0.9 * -2 - 1) / 1.9
     real, fake = torch.tensor([[[3.0, -9.0]]]), torch.tensor([[[-4.0, 9.0]]])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hand_over import hand_over
 from torch import Tensor
 
 from mar.data.batches import batch_indices
@@ -150,8 +151,7 @@ def test_a_resumed_training_equals_an_undisturbed_one(
     whole, first, second = (fresh(config, sizes) for _ in range(3))
     losses = [float(step.loss) for step in run(whole, images, config)]
     before = [float(step.loss) for step in run(first, images, make_config(steps=2))]
-    first.save(tmp_path / "state.pt", [])
-    second.load(tmp_path / "state.pt")
+    hand_over(first, second, tmp_path)
     after = [float(step.loss) for step in run(second, images, config)]
     assert before + after == losses
     assert_same_state(whole, second)
@@ -278,8 +278,7 @@ def test_revived_codes_survive_a_checkpoint_bit_for_bit(images: Tensor, tmp_path
     run(first, images, make_config(steps=3))
     unused = codebook(first).unused_steps
     assert int(unused.max()) == DEAD_AFTER - 2
-    first.save(tmp_path / "state.pt", [])
-    second.load(tmp_path / "state.pt")
+    hand_over(first, second, tmp_path)
     run(second, images, config)
     assert_same_state(whole, second)
     moved = (codebook(whole).embedding.weight.detach() - initial).abs().amax(dim=1)
@@ -350,8 +349,7 @@ def test_a_resumed_tuning_equals_an_undisturbed_one(
     whole, first, second = (fresh(config, detok(decoder_from_step=3)) for _ in range(3))
     run(whole, images, config)
     run(first, images, make_config(steps=stop))
-    first.save(tmp_path / "state.pt", [])
-    second.load(tmp_path / "state.pt")
+    hand_over(first, second, tmp_path)
     run(second, images, config)
     assert_same_state(whole, second)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hand_over import hand_over
 from torch import Tensor, nn
 
 from mar.heads.diffusion_loss import DiffusionLoss, DiffusionSampler
@@ -16,7 +17,6 @@ from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR, GeneratorConfig
 from mar.sampling.generate import SampleConfig, draw_noise, generate
-from mar.training.checkpoints import Checkpoints
 from mar.training.generator import InitialWeights, TrainingConfig, new_trainer, train
 from mar.training.trainer import Step, Trainer
 
@@ -96,15 +96,6 @@ def run(
     trainer: Trainer, cache: LatentCache, config: TrainingConfig, *, micro_batch: int = 8
 ) -> list[Step]:
     return list(train(trainer, cache, config, micro_batch=micro_batch, autocast=nullcontext))
-
-
-def hand_over(first: Trainer, second: Trainer, folder: Path) -> None:
-    """Let a training go on where another one is."""
-    checkpoints = Checkpoints(folder / "checkpoints")
-    first.save(checkpoints, [])
-    checkpoints.wait()
-    (path,) = checkpoints.paths()
-    second.load(checkpoints, path)
 
 
 def state(trainer: Trainer) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from processes import in_processes
 from training_in_processes import Outcome, run, write_cache
 
-from mar.training.parallelism import Parallel
+from mar.distributed import Parallel
 
 
 STEPS = 4

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from mar import distributed
+from mar.distributed import Parallel
 from mar.latents.cache import LatentCache, write_latents
 from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR, GeneratorConfig
 from mar.training.checkpoints import Checkpoints
 from mar.training.generator import TrainingConfig, new_trainer, train
-from mar.training.parallelism import Parallel
 
 
 SHAPE = LatentShape(channels=2, height=4, width=4)

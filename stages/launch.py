@@ -1,0 +1,229 @@
+"""Start a stage in several processes, or join those that something else has started.
+
+Loaded by name, like `stages.runner`: how many processes there are changes no result.
+
+A stage that is started plainly starts one process for each GPU of its machine (`MAR_PROCESSES`
+says otherwise), and of several machines (`MAR_NODES`, see `stages.join`). Under torchrun, or under
+Slurm's srun with a task for each process, it joins the world that is there.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from mar import distributed
+from mar.files import atomic
+from stages import once
+from stages.cpus import count_cpus
+from stages.stage import read_count
+
+
+ALONE = {"prepare"}  # stages without work for a GPU; their worker processes are those of a loader
+NODES = Path("work/nodes/stage.json")  # which stage the other machines join
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where a process of torch's launcher tells how it ended
+TIMEOUT = timedelta(hours=1)  # until a process that does not answer is an error
+GRACE = 600  # seconds that processes have to save and end after a signal
+PORT = 29400
+LOST = 75  # exit code of a process that has lost another one (sysexits: a temporary failure)
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+
+
+def processes_here(stage: str) -> int:
+    """Return how many processes a stage starts on this machine; 0 for none but this one.
+
+    Raises:
+        ValueError: `MAR_PROCESSES` or `MAR_NODES` is no number.
+    """
+    nodes = read_count("MAR_NODES", 1, least=1)
+    if stage in ALONE or "RANK" in os.environ or _in_slurm_step():
+        return 0
+    num = read_count("MAR_PROCESSES", processes_by_default(), least=1)
+    return num if num * nodes > 1 else 0
+
+
+def processes_by_default() -> int:
+    """Return the number of GPUs here, or 1 without any, or if `MAR_DEVICE` names one device."""
+    device = os.environ.get("MAR_DEVICE") or "cuda"
+    return max(1, torch.cuda.device_count()) if device == "cuda" else 1
+
+
+def start_processes(stage: str, num: int) -> None:
+    """Run a stage in `num` processes here, and on the machines that join.
+
+    After a lost process (killed, or its machine did not answer) all start again, from the last
+    checkpoint, `MAR_RESTARTS` times.
+
+    Raises:
+        SystemExit: a process has failed, or this one was told to end.
+    """
+    nodes = read_count("MAR_NODES", 1, least=1)
+    restarts = read_count("MAR_RESTARTS", 3, least=0)
+    for attempt in range(restarts + 1):
+        call: dict[str, Any] = {
+            "stage": stage,
+            "folder": str(Path.cwd()),
+            "id": f"{stage}-{os.getpid()}-{attempt}",
+            "nodes": nodes,
+            "endpoint": os.environ.get("MAR_RENDEZVOUS") or f"{os.uname().nodename}:{PORT}",
+        }
+        if nodes > 1:
+            atomic.write_json(NODES, call)
+        try:
+            failure = launch(call, num, node=0)
+        finally:
+            if nodes > 1:
+                NODES.unlink(missing_ok=True)
+        if failure is None:
+            return
+        if (message := _told(failure)) is not None:
+            sys.stderr.write(message)
+            raise SystemExit(1)
+        accident = failure.exitcode < 0 or failure.exitcode == LOST
+        if not accident or attempt == restarts:
+            sys.stderr.write(f"{stage}: {_lost(failure)}\n")
+            raise SystemExit(abs(failure.exitcode))
+        sys.stderr.write(
+            f"{stage}: {_lost(failure)}; all start again from the last checkpoint "
+            f"({attempt + 1} of {restarts})\n"
+        )
+
+
+def launch(call: dict[str, Any], num: int, node: int) -> ProcessFailure | None:
+    """Run the processes of one machine to their end; return what failed first, if any did.
+
+    Raises:
+        SystemExit: a signal has ended them.
+    """
+    for name in list(logging.root.manager.loggerDict):  # what matters is said below, in one line
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    several = call["nodes"] > 1
+    config = LaunchConfig(
+        min_nodes=call["nodes"],
+        max_nodes=call["nodes"],
+        nproc_per_node=num,
+        run_id=call["id"],
+        rdzv_backend="static" if several else "c10d",
+        rdzv_endpoint=call["endpoint"] if several else "localhost:0",
+        rdzv_configs={"rank": node, "timeout": 900} if several else {"timeout": 900},
+        max_restarts=0,
+        start_method="spawn",
+        signals_to_handle=SIGNALS,
+        shutdown_timeout=GRACE,
+    )
+    environment = {
+        "MAR_LAUNCHED": "1",
+        "MAR_PIPELINE": once.pipeline_key(),  # else that of their parent: this process
+        "OMP_NUM_THREADS": str(max(1, count_cpus() // num)),
+        "MAR_WORKERS": str(max(1, count_cpus() // num)),
+    }
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    try:
+        elastic_launch(config, sys.executable)("-m", f"stages.{call['stage']}")
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            sys.stderr.write(
+                f"{call['stage']}: interrupted; the same command goes on from what is saved\n"
+            )
+        raise SystemExit(128 + error.sigval) from None
+    except ChildFailedError as error:
+        return error.get_first_failure()[1]
+    return None
+
+
+def tell(message: str) -> bool:
+    """Leave an error's message to the launcher, if one has started this process."""
+    path = os.environ.get(ERROR_FILE)
+    if path is None or not is_launched():
+        return False
+    found = {"message": message, "extraInfo": {"timestamp": int(time.time())}}
+    Path(path).write_text(json.dumps({"message": found}))
+    return True
+
+
+def is_connection_lost(error: BaseException) -> bool:
+    """Whether an error says that another process does not answer any more."""
+    if not distributed.is_distributed() or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
+
+
+def is_launched() -> bool:
+    """Whether `launch` has started this process."""
+    return "MAR_LAUNCHED" in os.environ
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Join the processes that work together, if there are others, while the block runs."""
+    if "RANK" in os.environ:
+        place: dict[str, Any] = {"init_method": "env://"}
+    elif _in_slurm_step():
+        meeting = f"{os.environ['SLURM_JOB_ID']}-{os.environ['SLURM_STEP_ID']}"
+        Path("work/nodes").mkdir(parents=True, exist_ok=True)
+        place = {
+            "init_method": (Path("work/nodes").resolve() / meeting).as_uri(),
+            "rank": int(os.environ["SLURM_PROCID"]),
+            "world_size": int(os.environ["SLURM_NTASKS"]),
+        }
+    else:
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend, timeout=TIMEOUT, **place)
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_connection_lost(error):
+            raise
+        reason = str(error).splitlines()[0]
+        sys.stderr.write(f"process {distributed.rank()}: another one does not answer ({reason})\n")
+        os._exit(LOST)  # without waiting for it
+    dist.destroy_process_group()
+
+
+def local_rank() -> int | None:
+    """Return the number of this process among those of its machine, if there are several."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        if name in os.environ and (name == "LOCAL_RANK" or _in_slurm_step()):
+            return int(os.environ[name])
+    return None
+
+
+def _in_slurm_step() -> bool:
+    """Whether srun has started this process, and others with it."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+
+
+def _told(failure: ProcessFailure) -> str | None:
+    """Return the message that a process has left, if its end was no accident."""
+    data: Any = failure.error_file_data
+    message = data.get("message") if isinstance(data, dict) else None
+    if isinstance(message, dict):
+        return str(message["message"])
+    return None
+
+
+def _lost(failure: ProcessFailure) -> str:
+    code = failure.exitcode
+    how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
+    if code == LOST:
+        how = "lost the connection to another process"
+    return f"process {failure.local_rank} on {os.uname().nodename} {how}"

@@ -1,0 +1,158 @@
+"""A stage runs in several processes, survives the loss of one, and goes on with any number."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny_project as tiny
+import torch
+from safetensors.torch import load_file
+
+from mar.files.atomic import digest
+
+
+OUTPUTS = ("generator.safetensors", "ema.safetensors")
+STEPS = 100
+
+
+def start(
+    project: Path, module: str = "stages.train_generator", **environment: str
+) -> subprocess.Popen[str]:
+    # Dropout is drawn for each micro-batch, so these are the same whoever trains.
+    own = {"MAR_PROCESSES": "2", "MAR_MICRO_BATCH": "4", "MAR_CHECKPOINT_SECONDS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", module],
+        cwd=project,
+        env={**os.environ, **own, "OMP_NUM_THREADS": "1", **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """Return the processes that work for a launcher."""
+    found = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
+    )
+    lines = [line.split(maxsplit=1) for line in found.stdout.splitlines()]
+    return [int(pid) for pid, command in lines if "-m stages." in command]
+
+
+def saved_steps(project: Path) -> list[int]:
+    found = (project / "work/train_generator").glob("*/checkpoints/step-*[0-9]")
+    return sorted(int(path.name.removeprefix("step-")) for path in found)
+
+
+def prepare(project: Path, finished: Path, **training: object) -> None:
+    """Make everything ready to train."""
+    shutil.copytree(finished / "out", project / "out")
+    shutil.rmtree(project / "out/train_generator")
+    params = tiny.tiny_params()
+    params["training"] |= {"steps": STEPS, "preview_steps": STEPS, "curve_steps": 10, **training}
+    (project / "params.yaml").write_text(json.dumps(params))
+
+
+@pytest.mark.slow
+def test_lost_processes_and_signals_lose_nothing(project: Path, finished: Path) -> None:
+    prepare(project, finished)
+    undisturbed = start(project)
+    assert undisturbed.wait() == 0, undisturbed.communicate()[1]
+    expected = {name: digest(project / "out/train_generator" / name) for name in OUTPUTS}
+    weights = load_file(project / "out/train_generator/ema.safetensors")
+    shutil.rmtree(project / "out/train_generator")
+
+    # Of two processes one is killed: both start again from the last checkpoint.
+    running = start(project)
+    wait_until(lambda: saved_steps(project))
+    os.kill(children(running)[1], signal.SIGKILL)
+    wait_until(lambda: len(children(running)) == 2 and saved_steps(project)[-1] > 1)
+    # Then both are told to end; they save, and two others go on.
+    running.send_signal(signal.SIGTERM)
+    said = running.communicate()[1]
+    assert running.returncode == 128 + signal.SIGTERM
+    assert "was killed (SIGKILL); all start again from the last checkpoint (1 of 3)" in said
+    assert "Traceback" not in said
+    assert not (project / "out/train_generator/ema.safetensors").exists()
+    reached = saved_steps(project)[-1]
+    kept = project.parent / "kept"
+    shutil.copytree(project / "work", kept)
+    again = start(project)
+    said = again.communicate()[1]
+    assert again.returncode == 0
+    assert f"train_generator: continuing from step {reached} of {STEPS}" in said
+    assert {n: digest(project / "out/train_generator" / n) for n in OUTPUTS} == expected
+
+    # So does one process alone, to rounding.
+    shutil.rmtree(project / "out/train_generator")
+    shutil.rmtree(project / "work")
+    shutil.copytree(kept, project / "work")
+    alone = start(project, MAR_PROCESSES="1")
+    assert alone.wait() == 0
+    for name, value in load_file(project / "out/train_generator/ema.safetensors").items():
+        torch.testing.assert_close(value, weights[name], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_started_them(project: Path, finished: Path) -> None:
+    prepare(project, finished, steps=100_000)
+    running = start(project)
+    wait_until(lambda: saved_steps(project))
+    workers = children(running)
+    assert len(workers) == 2
+    running.kill()
+    running.communicate()
+    wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in workers))
+
+
+def test_a_mistake_is_said_once(project: Path, finished: Path) -> None:
+    prepare(project, finished, batch_size=9)
+    running = start(project)
+    said = running.communicate()[1]
+    assert running.returncode == 1
+    message = "train_generator: training.batch_size: 9 does not divide among 2 processes\n"
+    assert said.count(message) == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_another_machine_joins(project: Path, finished: Path) -> None:
+    """Here both are this machine, with one process each."""
+    prepare(project, finished, steps=6)
+    shutil.copytree(project, project.parent / "alone", symlinks=True)
+    world = {"MAR_PROCESSES": "1", "MAR_NODES": "2", "MAR_RENDEZVOUS": "127.0.0.1:29471"}
+    other = start(project, "stages.join", MAR_NODE="1", **world)
+    first = start(project, **world)
+    try:
+        assert first.wait(timeout=200) == 0, first.communicate()[1]
+    finally:
+        other.terminate()
+        first.kill()
+    said = other.communicate()[1]
+    assert "join: train_generator as machine 1 of 2\n" in said
+    assert other.returncode == 128 + signal.SIGTERM
+    alone = start(project.parent / "alone")
+    assert alone.wait() == 0
+    for name in OUTPUTS:
+        path = Path("out/train_generator", name)
+        assert digest(project / path) == digest(project.parent / "alone" / path)
+
+
+def test_a_machine_without_a_number_of_its_own_is_refused(project: Path) -> None:
+    refused = start(project, "stages.join", MAR_NODES="2")
+    said = refused.communicate()[1]
+    assert refused.returncode == 1
+    assert said.startswith("join: MAR_NODE: must be a number from 1 to 1 ")
