@@ -168,9 +168,18 @@ def is_launched() -> bool:
     return "MAR_LAUNCHED" in os.environ
 
 
+def is_for_another(stage: str) -> bool:
+    """Whether this process has nothing to do in a stage that one process does alone."""
+    rank = os.environ.get("RANK") or (os.environ["SLURM_PROCID"] if _in_slurm_step() else "0")
+    return stage in ALONE and rank != "0"
+
+
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def joined(stage: str, device: torch.device) -> Iterator[None]:
     """Join the processes that work together, if there are others, while the block runs."""
+    if stage in ALONE:
+        yield
+        return
     if "RANK" in os.environ:
         place: dict[str, Any] = {"init_method": "env://"}
     elif _in_slurm_step():
@@ -208,7 +217,9 @@ def local_rank() -> int | None:
 
 
 def _in_slurm_step() -> bool:
-    """Whether srun has started this process, and others with it."""
+    """Whether srun has started this process, and others with it, to work together."""
+    if "MAR_NODES" in os.environ:  # then one of its tasks starts stages, which start processes
+        return False
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
 
 

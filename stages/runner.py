@@ -52,7 +52,7 @@ def start(name: str, main: Callable[[Stage], None]) -> None:
     try:
         if num := launch.processes_here(name):
             launch.start_processes(name, num)
-        else:
+        elif not launch.is_for_another(name):
             execute(name, main)
     except KeyboardInterrupt:
         if os.environ.get("MAR_TRACEBACK"):
@@ -80,7 +80,7 @@ def execute(name: str, main: Callable[[Stage], None]) -> None:
         ValueError: a mistake of a user.
     """
     device = choose_device()
-    with launch.joined(device), ExitStack() as held:
+    with launch.joined(name, device), ExitStack() as held:
         opened = distributed.from_main(lambda: _open(name, device, held))
         if distributed.is_main():
             _run_tracked(name, main, device, opened)

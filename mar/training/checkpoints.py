@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from mar import distributed
 from mar.files import atomic, seal
+from mar.files.atomic import UnwritableError
 from mar.files.seal import DamagedFileError
 
 
@@ -94,11 +95,15 @@ class Checkpoints:
     def save(self, parts: Mapping[str, Stateful], step: int, history: History) -> None:
         """Begin to write a checkpoint; it returns when the state is copied.
 
+        If there is one of this step, nothing is written: it holds the same.
+
         Raises:
             OSError: an earlier one could not be written.
         """
         self.wait()
         final = self._folder / f"step-{step:09d}"
+        if distributed.from_main(final.exists):
+            return
         partial = final.with_name(final.name + ".partial")
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said of one process
         written = async_save(
@@ -160,8 +165,11 @@ class Checkpoints:
         """Wait for the files, seal them, and give the folder its name."""
         try:
             written.result()
-        except CheckpointException as error:
-            raise next(iter(error.failures.values()))[0] from None
+        except CheckpointException as failures:
+            error = next(iter(failures.failures.values()))[0]
+            if isinstance(error, OSError):
+                raise UnwritableError(partial, error) from None
+            raise error from None
         mine = sorted(partial.glob(f"__{distributed.rank()}_*"))
         digests = {file.name: atomic.digest(file) for file in mine}
         if self._group is not None:
@@ -171,7 +179,6 @@ class Checkpoints:
         if distributed.is_main():
             digests[".metadata"] = atomic.digest(partial / ".metadata")
             seal.write_json(partial / DESCRIPTION, {**description, "files": digests})
-            shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             _sync(self._folder)
             for old in self.paths()[self._keep :]:

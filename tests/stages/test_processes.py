@@ -151,6 +151,19 @@ def test_another_machine_joins(project: Path, finished: Path) -> None:
         assert digest(project / path) == digest(project.parent / "alone" / path)
 
 
+@pytest.mark.slow
+def test_tasks_of_srun_find_one_another(project: Path, finished: Path) -> None:
+    prepare(project, finished, steps=4)
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+    step |= {"SLURM_NTASKS": "2", "MAR_PROCESSES": ""}
+    for stage in ("stages.prepare", "stages.train_generator"):
+        tasks = [start(project, stage, **step, SLURM_PROCID=str(rank)) for rank in range(2)]
+        said = [task.communicate(timeout=200)[1] for task in tasks]
+        assert [task.returncode for task in tasks] == [0, 0], said
+        assert said[1] == ""
+    assert (project / "out/train_generator/ema.safetensors").exists()
+
+
 def test_a_machine_without_a_number_of_its_own_is_refused(project: Path) -> None:
     refused = start(project, "stages.join", MAR_NODES="2")
     said = refused.communicate()[1]

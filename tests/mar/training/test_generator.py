@@ -11,13 +11,20 @@ import torch
 from hand_over import hand_over
 from torch import Tensor, nn
 
+from mar.data.batches import batch_indices
 from mar.heads.diffusion_loss import DiffusionLoss, DiffusionSampler
 from mar.latents.cache import LatentCache, write_latents
 from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR, GeneratorConfig
 from mar.sampling.generate import SampleConfig, draw_noise, generate
-from mar.training.generator import InitialWeights, TrainingConfig, new_trainer, train
+from mar.training.generator import (
+    InitialWeights,
+    TrainingConfig,
+    broken_samples,
+    new_trainer,
+    train,
+)
 from mar.training.trainer import Step, Trainer
 
 
@@ -48,7 +55,7 @@ def make_config(**changes: Any) -> TrainingConfig:
 def make_cache(tmp_path: Path) -> Callable[..., LatentCache]:
     """Return a maker of a cache of eight random images of a class each, with little variance."""
 
-    def make(shape: LatentShape, *, alike: bool = False) -> LatentCache:
+    def make(shape: LatentShape, *, alike: bool = False, broken: int | None = None) -> LatentCache:
         rng = torch.Generator().manual_seed(4)
         grid = (COUNT, shape.channels, shape.height, shape.width)
         means = torch.randn(grid, generator=rng)
@@ -56,6 +63,8 @@ def make_cache(tmp_path: Path) -> Callable[..., LatentCache]:
         labels = torch.arange(COUNT)
         if alike:
             moments, labels = moments[:1].expand(moments.shape), torch.zeros_like(labels)
+        if broken is not None:
+            moments[broken, : shape.channels] = 1e38
         names = [str(index) for index in range(COUNT)]
         path = tmp_path / "0.arrow"
         write_latents(path, moments, None, labels=labels, names=names, dtype="float32")
@@ -242,6 +251,25 @@ def test_a_tiny_generator_learns_eight_latents_by_heart(
     assert torch.equal(torch.cdist(drawn, learnt).argmin(dim=1), labels)
     # Of latents with a std of 1: a draw of another class is 1.4 away.
     assert float((drawn - learnt).square().mean().sqrt()) < 0.7
+
+
+def test_a_sample_that_breaks_the_loss_is_named_and_its_batches_are_skipped(
+    tiny_model: MAR, make_cache: Callable[..., LatentCache]
+) -> None:
+    cache = make_cache(tiny_model.latent, broken=3)
+    config = make_config(steps=6, batch_size=2)
+    trainer = fresh(tiny_model, config)
+    steps = run(trainer, cache, config)
+    skipped: list[int] = []
+    for step in range(6):
+        batch = batch_indices(COUNT, 2, seed=config.seed, step=step).tolist()
+        found = broken_samples(trainer, cache, config, step, autocast=nullcontext)
+        assert found == (["3"] if 3 in batch else [])
+        skipped += [step] if found else []
+    assert skipped
+    assert [step.index - 1 for step in steps if step.is_skipped] == skipped
+    assert steps[-1].values()["skipped_steps"] == len(skipped)
+    assert all(value.isfinite().all() for value in state(trainer).values())
 
 
 # Weights that are given
