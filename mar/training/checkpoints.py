@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
@@ -76,6 +78,8 @@ class Checkpoints:
         self._folder, self._keep = folder, keep
         self._worker = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
+        # The copy in pinned memory is kept, which makes the next one from a GPU fast.
+        self._stager = BlockingAsyncStager(cache_staged_state_dict=torch.cuda.is_available())
         # The worker's messages between processes do not mix with those of the training.
         self._group: ProcessGroup | None = None
         if distributed.is_distributed():
@@ -110,6 +114,7 @@ class Checkpoints:
             {name: part.state_dict() for name, part in parts.items()},
             storage_writer=FileSystemWriter(partial),
             process_group=self._group,
+            async_stager=self._stager,
         )
         assert isinstance(written, Future)
         description = {"step": step, "history": list(history)}

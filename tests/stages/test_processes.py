@@ -36,6 +36,13 @@ def start(
     )
 
 
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for a process to end well, and return what it said."""
+    said = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, said
+    return said
+
+
 def wait_until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 200
     while not condition():
@@ -69,8 +76,7 @@ def prepare(project: Path, finished: Path, **training: object) -> None:
 @pytest.mark.slow
 def test_lost_processes_and_signals_lose_nothing(project: Path, finished: Path) -> None:
     prepare(project, finished)
-    undisturbed = start(project)
-    assert undisturbed.wait() == 0, undisturbed.communicate()[1]
+    finish(start(project))
     expected = {name: digest(project / "out/train_generator" / name) for name in OUTPUTS}
     weights = load_file(project / "out/train_generator/ema.safetensors")
     shutil.rmtree(project / "out/train_generator")
@@ -90,9 +96,7 @@ def test_lost_processes_and_signals_lose_nothing(project: Path, finished: Path) 
     reached = saved_steps(project)[-1]
     kept = project.parent / "kept"
     shutil.copytree(project / "work", kept)
-    again = start(project)
-    said = again.communicate()[1]
-    assert again.returncode == 0
+    said = finish(start(project))
     assert f"train_generator: continuing from step {reached} of {STEPS}" in said
     assert {n: digest(project / "out/train_generator" / n) for n in OUTPUTS} == expected
 
@@ -100,8 +104,7 @@ def test_lost_processes_and_signals_lose_nothing(project: Path, finished: Path) 
     shutil.rmtree(project / "out/train_generator")
     shutil.rmtree(project / "work")
     shutil.copytree(kept, project / "work")
-    alone = start(project, MAR_PROCESSES="1")
-    assert alone.wait() == 0
+    finish(start(project, MAR_PROCESSES="1"))
     for name, value in load_file(project / "out/train_generator/ema.safetensors").items():
         torch.testing.assert_close(value, weights[name], rtol=1e-2, atol=1e-4)
 
@@ -114,7 +117,7 @@ def test_processes_end_with_the_one_that_started_them(project: Path, finished: P
     workers = children(running)
     assert len(workers) == 2
     running.kill()
-    running.communicate()
+    running.communicate(timeout=100)  # its pipe is closed once the processes have ended too
     wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in workers))
 
 
@@ -137,15 +140,14 @@ def test_another_machine_joins(project: Path, finished: Path) -> None:
     other = start(project, "stages.join", MAR_NODE="1", **world)
     first = start(project, **world)
     try:
-        assert first.wait(timeout=200) == 0, first.communicate()[1]
+        finish(first)
     finally:
-        other.terminate()
         first.kill()
+        other.terminate()
     said = other.communicate()[1]
     assert "join: train_generator as machine 1 of 2\n" in said
     assert other.returncode == 128 + signal.SIGTERM
-    alone = start(project.parent / "alone")
-    assert alone.wait() == 0
+    finish(start(project.parent / "alone"))
     for name in OUTPUTS:
         path = Path("out/train_generator", name)
         assert digest(project / path) == digest(project.parent / "alone" / path)
