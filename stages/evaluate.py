@@ -12,7 +12,8 @@ from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.extractors import Extractor, Features
 from mar.evaluation.image_grid import label_grid
 from mar.evaluation.metrics import EvaluateConfig, check_sizes, distance_to_reference, score
-from mar.evaluation.reference import Reference, ReferenceInfo
+from mar.evaluation.real_images import RealImages
+from mar.evaluation.reference import Reference
 from mar.files import atomic
 from mar.sampling.store import SampleSet
 from stages import pictures
@@ -28,37 +29,27 @@ SHOWN = 50  # images in the picture of the farthest
 def main(stage: Stage) -> None:
     """Write the samples' scores beside those of real images that were held out."""
     config = stage.params("evaluate", EvaluateConfig)
-    info = ReferenceInfo.read(REFERENCE / "reference.json")
-    samples = SampleSet(SAMPLES)
     section = stage.params("reference", ReferenceConfig)
-    extractor = section.load(REFERENCE, base=stage.root)
+    samples = SampleSet(SAMPLES)
+    size = {"height": samples.height, "width": samples.width}
+    real = RealImages.load(REFERENCE, section, base=stage.root, **size)
+    extractor, reference = real.extractor, real.reference
     check_sizes(
         config,
         "samples",
         len(samples),
-        num_features=info.num_features,
+        num_features=real.info.num_features,
         inception_score=extractor.names.inception_score is not None,
     )
-    info.check(extractor, height=samples.height, width=samples.width)
-    reference = Reference.load(REFERENCE / "statistics.safetensors")
     found = extractors.gather(
         extractors.extract(extractor, samples, name="samples", device=stage.device, workers=0)
     )
     scores = score(found, samples.labels, reference, names=extractor.names, config=config)
 
-    table = pd.DataFrame({"samples": scores, "held_out": info.held_out}).rename_axis("metric")
+    columns = {"samples": scores, "held_out": real.info.held_out}
+    table = pd.DataFrame(columns).rename_axis("metric")
     atomic.write_text(stage.out / "scores.csv", table.to_csv())
-    stage.write_metrics(
-        {
-            "samples": scores,
-            "held_out": info.held_out,
-            "extractor": info.extractor,
-            "reference": info.id,
-            "num_samples": len(samples),
-            "num_reference": info.num_reference,
-            "num_held_out": info.num_held_out,
-        }
-    )
+    stage.write_metrics(real.report(scores, len(samples)))
     _draw(stage, extractor, samples, found, reference)
 
 

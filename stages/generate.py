@@ -8,7 +8,6 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,53 +18,22 @@ from PIL import Image
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from mar.data.class_names import read_class_names
 from mar.evaluation.image_grid import label_grid, save_png
-from mar.files import seal
-from mar.latents.info import LatentsInfo
-from mar.latents.posterior import LatentShape
-from mar.model.mar import MAR, load_mar
-from mar.released.contents import read_generator
-from mar.released.generator import ReleasedGenerator
-from mar.released.names import from_released, to_released
-from mar.released.reader import read_tokenizer
-from mar.released.shapes import check_tensors, describe_generator
-from mar.released.tokenizer import ReleasedAutoencoder, to_ours
+from mar.files import atomic
 from mar.sampling.generate import SampleConfig, check_fit
 from mar.sampling.images import generate_images
 from mar.sampling.labels import labels_called
-from mar.sources.no_images import NoData
-from mar.sources.source import Surroundings
-from mar.tokenizers.interface import Tokenizer
-from mar.tokenizers.kl import AutoencoderKL
-from mar.tokenizers.registry import load_tokenizer
-from stages import params, presets
+from stages import params, scoring
 from stages.generation_progress import generation_bar, step_counter
 from stages.runner import choose_device
-from stages.stage import OUT, autocast, read_count
+from stages.score_table import score_table
+from stages.scoring import Scorer
+from stages.stage import autocast, read_count
+from stages.weights import Weights, released_weights, say, trained_weights
 
 
 GENERATED = Path("generated")
 COLUMNS = 8  # of the grid
-
-
-@dataclass(frozen=True)
-class Weights:
-    """All that images are generated with.
-
-    Attributes:
-        mar: The generator, in evaluation mode.
-        tokenizer: What decodes its latents.
-        latent_std: What latents were divided by in training.
-        class_names: The name of each label.
-        sample: How to sample, where the command line says nothing else.
-    """
-
-    mar: MAR
-    tokenizer: Tokenizer
-    latent_std: float
-    class_names: list[str]
-    sample: SampleConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -82,15 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_fit(config, weights.mar.config, num_tokens)
         labels = class_labels(options.classes, weights.class_names)
         labels = labels.repeat_interleave(options.per_class)
+        scorer = open_scorer(weights, options.reference, len(labels)) if options.score else None
         images = generate(weights, labels, config)
         write(folder, images, labels, weights.class_names)
+        _report(f"{folder / 'grid.png'} and {len(images)} pictures beside it")
+        if scorer is not None:
+            write_scores(folder, scorer, images, labels)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         sys.stderr.write(f"generate: {error}\n")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        sys.stderr.write("generate: interrupted; nothing was written\n")
+        sys.stderr.write("generate: interrupted\n")
         raise SystemExit(130) from None
-    sys.stdout.write(f"{folder / 'grid.png'} and {len(images)} pictures beside it\n")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -113,91 +84,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--tokenizer", type=Path, metavar="FILE", help="its released tokenizer (kl16.ckpt)")
     add("--raw", dest="ema", action="store_false", help="the raw weights, not their average (EMA)")
     add("--out", type=Path, help="a new or empty folder (default: generated/001, 002, ...)")
+    add("--score", action="store_true", help="compare the pictures with real images, as the stage "
+        "evaluate does, and write scores.json beside them")  # fmt: skip
+    add("--reference", type=Path, metavar="DIR", help="where the stage reference wrote what it "
+        f"measured of the real images (default: {scoring.FOLDER})")  # fmt: skip
     options = parser.parse_args(arguments)
+    if options.reference is not None and not options.score:
+        parser.error("--reference goes with --score")
     if (options.weights is None) != (options.tokenizer is None):
         parser.error("--weights and --tokenizer go together")
     return options
-
-
-def trained_weights(ema: bool) -> Weights:
-    """Return the weights that the pipeline made.
-
-    Raises:
-        ValueError: a stage that makes them has not run, or its files do not belong together.
-    """
-    _say("reading the weights in out/")
-    tokenizer = OUT / "train_tokenizer" / "tokenizer.safetensors"
-    classes = OUT / "prepare" / "classes.json"
-    info_path = OUT / "encode" / "latents.json"
-    for path in (tokenizer, classes, info_path):
-        if not path.is_file():
-            raise ValueError(f"{path} is missing; `dvc repro train_generator` makes it, "
-                             "or give --weights and --tokenizer")  # fmt: skip
-    info = LatentsInfo.read(info_path)
-    digest = seal.digest(tokenizer)
-    info.check({"tokenizer": digest})
-    name = "ema" if ema else "generator"
-    return Weights(
-        load_mar(OUT / "train_generator" / f"{name}.safetensors", digest),
-        load_tokenizer(tokenizer),
-        info.latent_std,
-        read_class_names(classes),
-        params.load("sample", SampleConfig),
-    )
-
-
-def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:
-    """Return weights of files in the layout of LTH14/mar, for ImageNet at 256 px.
-
-    Raises:
-        ValueError: a file is missing, damaged, or not of a published size.
-    """
-    _say(f"reading {generator} and {tokenizer}")
-    found = read_generator(generator, None, which="model_ema" if ema else "model")
-    shape = describe_generator(found.tensors)
-    if shape.size is None or shape.num_tokens != 256:
-        raise ValueError(
-            f"{generator} holds {shape}, expected a published size (base, large or huge) with 256 "
-            "tokens; for others, describe them in params.yaml and run the pipeline"
-        )
-    text = presets.resolve(f"imagenet256-mar-{shape.size[0]}-released")
-    sections = YAML(typ="safe").load(text)
-    parsed = {
-        name: params.parse(name, sections[name], kind, Path("the preset"))
-        for name, kind in {
-            "data": NoData,
-            "generator": ReleasedGenerator,
-            "sample": SampleConfig,
-        }.items()
-    }
-    codec = _released_tokenizer(sections["tokenizer"], tokenizer)
-    side = parsed["data"].image_size // codec.stride
-    mar = MAR(
-        parsed["generator"], LatentShape(codec.latent_channels, side, side), shape.num_classes
-    )
-    try:
-        check_tensors(to_released(mar.state_dict()), found.tensors)
-    except ValueError as error:
-        raise ValueError(f"{generator}: {error}") from None
-    mar.load_state_dict(from_released(found.tensors))
-    _tell(found.remarks)
-    return Weights(
-        mar.requires_grad_(False).eval(),
-        codec.requires_grad_(False).eval(),
-        1 / sections["latents"]["scale"],
-        parsed["data"].collect(Surroundings(Path(), workers=0, max_pixels=1)).class_names,
-        parsed["sample"],
-    )
-
-
-def _released_tokenizer(fields: dict[str, Any], path: Path) -> AutoencoderKL:
-    """Return the tokenizer of a file, described by the section of a preset."""
-    section = ReleasedAutoencoder.model_validate({**fields, "path": str(path.absolute())})
-    codec = AutoencoderKL(section)
-    found = read_tokenizer(section, codec, base=Path())
-    codec.load_state_dict(to_ours(section, found.tensors, codec))
-    _tell(found.remarks)
-    return codec
 
 
 def sample_config(base: SampleConfig, options: argparse.Namespace) -> SampleConfig:
@@ -290,6 +186,38 @@ def write(
     save_png(folder / "grid.png", grid)
 
 
+def open_scorer(weights: Weights, reference: Path | None, num_images: int) -> Scorer:
+    """Return what scores pictures, found fine before any is generated.
+
+    Raises:
+        ValueError: there are no real images to compare with, or they are others.
+    """
+    if num_images < 2:
+        raise ValueError("--score: needs at least 2 pictures, got 1 (--per-class)")
+    return Scorer.open(
+        scoring.FOLDER if reference is None else reference,
+        weights.image_size,
+        weights.class_names,
+        weights.preset,
+    )
+
+
+def write_scores(
+    folder: Path, scorer: Scorer, images: UInt8[Tensor, "B 3 S S"], labels: Int[Tensor, " B"]
+) -> None:
+    """Write and show the scores of pictures, and say how far they can be trusted."""
+    report, warnings = scorer.score(images, labels, choose_device())
+    atomic.write_json(folder / "scores.json", report)
+    for warning in warnings:
+        say(warning)
+    _report("\n".join(["", *score_table(report), "", f"  {folder / 'scores.json'}"]))
+
+
+def _report(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def _new_folder(chosen: Path | None) -> Path:
     """Return the folder of the pictures, which holds nothing yet.
 
@@ -310,16 +238,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
     return int(text)
-
-
-def _tell(remarks: Sequence[str]) -> None:
-    for remark in remarks:
-        _say(remark)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"generate: {text}\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from mar.evaluation import lpips
 from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.image_grid import comparison_grid
 from mar.evaluation.lpips import LPIPSConfig, LPIPSScore
+from mar.evaluation.real_images import RealImages
 from mar.evaluation.reconstruction_metrics import ReconstructionDistance, difference, score
-from mar.evaluation.reference import Reference, ReferenceInfo
 from mar.files.downloads import find_download
 from mar.latents.posterior import Posterior
 from mar.latents.scale import LatentStatistics
@@ -38,18 +38,16 @@ def main(stage: Stage) -> None:
     image_size = stage.params("data.image_size", int)
     model = load_tokenizer(TOKENIZER).to(stage.device)
     images = open_images(stage, MANIFEST, "held_out", image_size)
-    info = ReferenceInfo.read(REFERENCE / "reference.json")
     section = stage.params("reference", ReferenceConfig)
-    extractor = section.load(REFERENCE, base=stage.root)
-    info.check(extractor, height=image_size, width=image_size)
-    train = Reference.load(REFERENCE / "statistics.safetensors").statistics
+    size = {"height": image_size, "width": image_size}
+    real = RealImages.load(REFERENCE, section, base=stage.root, **size)
 
     chunks = ranges(len(images), 64)
     decoded = map_chunks(images.stack, chunks, stage.workers)
     batches = tqdm(decoded, total=len(chunks), desc=stage.name, unit="batch")
     use = CodebookUse(model.codebook_size)
     latents = LatentStatistics(model.latent_channels)
-    distance = ReconstructionDistance(extractor, train, stage.device)
+    distance = ReconstructionDistance(real.extractor, real.reference.statistics, stage.device)
     measures = [distance, *_lpips(stage, image_size)]
 
     def watch(posterior: Posterior) -> None:
@@ -65,9 +63,9 @@ def main(stage: Stage) -> None:
             **scores,
             **use.compute(),
             "latents": latents.summary(),
-            "extractor": info.extractor,
-            "reference": info.id,
-            "num_reference": info.num_reference,
+            "extractor": real.info.extractor,
+            "reference": real.info.id,
+            "num_reference": real.info.num_reference,
             "num_images": len(images),
         }
     )

@@ -10,7 +10,14 @@ from mar.evaluation.classifier import save_classifier
 from mar.evaluation.classifier_extractor import ClassifierReference
 from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.metrics import EvaluateConfig, check_sizes, score
-from mar.evaluation.reference import ReferenceInfo, find_published, has_images, measure
+from mar.evaluation.reference import (
+    INFO,
+    STATISTICS,
+    ReferenceInfo,
+    find_published,
+    has_images,
+    measure,
+)
 from mar.files import atomic
 from stages import classifier_training
 from stages.images import open_images
@@ -52,7 +59,7 @@ def main(stage: Stage) -> None:
         workers=stage.workers,
         base=stage.root,
     )
-    reference.save(folder / "statistics.safetensors")
+    reference.save(folder / STATISTICS)
     scores = {}
     if len(held_out):
         found = extractors.extract(
@@ -62,7 +69,7 @@ def main(stage: Stage) -> None:
         gathered = extractors.gather(found)
         scores = score(gathered, labels, reference, names=extractor.names, config=evaluate)
     info = ReferenceInfo.describe(extractor, reference, image_size, len(held_out), scores)
-    info.write(folder / "reference.json")
+    info.write(folder / INFO)
     stage.write_metrics(
         {
             "held_out": scores,

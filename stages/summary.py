@@ -8,6 +8,7 @@ from typing import Any
 
 from mar.files import atomic
 from stages import mlflow_store
+from stages.score_table import score_table
 
 
 OUT = Path("out")
@@ -23,15 +24,7 @@ def summarise(out: Path = OUT) -> str:
     if not path.is_file():
         raise ValueError(f"{path} is missing; `dvc repro` has not finished")
     result: dict[str, Any] = atomic.read_json(path)
-    lines = [
-        f"{result['num_samples']} generated images against {result['num_reference']} real ones "
-        f"(extractor {result['extractor']}, reference {result['reference']}):",
-        "",
-        f"  {'':24}{'generated':>12}{'real, held out':>18}",
-    ]
-    for name, value in result["samples"].items():
-        real = result["held_out"].get(name)
-        lines.append(f"  {name:24}{value:12.4f}{'' if real is None else f'{real:18.4f}'}")
+    lines = score_table(result)
     lines += [
         "",
         f"  samples   {out / 'sample' / 'grid.png'}",

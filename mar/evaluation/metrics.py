@@ -32,6 +32,9 @@ from mar.evaluation.reference import Moments, Reference, Statistics
 
 
 ROWS = 2000  # of distances in memory at a time
+# Images for each feature, below which a Frechet distance is much too large. The authors of the FID
+# advise at least 10,000 images for Inception's 2,048 features (github.com/bioinf-jku/TTUR).
+PER_FEATURE = 5
 
 
 class EvaluateConfig(Config):
@@ -89,6 +92,41 @@ def check_sizes(
             raise ValueError(
                 f"evaluate.{key}: must be at most {most}, the number of {what}, got {value}"
             )
+
+
+def fit_sizes(config: EvaluateConfig, num_images: int, num_features: int) -> EvaluateConfig:
+    """Return the settings, those that are larger than the set of images lowered to its size.
+
+    Args:
+        config: The settings.
+        num_images: How many images are to be scored; at least two.
+        num_features: How many real images they are compared with in KID, precision and recall; 0
+            where these are not computed.
+    """
+    fewest = min(num_images, num_features) if num_features else num_images
+    return config.model_copy(
+        update={
+            "is_splits": min(config.is_splits, num_images),
+            "kid_subset_size": min(config.kid_subset_size, fewest),
+            "neighbours": min(config.neighbours, fewest - 1),
+        }
+    )
+
+
+def sample_count_warning(name: str, count: int, width: int) -> str | None:
+    """Return a warning if a Frechet distance is of too few images for its features, else None.
+
+    Args:
+        name: What the distance is called.
+        count: How many images it is of.
+        width: How many features an image has.
+    """
+    if count >= PER_FEATURE * width:
+        return None
+    return (
+        f"{name} is too large, as {count} images are too few for the covariance of {width} "
+        "features; compare it only with that of as many images"
+    )
 
 
 def score(

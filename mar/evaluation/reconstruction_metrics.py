@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from mar.evaluation.extractors import Extractor, extract_batch
-from mar.evaluation.metrics import frechet_distance
+from mar.evaluation.metrics import frechet_distance, sample_count_warning
 from mar.evaluation.reference import Moments, Statistics
 
 
@@ -109,9 +109,4 @@ class ReconstructionDistance:
     def sample_count_warning(self) -> str | None:
         """Return a warning if there are too few images for their features."""
         count, width = self._originals.count, len(self._train.mean)
-        if not 0 < count <= width:
-            return None
-        return (
-            f"{self._extractor.names.rfid} is too large, as {count} images are too few for the "
-            f"covariance of {width} features; compare it only with that of as many images"
-        )
+        return sample_count_warning(self._extractor.names.rfid, count, width) if count else None

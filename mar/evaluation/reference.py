@@ -34,6 +34,9 @@ from mar.files import seal, weights
 from mar.files.downloads import check_file
 
 
+INFO, STATISTICS = "reference.json", "statistics.safetensors"  # in the folder of a reference
+
+
 class ReferenceInfo(Config):
     """What a reference is, and what real images that it does not contain score against it."""
 

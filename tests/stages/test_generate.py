@@ -1,16 +1,21 @@
 """One line generates pictures of chosen classes: those that the stage `sample` would generate."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from mar.evaluation.metrics import EvaluateConfig
+from mar.evaluation.reference import ReferenceInfo
 from mar.sampling.generate import SampleConfig
 from mar.sampling.store import SampleSet
 from stages import generate, params
+from stages.scoring import Scorer
 
 
 @pytest.fixture
@@ -91,3 +96,65 @@ def test_a_name_wins_over_a_number_and_a_doubled_name_is_refused() -> None:
     with pytest.raises(ValueError, match=r"several classes have this name, give one of .* 0, 3"):
         generate.class_labels(["crane"], names)
     assert generate.class_labels(None, names).tolist() == [0, 1, 2, 3]
+
+
+def test_the_scores_of_the_same_pictures_are_those_of_the_stage(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MAR_SAMPLE_BATCH", "12")  # the batches of the stage, whose shards have 12
+    generate.main(["--classes", *("0123456789" * 3), "--per-class", "1", "--score"])
+    found = json.loads((trained / "generated/001/scores.json").read_text())
+    settings = found.pop("evaluate")
+    assert found == json.loads((trained / "out/evaluate/metrics.json").read_text())
+    assert settings == params.load("evaluate", EvaluateConfig).model_dump()
+    shown = capsys.readouterr()
+    assert "30 generated images against 1438 real ones (extractor classifier, reference " in (
+        shown.out
+    )
+    assert "classifier_fid is too large, as 30 images are too few for the covariance of 8" in (
+        shown.err
+    )
+
+
+def test_scores_of_few_pictures_say_what_they_lack(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.move(trained / "out/reference", trained / "measured")
+    generate.main(["--classes", "7", "3", "--per-class", "1", "--score", "--reference", "measured"])
+    found = json.loads((trained / "generated/001/scores.json").read_text())
+    assert (found["num_samples"], found["num_reference"], found["num_held_out"]) == (2, 1438, 359)
+    assert found["evaluate"]["kid_subset_size"] == 2
+    assert found["evaluate"]["neighbours"] == 1
+    error = capsys.readouterr().err
+    assert "the pictures are of 2 of 10 classes, the real images of all" in error
+    assert "for want of images, evaluate has kid_subset_size 2 (not 20), neighbours 1 (not 3)" in (
+        error
+    )
+
+
+def test_what_cannot_be_scored_is_said_before_anything_is_generated(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*options: str) -> str:
+        with pytest.raises(SystemExit):
+            generate.main(["--classes", "7", *options])
+        assert not (trained / "generated").exists()
+        return capsys.readouterr().err
+
+    assert "--score: needs at least 2 pictures, got 1" in refused("--score", "--per-class", "1")
+    assert "--reference goes with --score" in refused("--reference", "measured")
+    missing = r"measured/extractor/reference.json is missing; `dvc repro reference` makes it, or"
+    assert re.search(missing, refused("--score", "--reference", "measured"))
+    path = trained / "out/reference/extractor/reference.json"
+    info = ReferenceInfo.read(path)
+    info.model_copy(update={"image_size": 9}).write(path)
+    assert "samples have 8x8 pixels, the real images 9x9" in refused("--score")
+    info.model_copy(update={"extractor": "dinov2"}).write(path)
+    assert "measured with the extractor 'dinov2', and section reference of" in refused("--score")
+
+
+def test_a_reference_of_other_classes_is_refused(trained: Path) -> None:
+    scorer = Scorer.open(trained / "out/reference", 8, ["crane"] * 3, None)
+    pictures = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="the real images have 10 classes, the generator 3"):
+        scorer.score(pictures, torch.zeros(4, dtype=torch.long), torch.device("cpu"))

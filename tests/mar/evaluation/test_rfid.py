@@ -102,8 +102,10 @@ def test_too_few_images_are_told_and_fewer_give_nothing() -> None:
     assert "rfid is too large, as 3 images are too few for the covariance of 3 features" in (
         distance.sample_count_warning() or ""
     )
+    distance.update(pictures(torch.arange(11)), pictures(torch.arange(11)))
+    assert "as 14 images are too few" in (distance.sample_count_warning() or "")
     distance.update(pictures(torch.arange(1)), pictures(torch.arange(1)))
-    assert distance.sample_count_warning() is None
+    assert distance.sample_count_warning() is None  # five images for each feature
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

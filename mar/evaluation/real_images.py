@@ -1,0 +1,57 @@
+"""Real images as the stage `reference` measured them, ready to score others against them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mar.evaluation.extractors import Extractor, ReferenceSection
+from mar.evaluation.reference import INFO, STATISTICS, Reference, ReferenceInfo
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Real images as the scores see them.
+
+    Attributes:
+        info: What they are, and what real images that were held out score against them.
+        extractor: The network whose features are compared.
+        reference: Their statistics, and the features of some.
+    """
+
+    info: ReferenceInfo
+    extractor: Extractor
+    reference: Reference
+
+    @classmethod
+    def load(
+        cls, folder: Path, section: ReferenceSection, *, base: Path, height: int, width: int
+    ) -> "RealImages":
+        """Read what the stage `reference` wrote, to score images of some height and width.
+
+        Args:
+            folder: Where it wrote (`out/reference/extractor`).
+            section: Loads the extractor.
+            base: The folder that a relative path of a weight file starts from.
+            height: Of the images, in pixels.
+            width: Of the images, in pixels.
+
+        Raises:
+            ValueError: a file is missing or damaged, the extractor is another one than when the
+                real images were measured, or they are of another size.
+        """
+        info = ReferenceInfo.read(folder / INFO)
+        extractor = section.load(folder, base=base)
+        info.check(extractor, height=height, width=width)
+        return cls(info, extractor, Reference.load(folder / STATISTICS))
+
+    def report(self, scores: dict[str, float], num_samples: int) -> dict[str, Any]:
+        """Return scores beside those of real images, and what they were measured with."""
+        return {
+            "samples": scores,
+            "held_out": self.info.held_out,
+            "extractor": self.info.extractor,
+            "reference": self.info.id,
+            "num_samples": num_samples,
+            "num_reference": self.info.num_reference,
+            "num_held_out": self.info.num_held_out,
+        }

@@ -1,0 +1,144 @@
+"""The weights that `stages.generate` draws with: those in `out/`, or released files."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from mar.data.class_names import read_class_names
+from mar.files import seal
+from mar.latents.info import LatentsInfo
+from mar.latents.posterior import LatentShape
+from mar.model.mar import MAR, load_mar
+from mar.released.contents import read_generator
+from mar.released.generator import ReleasedGenerator
+from mar.released.names import from_released, to_released
+from mar.released.reader import read_tokenizer
+from mar.released.shapes import check_tensors, describe_generator
+from mar.released.tokenizer import ReleasedAutoencoder, to_ours
+from mar.sampling.generate import SampleConfig
+from mar.sources.no_images import NoData
+from mar.sources.source import Surroundings
+from mar.tokenizers.interface import Tokenizer
+from mar.tokenizers.kl import AutoencoderKL
+from mar.tokenizers.registry import load_tokenizer
+from stages import params, presets
+from stages.stage import OUT
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All that images are generated with.
+
+    Attributes:
+        mar: The generator, in evaluation mode.
+        tokenizer: What decodes its latents.
+        latent_std: What latents were divided by in training.
+        class_names: The name of each label.
+        sample: How to sample, where the command line says nothing else.
+        preset: Where the settings of scores stand; None is params.yaml.
+    """
+
+    mar: MAR
+    tokenizer: Tokenizer
+    latent_std: float
+    class_names: list[str]
+    sample: SampleConfig
+    preset: str | None = None
+
+    @property
+    def image_size(self) -> int:
+        """The side of an image in pixels."""
+        return self.mar.latent.height * self.tokenizer.stride
+
+
+def trained_weights(ema: bool) -> Weights:
+    """Return the weights that the pipeline made.
+
+    Raises:
+        ValueError: a stage that makes them has not run, or its files do not belong together.
+    """
+    say("reading the weights in out/")
+    tokenizer = OUT / "train_tokenizer" / "tokenizer.safetensors"
+    classes = OUT / "prepare" / "classes.json"
+    info_path = OUT / "encode" / "latents.json"
+    for path in (tokenizer, classes, info_path):
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; `dvc repro train_generator` makes it, "
+                             "or give --weights and --tokenizer")  # fmt: skip
+    info = LatentsInfo.read(info_path)
+    digest = seal.digest(tokenizer)
+    info.check({"tokenizer": digest})
+    name = "ema" if ema else "generator"
+    return Weights(
+        load_mar(OUT / "train_generator" / f"{name}.safetensors", digest),
+        load_tokenizer(tokenizer),
+        info.latent_std,
+        read_class_names(classes),
+        params.load("sample", SampleConfig),
+    )
+
+
+def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:
+    """Return weights of files in the layout of LTH14/mar, for ImageNet at 256 px.
+
+    Raises:
+        ValueError: a file is missing, damaged, or not of a published size.
+    """
+    say(f"reading {generator} and {tokenizer}")
+    found = read_generator(generator, None, which="model_ema" if ema else "model")
+    shape = describe_generator(found.tensors)
+    if shape.size is None or shape.num_tokens != 256:
+        raise ValueError(
+            f"{generator} holds {shape}, expected a published size (base, large or huge) with 256 "
+            "tokens; for others, describe them in params.yaml and run the pipeline"
+        )
+    preset = f"imagenet256-mar-{shape.size[0]}-released"
+    sections = YAML(typ="safe").load(presets.resolve(preset))
+    parsed = {
+        name: params.parse(name, sections[name], kind, Path("the preset"))
+        for name, kind in {
+            "data": NoData,
+            "generator": ReleasedGenerator,
+            "sample": SampleConfig,
+        }.items()
+    }
+    codec = _released_tokenizer(sections["tokenizer"], tokenizer)
+    side = parsed["data"].image_size // codec.stride
+    mar = MAR(
+        parsed["generator"], LatentShape(codec.latent_channels, side, side), shape.num_classes
+    )
+    try:
+        check_tensors(to_released(mar.state_dict()), found.tensors)
+    except ValueError as error:
+        raise ValueError(f"{generator}: {error}") from None
+    mar.load_state_dict(from_released(found.tensors))
+    for remark in found.remarks:
+        say(remark)
+    return Weights(
+        mar.requires_grad_(False).eval(),
+        codec.requires_grad_(False).eval(),
+        1 / sections["latents"]["scale"],
+        parsed["data"].collect(Surroundings(Path(), workers=0, max_pixels=1)).class_names,
+        parsed["sample"],
+        preset,
+    )
+
+
+def _released_tokenizer(fields: dict[str, Any], path: Path) -> AutoencoderKL:
+    """Return the tokenizer of a file, described by the section of a preset."""
+    section = ReleasedAutoencoder.model_validate({**fields, "path": str(path.absolute())})
+    codec = AutoencoderKL(section)
+    found = read_tokenizer(section, codec, base=Path())
+    codec.load_state_dict(to_ours(section, found.tensors, codec))
+    for remark in found.remarks:
+        say(remark)
+    return codec
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal; what is on stdout is the result."""
+    sys.stderr.write(f"generate: {text}\n")
+    sys.stderr.flush()
