@@ -3,7 +3,6 @@
 It changes nothing that a stage makes.
 """
 
-import errno
 import json
 import shlex
 import subprocess
@@ -16,17 +15,9 @@ import torch
 from mar.files import seal
 from mar.files.seal import DamagedFileError
 from stages import work
+from stages.endings import is_out_of_memory
 
 
-# How libraries tell that there is no more memory, where they have no type of error for it.
-NO_MEMORY = (
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
-    "out of memory",
-    "bad_alloc",
-    "can't start new thread",
-)
 SMALLER = {  # what takes less memory in a stage
     "prepare": "fewer MAR_WORKERS",
     "reference": "fewer MAR_WORKERS, or a smaller reference.num_features or, for the classifier, a "
@@ -44,7 +35,7 @@ SMALLER = {  # what takes less memory in a stage
 
 def explain(stage: str, error: Exception) -> list[str] | None:
     """Return what to say about an error, or nothing where it is no user's but the code's fault."""
-    if is_out_of_memory(error):
+    if isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
         smaller = SMALLER.get(stage, "smaller sizes")
         return [f"there is not enough memory ({_first_line(error)}); less is taken with {smaller}"]
     if isinstance(error, DamagedFileError):
@@ -52,16 +43,6 @@ def explain(stage: str, error: Exception) -> list[str] | None:
     if isinstance(error, ValueError | OSError):
         return [str(error)]
     return None
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Say whether an error is about memory, whichever library it is from."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)
 
 
 def remedy(path: Path) -> str:
