@@ -1,7 +1,7 @@
 # The commands of this project. "make" alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare test lint format lock preset clean
+.PHONY: help setup announce demo compare test lint format lock preset clean
 
 BIN := .venv/bin
 LOCKED := .venv/locked
@@ -24,13 +24,9 @@ PYTHON ?= $(shell for name in python3.11 python3 python3.12 python3.13; do \
 # The stages' command is "python -m ...": DVC and what it starts find .venv's python first.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-# Outside a git repository (an unpacked archive), DVC works once it is told so.
-define WITHOUT_GIT
-git rev-parse --git-dir >/dev/null 2>&1 || [ -n "$$(git rev-parse --git-dir 2>&1 | grep safe.directory)" ] \
-	|| { echo "no git repository here: DVC goes on without (dvc exp and dvc metrics diff need one;" \
-		"after git init: .venv/bin/dvc config --local --unset core.no_scm)"; \
-		$(BIN)/dvc config --local core.no_scm true; }
-endef
+# Outside a git repository (an unpacked archive), DVC works once it is told so. A repository of another
+# user ("safe.directory") is one all the same.
+WITHOUT_GIT := ! git rev-parse --git-dir >/dev/null 2>&1 && ! git rev-parse --git-dir 2>&1 | grep -q safe.directory
 
 help:  ## List the commands
 	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -50,8 +46,12 @@ $(COMPLETE): $(LOCKED) pyproject.toml environment.pth
 	@cp environment.pth "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/"
 	@touch $@
 
-demo: setup  ## Run the whole pipeline on params.yaml (as cloned: handwritten digits) and sum it up
-	@$(WITHOUT_GIT)
+announce:
+	@if $(WITHOUT_GIT); then echo "no git repository here: all runs without one but dvc exp and dvc metrics diff"; fi
+
+demo: announce setup  ## Run the whole pipeline on params.yaml (as cloned: handwritten digits) and sum it up
+	@if $(WITHOUT_GIT); then $(BIN)/dvc config --local core.no_scm true && \
+		echo "DVC goes on without git; after git init: .venv/bin/dvc config --local --unset core.no_scm"; fi
 	$(RUN) $(BIN)/dvc repro
 	$(RUN) $(BIN)/python -m stages.summary
 
