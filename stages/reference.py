@@ -28,7 +28,7 @@ MANIFEST = Path("out/prepare/manifest.parquet")
 
 
 def main(stage: Stage) -> None:
-    """Measure the training split, and score the held-out split to show what good scores are."""
+    """Measure the training split, and score the held-out one as an example of good scores."""
     image_size = stage.params("data.image_size", int)
     config = stage.params("reference", ReferenceConfig)
     evaluate = stage.params("evaluate", EvaluateConfig)
@@ -82,7 +82,7 @@ def main(stage: Stage) -> None:
 
 
 def _train(stage: Stage, config: ReferenceConfig, images: ImageSet, path: Path) -> pd.DataFrame:
-    """Train the classifier if that is the extractor, and return its curves."""
+    """Train and save the classifier if it is the extractor; return its curves, else no rows."""
     if not isinstance(config, ClassifierReference):
         return pd.DataFrame(columns=list(classifier_training.COLUMNS))
     model, curves = classifier_training.train(stage, config.classifier, images)

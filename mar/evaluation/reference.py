@@ -1,7 +1,7 @@
-"""Real images as the scores see them: the statistics of all of them, and the features of some.
+"""The reference of the scores: statistics of real images' features, and the features of some.
 
-They are measured in a stream, so the images may be the whole of ImageNet, or read from a file that
-others published.
+They are measured in one pass that keeps no image, so the whole of ImageNet fits; or they are read
+from a file that others published.
 
 Shapes: B images, K images whose features are kept, F features, S side of an image in pixels.
 """
@@ -38,14 +38,16 @@ INFO, STATISTICS = "reference.json", "statistics.safetensors"  # in the folder o
 
 
 class ReferenceInfo(Config):
-    """What a reference is, and what real images that it does not contain score against it."""
+    """What a reference was measured with, and the scores of held-out real images against it."""
 
     id: str = Field(description="digest of the extractor's weights and of all statistics")
     extractor: str = Field(description="the network whose features are compared")
     weights: str = Field(description="SHA-256 of its weights")
     source: str = Field(description="where the real images or their statistics come from")
     image_size: int = Field(description="side of the real images in pixels")
-    num_reference: int | None = Field(description="real images measured; null: the file says not")
+    num_reference: int | None = Field(
+        description="real images measured; null for published statistics, which do not say"
+    )
     num_features: int = Field(description="real images whose features are kept")
     num_held_out: int = Field(description="real images of the held-out split")
     held_out: dict[str, float] = Field(description="scores of the held-out split")
@@ -59,7 +61,10 @@ class ReferenceInfo(Config):
         num_held_out: int,
         held_out: dict[str, float],
     ) -> "ReferenceInfo":
-        """Return what a reference is; the id stands for all that scores against it depend on."""
+        """Describe a reference.
+
+        Its id is a digest of all that scores depend on: scores with one id can be compared.
+        """
         weights = extractor.digest()
         content = f"{extractor.kind} {weights} {reference.digest()}"
         return cls(
@@ -76,26 +81,32 @@ class ReferenceInfo(Config):
 
     @classmethod
     def read(cls, path: Path) -> "ReferenceInfo":
-        """Read what `write` wrote.
+        """Read the JSON file of `write`.
 
         Raises:
-            ValueError: the file is missing, damaged or of something else.
+            ValueError: the file is missing or damaged, or does not describe a reference.
         """
         content = seal.read_json(path)
         try:
             return cls.model_validate(content)
         except ValueError as error:
-            raise ValueError(f"{path} does not describe real images: {error}") from None
+            raise ValueError(f"{path} does not describe a reference: {error}") from None
 
     def write(self, path: Path) -> None:
-        """Write it as one JSON file."""
+        """Write the description as a JSON file."""
         seal.write_json(path, self.model_dump())
 
     def check(self, extractor: Extractor, *, height: int, width: int) -> None:
-        """Refuse to compare images of another size, or by another network.
+        """Check that images can be compared with the reference.
+
+        Args:
+            extractor: The network that will compute their features.
+            height: Of the images, in pixels.
+            width: Of the images, in pixels.
 
         Raises:
-            ValueError: one of them differs.
+            ValueError: the images are of another size than the real ones, or the weights of the
+                extractor are others than those that measured the real ones.
         """
         if (height, width) != (self.image_size, self.image_size):
             raise ValueError(
@@ -111,7 +122,13 @@ class ReferenceInfo(Config):
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and covariance of the features of `count` images (None: not known)."""
+    """Mean and covariance of the features of images.
+
+    Attributes:
+        mean: Of each feature.
+        covariance: The unbiased one.
+        count: Of the images; None if the file that others published does not say.
+    """
 
     mean: Float64[Tensor, " F"]
     covariance: Float64[Tensor, "F F"]
@@ -119,7 +136,11 @@ class Statistics:
 
 
 class Moments:
-    """Mean and covariance of a stream, in float64, without cancellation (Chan et al., 1979)."""
+    """Mean and covariance of features that come in batches, in float64.
+
+    The batches are merged by the formula of Chan et al. (1979), which subtracts no large numbers
+    of nearly the same size.
+    """
 
     def __init__(self, width: int) -> None:
         self.count = 0
@@ -138,19 +159,19 @@ class Moments:
         self.count = total
 
     def statistics(self) -> Statistics:
-        """Return the mean and the unbiased covariance of all so far."""
+        """Return the mean and the unbiased covariance of all features added so far."""
         return Statistics(self._mean, self._scatter / (self.count - 1), self.count)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images as the scores see them.
+    """What the features of generated images are compared with.
 
     Attributes:
-        statistics: Of all images.
-        features: Of some of them, for KID, precision and recall; of none where a published file has
-            no images.
-        source: Where the images, or their statistics, come from.
+        statistics: Of the features of all real images, for the Frechet distance.
+        features: Of some real images, for KID, precision and recall; empty if a published file has
+            statistics without images.
+        source: "training split", or the name of the published file.
     """
 
     statistics: Statistics
@@ -158,20 +179,20 @@ class Reference:
     source: str
 
     def digest(self) -> str:
-        """Return the SHA-256 of all its numbers."""
+        """Return the SHA-256 of the statistics and the features, in hexadecimal."""
         return digest_tensors(self._tensors())
 
     def save(self, path: Path) -> None:
-        """Write all of it as one file."""
+        """Write the reference as one safetensors file."""
         description = {"count": self.statistics.count, "source": self.source}
         weights.write_tensors(path, self._tensors(), description)
 
     @classmethod
     def load(cls, path: Path) -> "Reference":
-        """Read what `save` wrote.
+        """Read the file of `save`.
 
         Raises:
-            ValueError: the file is missing, damaged or of something else.
+            ValueError: the file is missing or damaged, or does not hold a reference.
         """
         tensors, description = weights.load(path)
         if description.keys() != {"count", "source"}:
@@ -198,10 +219,17 @@ def measure(
 ) -> Reference:
     """Measure the training images, or read the published statistics that the config names.
 
-    A relative path of the statistics begins at `base`.
+    Args:
+        config: Section `reference` of `params.yaml`.
+        extractor: The network that computes features.
+        images: The training split; not read where published statistics take its place.
+        device: Where the network works.
+        workers: Processes that read images.
+        base: The folder that a relative path of the published statistics starts from.
 
     Raises:
-        ValueError: the published file is missing, another one, or does not fit.
+        ValueError: the published file is missing, has another digest than the config says, or is
+            of other features or image sizes.
     """
     path, file = find_published(config, base), config.statistics_file
     if path is not None and file is not None:
@@ -216,13 +244,13 @@ def measure(
 
 
 def find_published(config: ReferenceSection, base: Path) -> Path | None:
-    """Return where the published statistics are that a section names, if it names any."""
+    """Return the path of the published statistics that a section names, None if it names none."""
     file = config.statistics_file
     return None if file is None else base / Path(file.path).expanduser()
 
 
 def has_images(statistics: Path) -> bool:
-    """Return whether published statistics are there and have images, which KID needs."""
+    """Return whether a file of published statistics exists and holds images too, as KID needs."""
     try:
         with np.load(statistics, allow_pickle=False) as file:
             return "arr_0" in file.files
@@ -231,7 +259,13 @@ def has_images(statistics: Path) -> bool:
 
 
 def summarise(batches: Iterable[Features], *, count: int, num_features: int) -> Reference:
-    """Measure the features of `count` images and keep those of `num_features`, evenly spread."""
+    """Return the statistics of the features of all images, and the features of some.
+
+    Args:
+        batches: The features, in the order of the images.
+        count: Of all images.
+        num_features: Of images whose features are kept, evenly spread over all of them.
+    """
     kept = spread(count, num_features)
     moments: Moments | None = None
     parts: list[Tensor] = []
@@ -247,7 +281,12 @@ def summarise(batches: Iterable[Features], *, count: int, num_features: int) -> 
 
 @dataclass(frozen=True)
 class PublishedStatistics:
-    """Statistics that others measured, and images of theirs: uint8 (N, S, S, 3), perhaps none."""
+    """Statistics that others measured, and some of their images.
+
+    Attributes:
+        statistics: Of the features of their images.
+        images: Some of the images, uint8 (N, S, S, 3); N is 0 if the file holds none.
+    """
 
     statistics: Statistics
     images: np.ndarray
@@ -265,15 +304,21 @@ class PublishedStatistics:
         return torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2)
 
     def keep(self, wanted: int) -> "PublishedStatistics":
-        """Leave `wanted` of the images, evenly spread."""
+        """Return the same statistics with only `wanted` of the images, evenly spread."""
         return PublishedStatistics(self.statistics, self.images[spread(len(self), wanted).numpy()])
 
 
 def read_published(path: Path, *, width: int, image_size: int) -> PublishedStatistics:
-    """Read mu, sigma and, where there are, images (arr_0) from an .npz, as ADM publishes them.
+    """Read the statistics mu and sigma, and images (arr_0) if there are any, from an .npz of ADM.
+
+    Args:
+        path: The file.
+        width: Features that the extractor has.
+        image_size: The side of the images to be scored, in pixels.
 
     Raises:
-        ValueError: the file is of another layout, of other features or of images of another size.
+        ValueError: the file lacks mu or sigma, or they are of another number of features, or its
+            images are of another size.
     """
     images = np.zeros((0, image_size, image_size, 3), np.uint8)
     try:
