@@ -48,7 +48,10 @@ class DamagedFileError(ValueError):
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} {reason}")
-        self.path = path
+        self.path, self._reason = path, reason
+
+    def __reduce__(self) -> tuple[type["DamagedFileError"], tuple[Path, str]]:
+        return type(self), (self.path, self._reason)  # other processes get it too
 
 
 @contextmanager
