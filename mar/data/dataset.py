@@ -18,6 +18,7 @@ from mar.data.batches import batch_indices
 from mar.data.decoding import read_square
 from mar.data.manifest import Manifest, Split
 from mar.data.reading import read_file
+from mar.data.shards import read_image
 from mar.data.spread import spread
 from mar.data.workers import map_chunks, ranges
 
@@ -40,6 +41,8 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         self, manifest: Path, split: Split, image_size: int, *, root: Path = Path()
     ) -> None:
         """Open a manifest of images that lie in the folder `root`, or in the manifest itself.
+
+        In the folder, they are files or parts of shards; the manifest says where.
 
         Raises:
             ValueError: it lists images of other splits, but none of this one.
@@ -64,23 +67,34 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
                 `prepare` saw.
         """
         path = self._manifest.path(index)
-        content = self._manifest.image(index)
-        name = path if content is not None else str(self._root / path)
-        if content is None:
-            content = _read(self._root / path, self._manifest.size(index))
+        content, name = self._content(index, path)
         if hashlib.sha256(content).digest() != self._manifest.sha256(index):
             raise ValueError(f"{name} has other content than when prepare ran")
         return read_square(content, name, self.image_size), int(self.labels[index])
 
+    def _content(self, index: int, path: str) -> tuple[bytes, str]:
+        """Return what an image's file holds, and how to call it."""
+        if (content := self._manifest.image(index)) is not None:
+            return content, path
+        size, place = self._manifest.size(index), self._manifest.place(index)
+        if place is not None:
+            content = read_image(self._root, place, size)
+        else:
+            content = _read(self._root / path, size)
+        return content, str(self._root / path)
+
     @property
     def names(self) -> list[str]:
-        """The path of each image, relative to the data folder."""
+        """The path of each image, relative to the data folder: of its file, or shard and name."""
         return self._manifest.paths()
 
     def is_present(self, index: int) -> bool:
         """Tell whether an image can be read here: a manifest can travel without its images."""
-        held = self._manifest.image(index) is not None
-        return held or (self._root / self._manifest.path(index)).is_file()
+        if self._manifest.image(index) is not None:
+            return True
+        place = self._manifest.place(index)
+        path = self._manifest.path(index) if place is None else place.shard
+        return (self._root / path).is_file()
 
     def stack(self, indices: list[int]) -> UInt8[Tensor, "B 3 S S"]:
         """Return some of the images as one tensor."""

@@ -1,19 +1,22 @@
 """The manifest: a Parquet file that lists the images of a data set with their labels and splits.
 
 Columns: `path` (relative to the data folder), `image` (the file's content, null where it stays in
-the folder), `label`, `bytes` (the file's size), `sha256` (of its content), `split`. The classes'
-names are in the schema's metadata. Where the folder lies is not: the same images make the same
-manifest anywhere.
+the folder), `label`, `bytes` (the file's size), `sha256` (of its content), `split`. For images in
+shards (Parquet, tar), `path` is that of the shard and the name within it, and further columns, the
+fields of `mar.data.shards.Place`, say where in the shard an image lies. The classes' names are in
+the schema's metadata. The same images make the same manifest wherever the folder lies.
 """
 
 # pyarrow has no type stubs, so everything that it returns is unknown to pyright.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+# pyright: reportUnknownParameterType=false
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +24,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from mar.data.shards import Place
 from mar.files import seal
 
 
@@ -36,6 +40,18 @@ COLUMNS = pa.schema(
         ("split", pa.string()),
     ]
 )
+SHARD_COLUMNS = pa.schema(  # besides, where images lie in shards: the fields of `Place`
+    [
+        *COLUMNS,
+        ("shard", pa.dictionary(pa.int32(), pa.string())),
+        ("offset", pa.int64()),
+        ("stored", pa.int64()),
+        ("codec", pa.dictionary(pa.int32(), pa.string())),
+        ("unpacked", pa.int64()),
+        ("begin", pa.int64()),
+    ]
+)
+BATCH = 1 << 16  # rows that are Python objects, or written, at a time
 
 
 class Row(NamedTuple):
@@ -47,6 +63,57 @@ class Row(NamedTuple):
     size: int
     sha256: bytes
     split: Split
+    place: Place | None = None
+
+
+class Rows:
+    """Rows as Arrow columns, whose memory is that of their content (ImageNet: 220 MB).
+
+    Attributes:
+        table: Their columns, `COLUMNS` or `SHARD_COLUMNS`.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        assert table.schema in (COLUMNS, SHARD_COLUMNS)
+        self.table = table
+
+    @classmethod
+    def collect(cls, rows: Iterable[Row]) -> "Rows":
+        """Take rows one after another, as images in files of their own or within the rows have."""
+        rows = iter(rows)
+        batches: list[pa.RecordBatch] = []
+        while part := list(islice(rows, BATCH)):
+            assert not any(row.place for row in part)
+            columns = list(zip(*part, strict=True))[: len(COLUMNS)]
+            pairs = zip(columns, COLUMNS.types, strict=True)
+            arrays = [pa.array(values, kind) for values, kind in pairs]
+            batches.append(pa.record_batch(arrays, schema=COLUMNS))
+        return cls(pa.Table.from_batches(batches, schema=COLUMNS))
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, index: int) -> Row:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        row = {name: self.table[name][index].as_py() for name in self.table.column_names}
+        path, image, label, size, sha256, split = (row[name] for name in COLUMNS.names)
+        return Row(path, image, label, size, sha256, split, _place(row))
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rows) and self.table.equals(other.table)
+
+    def count(self, split: Split) -> int:
+        """Return the number of images of a split."""
+        counts = self.table["split"].value_counts().to_pylist()
+        return sum(each["counts"] for each in counts if each["values"] == split)
+
+    def labels(self) -> Int64[Tensor, " N"]:
+        """Return the labels of all rows."""
+        return torch.tensor(self.table["label"].to_numpy(), dtype=torch.int64)
 
 
 class Manifest:
@@ -66,6 +133,7 @@ class Manifest:
         seal.check(path)
         filters = None if split is None else [("split", "=", split)]
         self._rows = pq.read_table(path, filters=filters).combine_chunks()
+        self._in_shards = "shard" in self._rows.column_names
         described = pq.read_metadata(path)
         if b"class_names" not in (described.metadata or {}):
             raise ValueError(f"{path} is not a manifest: its schema lacks class_names")
@@ -91,6 +159,12 @@ class Manifest:
         """Return the file content that the manifest holds for a row, if it does."""
         return self._rows["image"][index].as_py()
 
+    def place(self, index: int) -> Place | None:
+        """Return where the image of a row lies, if that is in a shard."""
+        if not self._in_shards:
+            return None
+        return _place({name: self._rows[name][index].as_py() for name in Place._fields})
+
     def size(self, index: int) -> int:
         """Return the size of a row's file in bytes."""
         return self._rows["bytes"][index].as_py()
@@ -100,13 +174,17 @@ class Manifest:
         return self._rows["sha256"][index].as_py()
 
 
-def write_manifest(path: Path, class_names: Sequence[str], rows: Sequence[Row]) -> None:
+def write_manifest(path: Path, class_names: Sequence[str], rows: Rows | Iterable[Row]) -> None:
     """Write a manifest in one piece; the same rows make the same bytes, with one pyarrow."""
-    columns = list(zip(*rows, strict=True)) or [()] * len(COLUMNS)
-    table = pa.table(
-        [pa.array(values, kind) for values, kind in zip(columns, COLUMNS.types, strict=True)],
-        schema=COLUMNS.with_metadata({"class_names": json.dumps(list(class_names))}),
-    )
+    table = (rows if isinstance(rows, Rows) else Rows.collect(rows)).table
+    table = table.replace_schema_metadata({"class_names": json.dumps(list(class_names))})
     with seal.sealing(path) as partial, pq.ParquetWriter(partial, table.schema) as writer:
-        writer.write_table(table)
+        writer.write_table(table, row_group_size=BATCH)
         writer.add_key_value_metadata({seal.KEY: seal.BLANK})
+
+
+def _place(row: dict[str, Any]) -> Place | None:
+    """Return where the image of a row lies, if that is in a shard."""
+    if row.get("shard") is None:
+        return None
+    return Place(*(row[name] for name in Place._fields))

@@ -97,7 +97,7 @@ def save(path: Path, checked: dict[str, Checked]) -> None:
     rows = [(name, *file) for name, file in checked.items()]
     columns = list(zip(*rows, strict=True)) or [()] * len(COLUMNS)
     arrays = [pa.array(values, kind) for values, kind in zip(columns, COLUMNS.types, strict=True)]
-    table = pa.table(arrays, schema=COLUMNS.with_metadata({"reader": _reader()}))
+    table = pa.table(arrays, schema=COLUMNS.with_metadata({"reader": reader()}))
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     content = buffer.getvalue()
@@ -118,7 +118,7 @@ def load(path: Path) -> dict[str, Checked]:
     if hashlib.sha256(content).digest() != digest:
         return {}
     table = pq.read_table(io.BytesIO(content))
-    if table.schema.metadata.get(b"reader") != _reader().encode():
+    if table.schema.metadata.get(b"reader") != reader().encode():
         return {}
     columns = [column.to_pylist() for column in table.columns]
     return {name: Checked(*values) for name, *values in zip(*columns, strict=True)}
@@ -129,9 +129,13 @@ def place(folder: Path, root: Path) -> Path:
     return folder / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]}.checked"
 
 
-def _reader() -> str:
-    """Return what decides what is found in a file: our code, and the libraries that decode."""
+def reader(*others: str) -> str:
+    """Return what decides what is found in a file: our code, and the libraries that decode.
+
+    Args:
+        others: Files of code that does besides.
+    """
     code = hashlib.sha256()
-    for file in (__file__, *(module.__file__ for module in MODULES)):
+    for file in (__file__, *(module.__file__ for module in MODULES), *others):
         code.update(Path(str(file)).read_bytes())
     return f"{code.hexdigest()} pillow {version('pillow')} torchvision {version('torchvision')}"

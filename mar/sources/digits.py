@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from mar.data.manifest import Row, Split
+from mar.data.manifest import Row, Rows, Split
 from mar.sources.held_out import hold_out
 from mar.sources.source import Collection, DataSource, Surroundings
 
@@ -41,7 +41,7 @@ class DigitsData(DataSource):
             sha256 = hashlib.sha256(content).digest()
             label = int(labels[index])
             rows.append(Row(f"digits/{index:04d}", content, label, len(content), sha256, split))
-        return Collection([str(digit) for digit in range(10)], rows)
+        return Collection([str(digit) for digit in range(10)], Rows.collect(rows))
 
 
 def _load() -> tuple[UInt8[Tensor, "N 8 8"], Int64[Tensor, " N"]]:

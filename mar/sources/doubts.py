@@ -4,13 +4,18 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from mar.data.formats import EXTENSIONS
-from mar.data.manifest import Row
+from mar.data.manifest import Rows
 from mar.sources.checked_files import Checked
 from mar.sources.folder_entries import show
 from mar.sources.image_folder import Listing, nested_folders
 
+
+Values = np.ndarray[Any, np.dtype[Any]]
 
 UNEVEN = 20  # times as many images as another class has
 DIM_16 = 0.26  # of the range of 16 bits: what cameras and scanners of 14 bits or less fill
@@ -43,9 +48,13 @@ def remarks(listing: Listing) -> list[str]:
     return found
 
 
-def warnings(listing: Listing, rows: Sequence[Row], checked: Sequence[Checked]) -> list[str]:
+def warnings(listing: Listing, rows: Rows, checked: Sequence[Checked]) -> list[str]:
     """Say what is allowed but likely a mistake, a sentence each."""
-    found = [*_nested(listing), *_sizes(listing.class_names, rows), *_dim(checked)]
+    readable = [file for file in checked if not file.fault]
+    brightest = np.array([file.brightest for file in readable])
+    wide = np.array([file.sixteen_bits for file in readable], bool)
+    found = [*_nested(listing), *sizes(listing.class_names, rows)]
+    found += dim(brightest, wide, len(checked))
     if len(listing.ignored) > len(listing.files):
         found.append(
             f"more files are ignored ({len(listing.ignored)}) than read ({len(listing.files)}); "
@@ -66,8 +75,9 @@ def _nested(listing: Listing) -> list[str]:
     ]
 
 
-def _sizes(class_names: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    counts = Counter(row.label for row in rows)
+def sizes(class_names: Sequence[str], rows: Rows) -> list[str]:
+    """Say which classes are much smaller than others."""
+    counts = Counter({label: int(num) for label, num in enumerate(rows.labels().bincount()) if num})
     found: list[str] = []
     if len(class_names) == 1:
         found.append(f"there is one class only, {class_names[0]}")
@@ -84,16 +94,24 @@ def _sizes(class_names: Sequence[str], rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def _dim(checked: Sequence[Checked]) -> list[str]:
-    """Say which images will look black, as they use a small part of the range of their values."""
+def dim(brightest: Values, sixteen_bits: Values, total: int) -> list[str]:
+    """Say which images will look black, as they use a small part of the range of their values.
+
+    Args:
+        brightest: The largest value of each image that can be decoded, as a share of the largest
+            possible one; NaN where it is unknown.
+        sixteen_bits: Whether the samples of each have 16 bits.
+        total: The number of all images.
+    """
     found: list[str] = []
     for bits, limit, least in ((16, DIM_16, 0.0), (8, DIM_8, 0.5)):
-        kind = [file for file in checked if not file.fault and file.sixteen_bits == (bits == 16)]
-        dim = [file.brightest for file in kind if file.brightest < limit]
-        if dim and len(dim) >= least * len(kind):
+        kind = brightest[sixteen_bits == (bits == 16)]
+        dark = kind[kind < limit]
+        if len(dark) and len(dark) >= least * len(kind):
             found.append(
-                f"{len(dim)} of {len(checked)} images have {bits} bits and use at most "
-                f"{_percent(max(dim))} of their range, so they are nearly black; scale their values"
+                f"{len(dark)} of {total} images have {bits} bits and use at most "
+                f"{_percent(dark.max())} of their range, so they are nearly black; scale their "
+                "values"
             )
     return found
 

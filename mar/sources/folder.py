@@ -8,14 +8,14 @@ import torch
 from pydantic import Field
 from tqdm import tqdm
 
-from mar.data.manifest import Row, Split
+from mar.data.manifest import Row, Rows, Split
 from mar.data.workers import map_chunks, ranges
 from mar.sources import checked_files, doubts
 from mar.sources.checked_files import Checked, check_file
-from mar.sources.folder_entries import show
 from mar.sources.held_out import hold_out
 from mar.sources.image_folder import File, list_folder
 from mar.sources.source import Collection, DataSource, Surroundings
+from mar.sources.unreadable import left_out, require_few, require_small
 
 
 CHUNK = 32  # files that a worker checks at a time
@@ -49,50 +49,30 @@ class FolderData(DataSource):
         root = surroundings.base / Path(self.path).expanduser()
         listing = list_folder(root)
         checked, num_read = _check_files(root, [file.path for file in listing.files], surroundings)
-        _require_small(root, checked, surroundings.max_pixels)
+        large = {path: file.fault or "" for path, file in checked.items() if file.too_large}
+        require_small(root, large, len(checked), surroundings.max_pixels)
         unreadable = {
             file.path: checked[file.path].fault or ""
             for file in listing.files
             if checked[file.path].fault is not None
         }
-        if len(unreadable) > self.max_unreadable:
-            raise ValueError(
-                f"{len(unreadable)} of {len(checked)} files in {root} cannot be decoded, "
-                f"data.max_unreadable is {self.max_unreadable}:\n{describe(unreadable)}"
-            )
+        require_few(root, unreadable, len(checked), self.max_unreadable)
         files = [file for file in listing.files if file.path not in unreadable]
         _require_every_class(root, listing.class_names, {file.label for file in files})
         splits = _splits(files, self.held_out_fraction, self.seed)
         _require_both(root, files, splits)
-        rows = [
+        rows = Rows.collect(
             _row(file, checked[file.path], split) for file, split in zip(files, splits, strict=True)
-        ]
+        )
         return Collection(
             listing.class_names,
             rows,
             unreadable,
-            remarks=[*doubts.remarks(listing), *_left_out(unreadable, len(checked))],
+            remarks=[*doubts.remarks(listing), *left_out(unreadable, len(checked))],
             warnings=doubts.warnings(listing, rows, list(checked.values())),
             num_read=num_read,
             num_known=len(checked) - num_read,
         )
-
-
-def describe(unreadable: dict[str, str], most: int = 10) -> str:
-    """Name the first unreadable files, one a line."""
-    lines = [f"  {show(path)}: {reason}" for path, reason in list(unreadable.items())[:most]]
-    if len(unreadable) > most:
-        lines.append(f"  and {len(unreadable) - most} more")
-    return "\n".join(lines)
-
-
-def _left_out(unreadable: dict[str, str], total: int) -> list[str]:
-    if not unreadable:
-        return []
-    return [
-        f"left out {len(unreadable)} of {total} files that cannot be decoded:\n"
-        f"{describe(unreadable)}"
-    ]
 
 
 def _row(file: File, checked: Checked, split: Split) -> Row:
@@ -130,18 +110,6 @@ def _check_files(
 
 def _check_chunk(root: Path, paths: list[str], max_pixels: int, chunk: list[int]) -> list[Checked]:
     return [check_file(root / paths[index], max_pixels) for index in chunk]
-
-
-def _require_small(root: Path, checked: dict[str, Checked], max_pixels: int) -> None:
-    """Refuse images whose decoding may fill the memory, unless the user says that it will not."""
-    large = {path: file.fault or "" for path, file in checked.items() if file.too_large}
-    if large:
-        raise ValueError(
-            f"{len(large)} of {len(checked)} files in {root} are images of too many pixels:\n"
-            f"{describe(large)}\n"
-            f"up to MAR_MAX_PIXELS of them are read, which is {max_pixels}; each worker may need 6 "
-            "bytes of memory for each pixel"
-        )
 
 
 def _require_every_class(root: Path, class_names: list[str], present: set[int]) -> None:

@@ -89,7 +89,7 @@ def _list(root: Path) -> Listing:
     prefix = "" if train is None else f"{train}/"
     listing.class_depth = prefix.count("/")
     folders = _class_folders(root, prefix, listing)
-    listing.class_names = _ordered(list(folders))
+    listing.class_names = in_order(list(folders))
     if val is None:
         listing.files = [*_files(root, prefix, folders, None, listing)]
     else:
@@ -165,7 +165,7 @@ def _class_folders(root: Path, prefix: str, listing: Listing) -> dict[str, str]:
     return classes
 
 
-def _ordered(names: list[str]) -> list[str]:
+def in_order(names: list[str]) -> list[str]:
     """Sort names of classes: as numbers where all are whole numbers, else as text."""
     if all(name.isascii() and name.isdigit() for name in names):
         return sorted(names, key=lambda name: (int(name), name))

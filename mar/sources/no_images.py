@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from mar.config import name_or_fields
+from mar.data.manifest import Rows
 from mar.sources.source import Collection, DataSource, Surroundings
 
 
@@ -28,8 +29,9 @@ class NoData(DataSource):
     def collect(self, surroundings: Surroundings) -> Collection:
         """Return the names of the classes."""
         if self.classes != "imagenet":
-            return Collection(self.classes, [])
+            return Collection(self.classes, Rows.collect([]))
         # Here, as it takes seconds to import. Its classes are sorted by their WordNet ids.
         from torchvision.models import ResNet50_Weights  # pyright: ignore[reportMissingTypeStubs]
 
-        return Collection(ResNet50_Weights.IMAGENET1K_V1.meta["categories"], [])
+        names: list[str] = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+        return Collection(names, Rows.collect([]))

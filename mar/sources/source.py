@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from mar.config import Config
-from mar.data.manifest import Row, Split
+from mar.data.manifest import Rows, Split
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Collection:
     """
 
     class_names: list[str]
-    rows: list[Row]
+    rows: Rows
     unreadable: dict[str, str] = field(default_factory=dict[str, str])
     remarks: list[str] = field(default_factory=list[str])
     warnings: list[str] = field(default_factory=list[str])
@@ -51,7 +51,7 @@ class Collection:
 
     def count(self, split: Split) -> int:
         """Return the number of images of a split."""
-        return sum(row.split == split for row in self.rows)
+        return self.rows.count(split)
 
 
 class DataSource(Config):

@@ -80,7 +80,7 @@ def test_the_manifest_is_a_plain_parquet_file(tmp_path: Path) -> None:
         "sha256": "fixed_size_binary[32]",
         "split": "string",
     }
-    assert [tuple(row.values()) for row in table.to_pylist()] == rows
+    assert [Row(*row.values()) for row in table.to_pylist()] == rows
     assert table.schema.metadata == {b"class_names": b'["a", "b"]'}
 
 

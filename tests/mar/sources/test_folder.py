@@ -14,8 +14,9 @@ from PIL import Image
 
 from mar.data.formats import EXPECTED
 from mar.sources import checked_files
-from mar.sources.folder import FolderData, describe
+from mar.sources.folder import FolderData
 from mar.sources.source import Collection, Surroundings
+from mar.sources.unreadable import describe
 
 
 def make_images(root: Path, *paths: str) -> None:
