@@ -7,6 +7,10 @@ from pydantic import Field
 from mar.sources.digits import DigitsData
 from mar.sources.folder import FolderData
 from mar.sources.no_images import NoData
+from mar.sources.parquet import ParquetData
+from mar.sources.webdataset import WebDatasetData
 
 
-DataConfig = Annotated[DigitsData | FolderData | NoData, Field(discriminator="source")]
+DataConfig = Annotated[
+    DigitsData | FolderData | ParquetData | WebDatasetData | NoData, Field(discriminator="source")
+]

@@ -146,8 +146,8 @@ def test_an_unknown_choice_lists_the_known_ones(content: dict[str, Any], tmp_pat
     content["data"]["source"] = "digit"
     message = refuse(tmp_path, content)
     assert message == (
-        "params.yaml: data.source must be 'digits' or 'folder' or 'none', got 'digit'; "
-        "did you mean 'digits'?"
+        "params.yaml: data.source must be 'digits' or 'folder' or 'parquet' or 'webdataset' or "
+        "'none', got 'digit'; did you mean 'digits'?"
     )
 
 

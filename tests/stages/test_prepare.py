@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
+from sample_shards import write_parquet, write_tar
 
 from mar.data.dataset import ImageSet
 from mar.data.formats import EXPECTED
@@ -163,6 +164,97 @@ def test_larger_images_are_read_with_a_variable(
         manifest_after(stage, FOLDER)
     monkeypatch.setenv("MAR_MAX_PIXELS", "64")
     manifest_after(stage, FOLDER)
+
+
+PARQUET = """
+data:
+  source: parquet
+  path: photos
+  image_column: image
+  label_column: label
+  class_names: null
+  image_size: 8
+  held_out_fraction: 0.5
+  max_unreadable: 1
+  seed: 0
+"""
+WEBDATASET = """
+data:
+  source: webdataset
+  path: photos
+  label: cls
+  class_names: null
+  image_size: 8
+  held_out_fraction: 0.5
+  max_unreadable: 1
+  seed: 0
+"""
+
+
+def make_shards(num: int) -> None:
+    """Put the images of `make_photos` into Parquet files and tar archives, in the same order."""
+    files = sorted(Path("photos").glob("*/*.png"))
+    contents, labels = [file.read_bytes() for file in files], [file.parent.name for file in files]
+    for index in range(num):
+        part = slice(index * len(files) // num, (index + 1) * len(files) // num)
+        write_parquet(Path(f"parquet/{index}.parquet"), contents[part], labels[part])
+        samples: dict[str, bytes] = {}
+        for at, (content, label) in enumerate(zip(contents[part], labels[part], strict=True)):
+            samples |= {f"{at}.png": content, f"{at}.cls": label.encode()}
+        write_tar(Path(f"tar/{index}.tar"), samples)
+
+
+def test_a_folder_parquet_and_tar_of_the_same_images_give_the_same_tensors(stage: Stage) -> None:
+    make_photos(12)
+    make_shards(3)
+    expected: tuple[list[str], torch.Tensor, torch.Tensor] | None = None
+    for params in (
+        FOLDER,
+        PARQUET.replace("photos", "parquet"),
+        WEBDATASET.replace("photos", "tar"),
+    ):
+        manifest_after(stage, params)
+        metrics = json.loads(Path("out/prepare/metrics.json").read_text())
+        assert (metrics["num_train"], metrics["num_held_out"]) == (6, 6)
+        assert Path("out/prepare/unreadable.csv").read_text() == "path,reason\n"
+        images = open_images(stage, Path("out/prepare/manifest.parquet"), "train", 8)
+        found = (images.class_names, images.labels, images.stack(list(range(6))))
+        expected = expected or found
+        assert found[0] == expected[0] == ["a", "b"]
+        assert torch.equal(found[1], expected[1])
+        assert torch.equal(found[2], expected[2])
+
+
+@pytest.mark.parametrize(("params", "folder"), [(PARQUET, "parquet"), (WEBDATASET, "tar")])
+def test_shards_are_prepared_once_and_wherever_they_lie(
+    stage: Stage, capsys: pytest.CaptureFixture[str], params: str, folder: str
+) -> None:
+    make_photos(12)
+    make_shards(3)
+    time.sleep(0.1)  # files just written are read again, as they may still change
+    params = params.replace("photos", folder)
+    first = manifest_after(stage, params)
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == "prepare: 12 images, 2 classes, e.g. a, b, 6 held out"
+    assert manifest_after(stage, params) == first
+    assert "prepare: 3 files are as they were when read\n" in capsys.readouterr().err
+    Path(folder).rename("elsewhere")
+    assert manifest_after(stage, params.replace(f"path: {folder}", "path: elsewhere")) == first
+
+
+def test_images_of_shards_that_cannot_be_used_are_listed(stage: Stage) -> None:
+    make_photos(12)
+    Path("photos/a/0.png").write_text("hello, world")
+    make_shards(1)
+    for params, name in (
+        (PARQUET.replace("photos", "parquet"), "0.parquet/0"),
+        (WEBDATASET.replace("photos", "tar"), "0.tar/0.png"),
+    ):
+        manifest_after(stage, params)
+        listed = Path("out/prepare/unreadable.csv").read_text()
+        assert listed.startswith(f'path,reason\n{name},"not an image of a known format')
+        metrics = json.loads(Path("out/prepare/metrics.json").read_text())
+        assert (metrics["num_train"], metrics["num_unreadable"]) == (6, 1)
 
 
 def test_every_source_answers_whether_it_has_images() -> None:
