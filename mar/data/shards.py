@@ -16,6 +16,7 @@ import pyarrow as pa
 
 
 SNAPPY = "snappy"
+BLOCK = 1 << 16  # bytes that Snappy compresses apart from those before
 KEPT_PAGES = 4  # unpacked, in each process: what is read in order is unpacked once
 
 
@@ -49,11 +50,8 @@ def read_image(root: Path, place: Place, size: int) -> bytes:
     try:
         if place.codec is None:
             content = _read(shard, place.offset, size)
-        elif place.codec == SNAPPY:  # a few blocks, hardly more than the image: not worth keeping
-            content = unpack(_read(shard, place.offset, place.stored), place.codec, place.unpacked)
-            content = content[place.begin : place.begin + size]
         else:
-            content = _page(shard, *place[1:5])[place.begin : place.begin + size]
+            content = _unpacked(shard, place, size)[place.begin : place.begin + size]
     except OSError as error:
         if not shard.exists():
             raise ValueError(
@@ -82,6 +80,13 @@ def unpack(stored: bytes, codec: str, unpacked: int) -> bytes:
         return pa.decompress(stored, decompressed_size=unpacked, codec=codec, asbytes=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"damaged: {error}") from None
+
+
+def _unpacked(shard: Path, place: Place, size: int) -> bytes:
+    assert place.codec is not None
+    if place.unpacked > size + 2 * BLOCK:  # a page of several images
+        return _page(shard, place.offset, place.stored, place.codec, place.unpacked)
+    return unpack(_read(shard, place.offset, place.stored), place.codec, place.unpacked)
 
 
 @lru_cache(maxsize=KEPT_PAGES)

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow.parquet as pq
 
-from mar.data.shards import SNAPPY, unpack
+from mar.data.shards import BLOCK, SNAPPY, unpack
 
 
 CODECS = {
@@ -34,7 +34,6 @@ CODECS = {
 }
 DATA, DICTIONARY, DATA_V2 = 0, 2, 3  # PageType
 BY_DICTIONARY = (2, 8)  # PLAIN_DICTIONARY, RLE_DICTIONARY: such a page holds numbers of values
-BLOCK = 1 << 16  # bytes that Snappy packs apart from those before
 DENSE = 256  # bytes of content that an element of Snappy must stand for, on average
 HEADER = 1 << 13  # bytes that are mostly more than a header takes
 

@@ -143,6 +143,9 @@ class Notes:
         Returns:
             The name of each class; the number of each image's class, int64 (N,), or -1 where it
             cannot be used; and why it cannot: path -> reason.
+
+        Raises:
+            ValueError: labels are names, and two classes share one.
         """
         encoded = self._table["label"].combine_chunks().dictionary_encode()
         texts: list[str] = encoded.dictionary.to_pylist()
@@ -156,6 +159,9 @@ class Notes:
             expected = f"a number from 0 to {len(names) - 1}"
         else:
             known = {name: at for at, name in enumerate(names)}
+            if len(known) < len(names):  # fine for numbers: ImageNet has two classes `crane`
+                double = next(name for at, name in enumerate(names) if known[name] != at)
+                raise ValueError(f"two classes are called {double!r}, and labels are names here")
             expected = f"one of the {len(names)} class names"
         numbers = np.array([*(known.get(text, -1) for text in texts), -1], np.int64)
         chosen = encoded.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)

@@ -10,7 +10,6 @@ order, by what is noted.
 # pyright: reportUnknownParameterType=false
 
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -109,7 +108,11 @@ class ShardData(DataSource):
             rows,
             unreadable,
             remarks=[*listing.remarks(), *left_out(unreadable, len(notes), USABLE)],
-            warnings=[*doubts.sizes(class_names, rows), *notes.doubts(labels)],
+            warnings=[
+                *doubts.sizes(class_names, rows),
+                *notes.doubts(labels),
+                *_not_held_out(class_names, labels[held_out], listing),
+            ],
             num_read=num_read,
             num_known=len(tables) - num_read,
         )
@@ -185,13 +188,10 @@ class ShardData(DataSource):
 
 
 def _require_names(names: list[str], what: str) -> None:
-    """Refuse names that are empty, or that two classes share."""
+    """Refuse names that are empty."""
     if not names or "" in names:
         line = names.index("") + 1 if names else 1
         raise ValueError(f"{what} has no class name in line {line}, expected one on each line")
-    if len(set(names)) < len(names):
-        double = next(name for name, count in Counter(names).items() if count > 1)
-        raise ValueError(f"{what} names two classes {double!r}")
 
 
 def _require_every_class(root: Path, class_names: list[str], present: Values) -> None:
@@ -202,6 +202,15 @@ def _require_every_class(root: Path, class_names: list[str], present: Values) ->
             f"{len(missing)} of {len(class_names)} classes have no image to train on in {root}, "
             f"as {missing[0]}"
         )
+
+
+def _not_held_out(class_names: list[str], held_out: Values, listing: ShardListing) -> list[str]:
+    """Say which classes the shards of validation lack; of drawn images it is said already."""
+    counts = np.bincount(held_out, minlength=len(class_names))
+    missing = [name for name, count in zip(class_names, counts, strict=True) if not count]
+    if not (missing and listing.has_held_out):
+        return []
+    return [f"{len(missing)} of {len(class_names)} classes have no image held out, as {missing[0]}"]
 
 
 def _require_both(root: Path, held_out: Values, listing: ShardListing) -> None:

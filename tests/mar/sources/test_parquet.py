@@ -178,6 +178,12 @@ def test_a_folder_may_have_the_name_of_the_split(tmp_path: Path) -> None:
     assert [row.split for row in collect(tmp_path).rows] == ["train", "held_out"]
 
 
+def test_classes_without_an_image_held_out_are_said(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", [jpeg(0), jpeg(1)], ["a", "b"])
+    write_parquet(tmp_path / "val.parquet", [jpeg(2)], ["b"])
+    assert "1 of 2 classes have no image held out, as a" in collect(tmp_path).warnings
+
+
 def test_without_files_of_validation_some_of_each_class_are_held_out(tmp_path: Path) -> None:
     images = [jpeg(index) for index in range(16)]
     for name in ("a.parquet", "train.parquet"):
@@ -216,7 +222,9 @@ def test_names_come_from_a_file_where_one_is_given(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.class_names: \S+ has no class name in line 2"):
         collect(tmp_path, class_names="names.txt")
     (tmp_path / "names.txt").write_text("owl\nowl")
-    with pytest.raises(ValueError, match=r"data.class_names: \S+ names two classes 'owl'"):
+    assert collect(tmp_path, class_names="names.txt").class_names == ["owl", "owl"]
+    write_parquet(tmp_path / "b.parquet", [jpeg(0), jpeg(1)], ["owl", "owl"])
+    with pytest.raises(ValueError, match="two classes are called 'owl', and labels are names here"):
         collect(tmp_path, class_names="names.txt")
     with pytest.raises(ValueError, match=r"data.class_names: \S+gone cannot be read"):
         collect(tmp_path, class_names="gone")
