@@ -217,7 +217,8 @@ def read_manifest(path: Path) -> dict[str, float]:
     opened = time.perf_counter() - start
     start = time.perf_counter()
     for index in torch.randint(len(manifest), (10_000,)).tolist():
-        manifest.path(index), manifest.size(index), manifest.sha256(index), manifest.place(index)
+        for column in (manifest.path, manifest.size, manifest.sha256, manifest.place):
+            column(index)
     return {"open_seconds": opened, "rows_per_second": 10_000 / (time.perf_counter() - start)}
 
 

@@ -65,7 +65,7 @@ class WebDatasetData(ShardData):
                     name = show(sample.image_name)
                     if sample.key in seen:
                         yield broken(
-                            name,
+                            f"{name} at byte {sample.offset}",
                             f"two samples have the key {show(sample.key)}, or the files of one do "
                             "not stand one after another",
                         )
@@ -129,6 +129,11 @@ class _Sample:
     @property
     def images(self) -> list[str]:
         return [ending for ending in self.members if f".{ending.lower()}" in EXTENSIONS]
+
+    @property
+    def offset(self) -> int:
+        """Where its first file begins in the archive."""
+        return min(member.offset for member in self.members.values())
 
     @property
     def image_name(self) -> str:
