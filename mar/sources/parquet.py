@@ -90,7 +90,9 @@ class ParquetData(ShardData):
     def _rows(self, file: Path, max_pixels: int) -> Iterator[Noted]:
         try:
             with (
-                pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as opened,
+                pq.ParquetFile(
+                    file, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True
+                ) as opened,
                 file.open("rb") as plain,
             ):
                 first = 0

@@ -4,10 +4,12 @@ import hashlib
 import os
 import re
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -67,6 +69,7 @@ WAYS: list[dict[str, Any]] = [
     {"compression": "gzip", "data_page_version": "2.0", "use_dictionary": False},
     {"compression": "brotli"},
     {"compression": "lz4"},
+    {"use_content_defined_chunking": True, "use_dictionary": False, "write_page_index": True},
     {"dictionary_pagesize_limit": 9_000, "write_batch_size": 2, "data_page_size": 9},
     {
         "use_dictionary": False,
@@ -299,6 +302,51 @@ def test_a_file_with_a_damaged_page_is_named(tmp_path: Path) -> None:
         collect(tmp_path, max_unreadable=2)
 
 
+def test_a_changed_byte_is_noticed_where_pages_have_checksums(tmp_path: Path) -> None:
+    images = [jpeg(index) for index in range(4)]
+    write_parquet(
+        tmp_path / "a.parquet", images, [0] * 4, compression="none", write_page_checksum=True
+    )
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[content.index(images[1]) + len(images[1]) // 2] ^= 1
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path}/a.parquet is no Parquet file, or damaged: "
+    ):
+        collect(tmp_path, max_unreadable=4)
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+def test_whatever_byte_is_damaged_no_other_image_is_read_than_was_listed(
+    tmp_path: Path, compression: str
+) -> None:
+    images = [jpeg(index, 24) for index in range(6)]
+    file = tmp_path / "a.parquet"
+    write_parquet(file, images, [0] * 6, compression=compression, row_group_size=3)
+    content, rng = file.read_bytes(), np.random.default_rng(0)
+    complaints: list[str] = []
+    sound = list(collect(tmp_path).rows)
+    for at in rng.choice(len(content), 60, replace=False):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << rng.integers(8)
+        file.write_bytes(damaged)
+        for row, image in zip(sound, images, strict=True):
+            assert row.place is not None
+            with suppress(ValueError):
+                found = read_image(tmp_path, row.place, row.size)
+                assert (found == image) == (hashlib.sha256(found).digest() == row.sha256)
+        try:
+            rows = list(collect(tmp_path, max_unreadable=6).rows)
+        except ValueError as error:
+            complaints.append(str(error))
+            continue
+        for row in rows:
+            assert row.place is not None
+            found = read_image(tmp_path, row.place, row.size)
+            assert hashlib.sha256(found).digest() == row.sha256
+    assert all(str(tmp_path) in complaint for complaint in complaints)
+
+
 def test_a_file_cut_off_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [jpeg(0), jpeg(1)], [0, 0])
     content = (tmp_path / "a.parquet").read_bytes()
@@ -394,6 +442,20 @@ def test_later_starts_read_new_and_changed_files_alone(tmp_path: Path) -> None:
     assert (changed.num_read, changed.num_known) == (2, 1)
     assert changed.rows == collect(root).rows
     assert len(list(kept.rglob("*.parquet"))) == 3
+
+
+def test_a_start_that_ended_early_goes_on_where_it_was(tmp_path: Path) -> None:
+    root, kept = tmp_path / "data", tmp_path / "kept"
+    for name in "abc":
+        write_parquet(root / f"{name}.parquet", [jpeg(0), jpeg(1)], [0, 0])
+    content = (root / "c.parquet").read_bytes()
+    (root / "c.parquet").write_bytes(content[:99])
+    time.sleep(0.1)
+    with pytest.raises(ValueError, match=r"c.parquet is no Parquet file, or damaged"):
+        collect(root, kept=kept)
+    (root / "c.parquet").write_bytes(content)
+    collection = collect(root, kept=kept)
+    assert (collection.num_read, collection.num_known) == (1, 2)
 
 
 def test_what_is_kept_is_read_anew_where_it_is_damaged_or_of_other_columns(tmp_path: Path) -> None:
