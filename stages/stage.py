@@ -105,6 +105,14 @@ class Stage:
             case found:
                 raise ValueError(f"MAR_PARALLEL: must be ddp or fsdp, got {found!r}")
 
+    def cache_on_device(self) -> bool | None:
+        """Whether its device holds all latents in training (`MAR_CACHE_ON_DEVICE`).
+
+        None, the default, is up to `LatentCache`: a GPU holds what takes half of its free memory.
+        """
+        chosen = read_count("MAR_CACHE_ON_DEVICE", 0, least=0)
+        return chosen > 0 if os.environ.get("MAR_CACHE_ON_DEVICE") else None
+
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass on its device."""
         return autocast(self.device)

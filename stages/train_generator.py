@@ -45,7 +45,7 @@ def main(stage: Stage) -> None:
     if section.source == "released":
         found = released.read(stage, "generator", section, model)
         given = InitialWeights(section.to_ours(found.chosen), section.to_ours(found.model))
-    cache = LatentCache(LATENTS, info)
+    cache = LatentCache(LATENTS, info, on_device=stage.cache_on_device)
     stage.preflight(cache=cache, weights=TOKENIZER, image_size=image_size)
     trainer = new_trainer(model.to(stage.device), config, given, parallel=stage.parallel)
 

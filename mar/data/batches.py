@@ -1,5 +1,8 @@
-"""Which samples make up the batch of a training step, as a function of the step alone.
+"""Which samples make up the batch of a training step, as a function of the seed and the step alone.
 
+So the step is the position in the epoch: a checkpoint that holds it needs nothing else to go on
+with the next batch, whatever number of processes share a batch. An epoch is one permutation of all
+samples; in what order a batch is read from the disk is up to who reads it (`mar.latents.rows`).
 Shapes: B batch.
 """
 

@@ -12,6 +12,8 @@ then log variances), c channels of a latent, H W latent grid, N rows of a shard,
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from itertools import count
 from pathlib import Path
 from typing import Literal, overload
 
@@ -28,7 +30,14 @@ from mar.files import seal
 from mar.files.arrow import open_arrow
 from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape, Posterior
+from mar.latents.rows import MappedRows, column_rows, fits, unsigned
 from mar.latents.scale import LatentStatistics
+
+
+Draw = Callable[[int], tuple[Tensor, Tensor]]  # of a step: images, and which are mirrored
+
+WINDOW_BYTES = 1 << 27  # read in the order of the files; at most three windows are in memory
+WINDOW_STEPS = 16
 
 
 def write_latents(
@@ -102,32 +111,44 @@ def _index_column(indices: Int[Tensor, "B H W"], codebook_size: int) -> pa.Array
 class LatentCache:
     """A cache opened for reading; its files stay on the disk and are mapped into memory.
 
+    Opening reads every file once from begin to end, so where the memory has room for the cache, it
+    is read from there afterwards.
+
     Raises:
         ValueError: a file is damaged, or there are more or fewer latents than `latents.json` says.
     """
 
-    def __init__(self, folder: Path, info: LatentsInfo) -> None:
+    def __init__(self, folder: Path, info: LatentsInfo, *, on_device: bool | None = None) -> None:
+        """Open a cache.
+
+        Args:
+            folder: Its files.
+            info: What `latents.json` says of it.
+            on_device: Whether `batches` hold its content on their device; None does so on a GPU
+                where it takes at most half of the free memory.
+        """
         self.info = info
+        self._on_device = on_device
         self._paths = sorted(folder.glob("*.arrow"))
-        shards = list(_open_shards(folder))
-        # For each content the rows of images and those of mirror images, by shard.
-        self._moments = _Rows(shards, "moments", "mirrored", info.flips)
-        self._indices = None
+        self._shards = list(_open_shards(folder))
+        found = sum(len(shard) for shard in self._shards)
+        if found != info.count:
+            raise ValueError(f"{folder} holds {found} latents, latents.json says {info.count}")
+        self._rows = {"moments": MappedRows(self._shards, "moments", "mirrored", info.flips)}
         if info.codebook_size is not None:
-            self._indices = _Rows(shards, "code_indices", "mirrored_code_indices", info.flips)
-        self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
-        if self._starts[-1] != info.count:
-            raise ValueError(
-                f"{folder} holds {self._starts[-1]} latents, latents.json says {info.count}"
+            self._rows["code_indices"] = MappedRows(
+                self._shards, "code_indices", "mirrored_code_indices", info.flips
             )
-        labels = [shard.column("label").to_numpy() for shard in shards]
+        labels = [shard.column("label").to_numpy() for shard in self._shards]
         self.labels = torch.from_numpy(np.concatenate([np.empty(0, np.int32), *labels])).long()
-        self.names: list[str] = []
-        for shard in shards:
-            self.names += shard.column("name").to_pylist()
 
     def __len__(self) -> int:
         return self.info.count
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The name of each image."""
+        return [name for shard in self._shards for name in shard.column("name").to_pylist()]
 
     def largest(self) -> Float[Tensor, " N"]:
         """Return the largest absolute value of the latents' means of each image, mirrored or not.
@@ -138,9 +159,10 @@ class LatentCache:
         shape = self.info.latent
         count = shape.channels * shape.height * shape.width
         found = np.zeros(len(self), np.float32)
-        parts = list(self._moments.parts(4096))
-        for shard, start, rows in tqdm(parts, desc="check latents", delay=3, leave=False):
-            first = int(self._starts[shard]) + start
+        moments = self._rows["moments"]
+        parts = list(moments.parts(4096))
+        for number, start, rows in tqdm(parts, desc="check latents", delay=3, leave=False):
+            shard, first = moments.image(number, start)
             values = np.abs(rows.astype(np.float32))
             largest = values[:, :count].max(axis=1)
             broken = ~np.isfinite(values.max(axis=1))
@@ -158,8 +180,8 @@ class LatentCache:
         self, indices: Int[Tensor, " B"], mirrored: Bool[Tensor, " B"]
     ) -> Float[Tensor, "B X H W"]:
         """Read the moments of some images, of the mirrored image where asked for."""
-        values = torch.from_numpy(self._read(self._moments, indices, mirrored)).float()
-        return values.reshape(len(indices), -1, self.info.latent.height, self.info.latent.width)
+        rows = self._content("moments")
+        return self._shaped(rows.read(rows.places(indices, mirrored)))
 
     def code_indices(
         self, indices: Int[Tensor, " B"], mirrored: Bool[Tensor, " B"]
@@ -169,20 +191,22 @@ class LatentCache:
         Raises:
             ValueError: the cache is that of a tokenizer without a codebook.
         """
-        if self._indices is None:
+        rows = self._content("code_indices")
+        return self._shaped(rows.read(rows.places(indices, mirrored)))
+
+    def _content(self, content: str) -> MappedRows:
+        if content not in self._rows:
             raise ValueError(
                 "the latent cache holds no indices: tokenizer.kind has no codebook, expected 'vq'"
             )
-        values = self._read(self._indices, indices, mirrored).astype(np.int64)
-        shape = self.info.latent
-        return torch.from_numpy(values).reshape(-1, shape.height, shape.width)
+        return self._rows[content]
 
-    def _read(
-        self, rows: "_Rows", indices: Int[Tensor, " B"], mirrored: Bool[Tensor, " B"]
-    ) -> Shaped[np.ndarray, "B V"]:
-        shards = np.searchsorted(self._starts, indices.numpy(), side="right") - 1
-        places = zip(shards, indices.tolist(), mirrored.tolist(), strict=True)
-        return np.stack([rows.row(int(s), int(i - self._starts[s]), m) for s, i, m in places])
+    def _shaped(self, rows: Shaped[Tensor, "B V"]) -> Tensor:
+        """Return moments (B, X, H, W) as float32, or indices (B, H, W), of rows of either."""
+        shape = self.info.latent
+        if rows.is_floating_point():
+            return rows.float().reshape(len(rows), -1, shape.height, shape.width)
+        return unsigned(rows).reshape(-1, shape.height, shape.width)
 
     @overload
     def batches(
@@ -193,6 +217,7 @@ class LatentCache:
         first_step: int,
         content: Literal["moments"] = ...,
         part: slice = ...,
+        device: torch.device | None = ...,
     ) -> Iterator[tuple[Float[Tensor, "B X H W"], Int[Tensor, " B"]]]: ...
 
     @overload
@@ -204,6 +229,7 @@ class LatentCache:
         first_step: int,
         content: Literal["code_indices"],
         part: slice = ...,
+        device: torch.device | None = ...,
     ) -> Iterator[tuple[Int[Tensor, "B H W"], Int[Tensor, " B"]]]: ...
 
     def batches(
@@ -214,41 +240,76 @@ class LatentCache:
         first_step: int,
         content: Literal["moments", "code_indices"] = "moments",
         part: slice = slice(None),
+        device: torch.device | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return the batches of all steps from `first_step` on, without end, reading one ahead.
+        """Return the batches of all steps from `first_step` on, without end.
 
-        Images and flips of a step do not depend on the content, which is given with the labels:
-        moments (B, X, H, W), or the index of each latent's code (B, H, W).
+        Images and flips of a step depend on the seed and the step alone, not on the content, which
+        is given with the labels: moments (B, X, H, W), or the index of each latent's code
+        (B, H, W). So the step is all that a checkpoint must hold to go on within an epoch.
+
+        A thread reads a window of several batches ahead, in the order of the files; or everything
+        is on the device.
+
+        Args:
+            batch_size: Images of a whole batch.
+            seed: Of the order and the flips.
+            first_step: The step of the first batch.
+            content: What is read.
+            part: Which of a batch's samples are read and returned: a process's share.
+            device: Where they are returned; by default the CPU.
 
         Raises:
             ValueError: indices are asked of the cache of a tokenizer without a codebook.
         """
-        get = {"moments": self.moments, "code_indices": self.code_indices}[content]
-        get(torch.arange(1), torch.zeros(1, dtype=torch.bool))  # refuse now, not at the first batch
-        return self._batches(get, batch_size, seed, first_step, part)
+        rows = self._content(content)  # refuse now, not at the first batch
+        device = torch.device("cpu") if device is None else device
+        draw = partial(self._draw, batch_size, seed, part)
+        wanted = self._on_device
+        if fits(rows.total_bytes, device) if wanted is None else wanted:
+            return self._held_batches(rows, draw, first_step, device)
+        return self._read_batches(rows, draw, first_step, device)
 
-    def _batches(
-        self,
-        get: Callable[[Tensor, Tensor], Tensor],
-        batch_size: int,
-        seed: int,
-        first_step: int,
-        part: slice,
+    def _draw(self, batch_size: int, seed: int, part: slice, step: int) -> tuple[Tensor, Tensor]:
+        """Return the images of a step's batch, and which of them are mirrored, of a part of it."""
+        indices = batch_indices(len(self), batch_size, seed=seed, step=step)
+        chance = torch.rand(batch_size, generator=seeds.make_rng("flips", seed, step))
+        return indices[part], (chance < 0.5)[part] & torch.tensor(self.info.flips)
+
+    def _held_batches(
+        self, rows: MappedRows, draw: Draw, first_step: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        def read(step: int) -> tuple[Tensor, Tensor]:
-            indices = batch_indices(len(self), batch_size, seed=seed, step=step)
-            chance = torch.rand(batch_size, generator=seeds.make_rng("flips", seed, step))
-            mirrored = (chance < 0.5) & torch.tensor(self.info.flips)
-            indices, mirrored = indices[part], mirrored[part]
-            return get(indices, mirrored), self.labels[indices]
+        """Yield batches of what the device holds, all of it."""
+        held = rows.on(device)
+        labels = self.labels.to(device)
+        for step in count(first_step):
+            indices, mirrored = draw(step)
+            batch = held.read(rows.places(indices, mirrored))
+            yield self._shaped(batch), labels[_moved(indices, device)]
+
+    def _read_batches(
+        self, rows: MappedRows, draw: Draw, first_step: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches that a thread reads a window ahead."""
+        size = len(draw(first_step)[0])
+        steps = min(max(WINDOW_BYTES // (size * rows.row_bytes), 1), WINDOW_STEPS)
+
+        def read(first: int) -> list[tuple[Tensor, Tensor]]:
+            indices, mirrored = map(
+                torch.cat, zip(*map(draw, range(first, first + steps)), strict=True)
+            )
+            pinned = device.type == "cuda"
+            values = rows.read(rows.places(indices, mirrored), pinned=pinned)
+            return list(zip(values.split(size), self.labels[indices].split(size), strict=True))
 
         with ThreadPoolExecutor(1) as reader:
-            step, ahead = first_step, reader.submit(read, first_step)
-            while True:
-                batch = ahead.result()
-                step += 1
-                ahead = reader.submit(read, step)
-                yield batch
+            ahead = reader.submit(read, first_step)
+            for first in count(first_step + steps, steps):
+                window = ahead.result()
+                ahead = reader.submit(read, first)
+                while window:  # so that none is kept once it was used
+                    values, labels = window.pop(0)
+                    yield self._shaped(values.to(device, non_blocking=True)), _moved(labels, device)
 
     def normalise(
         self,
@@ -276,32 +337,12 @@ def measure_latents(folder: Path, shape: LatentShape) -> LatentStatistics:
     """Return the statistics of all cached latents; mirror images are left out."""
     statistics = LatentStatistics(shape.channels)
     for shard in _open_shards(folder):
-        rows = np.asarray(_rows(shard, "moments"))
+        rows = column_rows(shard, "moments")
         for start in range(0, len(rows), 4096):
             part = torch.from_numpy(rows[start : start + 4096].astype(np.float32))
             moments = part.reshape(len(part), -1, shape.height, shape.width)
             statistics.update(Posterior.of(moments, shape.channels))
     return statistics
-
-
-class _Rows:
-    """One content of all shards: a matrix for images, another for mirror images."""
-
-    def __init__(
-        self, shards: Sequence[pa.RecordBatch], name: str, mirrored: str, flips: bool
-    ) -> None:
-        self._plain = [_rows(shard, name) for shard in shards]
-        self._mirrored = [_rows(shard, mirrored) for shard in shards if flips]
-
-    def row(self, shard: int, index: int, mirrored: bool) -> Shaped[np.ndarray, " V"]:
-        return (self._mirrored if mirrored else self._plain)[shard][index]
-
-    def parts(self, size: int) -> Iterator[tuple[int, int, Shaped[np.ndarray, "N V"]]]:
-        """Yield `size` rows at a time, those of mirror images as well, with shard and first row."""
-        for matrices in (self._plain, self._mirrored):
-            for shard, rows in enumerate(matrices):
-                for start in range(0, len(rows), size):
-                    yield shard, start, rows[start : start + size]
 
 
 def _open_shards(folder: Path) -> Iterator[pa.RecordBatch]:
@@ -312,7 +353,8 @@ def _open_shards(folder: Path) -> Iterator[pa.RecordBatch]:
         yield open_arrow(path).get_batch(0)
 
 
-def _rows(shard: pa.RecordBatch, column: str) -> Shaped[np.ndarray, "N V"]:
-    """Return a column of fixed-size lists as a matrix, without copying it."""
-    values = shard.column(column)
-    return values.flatten().to_numpy(zero_copy_only=True).reshape(len(values), -1)
+def _moved(numbers: Int[Tensor, " B"], device: torch.device) -> Int[Tensor, " B"]:
+    """Return numbers on a device, without waiting for it."""
+    if device.type == "cuda":
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True)

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from mar.files.atomic import digest
 from stages import runner, work
 from stages.stage import Stage, read_count
+from stages.tracking import Run
 
 
 def test_mlflow_away_is_said_once_and_nothing_breaks(
@@ -228,6 +229,15 @@ def test_a_bad_count_in_the_environment_is_named(
         ValueError, match=f"MAR_WORKERS: must be a whole number, 0 or more, got '{text}'"
     ):
         read_count("MAR_WORKERS", 1, least=0)
+
+
+@pytest.mark.parametrize(("text", "chosen"), [("", None), ("0", False), ("1", True)])
+def test_who_does_not_say_where_latents_are_held_leaves_it_to_the_device(
+    text: str, chosen: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAR_CACHE_ON_DEVICE", text)
+    stage = Stage("train_generator", tmp_path, tmp_path, torch.device("cpu"), Run("train"))
+    assert stage.cache_on_device is chosen
 
 
 def test_an_unknown_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,6 +264,28 @@ def test_batches_hold_whole_epochs_and_about_half_of_them_mirrored(
     assert len(set(mirrored)) > 10  # of 16; each step has a choice of its own
 
 
+@pytest.mark.parametrize("content", ["moments", "code_indices"])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_shares_of_processes_make_up_the_batches_of_one(
+    tmp_path: Path, latents: Tensor, rng: torch.Generator, content: Any, on_device: bool
+) -> None:
+    """Held on the device or read from the files, whole or in shares: the same batches."""
+    codes = draw_codes(40_000, rng)
+    write_cache(tmp_path, latents, codebook_size=40_000, codes=codes)
+    whole = LatentCache(tmp_path, info(codebook_size=40_000), on_device=False)
+    shared = LatentCache(tmp_path, info(codebook_size=40_000), on_device=on_device)
+    options: dict[str, Any] = {"seed": 3, "first_step": 2, "content": content}
+    parts = [
+        shared.batches(6, part=part, device=torch.device("cpu"), **options)
+        for part in (slice(0, 2), slice(2, 4), slice(4, 6))
+    ]
+    batches = zip(whole.batches(6, **options), zip(*parts, strict=True), strict=True)
+    for (values, labels), shares in islice(batches, 40):  # several windows
+        assert torch.equal(values, torch.cat([share for share, _ in shares]))
+        assert torch.equal(labels, torch.cat([share for _, share in shares]))
+        assert len(values) == 6
+
+
 def test_a_cache_without_mirror_images_gives_none(tmp_path: Path, moments: Tensor) -> None:
     write_cache(tmp_path, moments, dtype="float32", flips=False)
     cache = LatentCache(tmp_path, info(dtype="float32", flips=False))

@@ -1,0 +1,150 @@
+"""One content of a latent cache as rows of a matrix: mapped from its files, or held on a device.
+
+Shapes: K rows asked for, N rows of a matrix, V values of a row.
+"""
+# pyarrow has no types:
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Int, Int64, Integer, Shaped
+from torch import Tensor
+from tqdm import tqdm
+
+
+PART_BYTES = 1 << 26  # copied to a device at a time
+SHARE = 0.5  # of a GPU's free memory, which a cache may take unasked; the rest is for activations
+
+
+class MappedRows:
+    """One content of all shards, images and mirror images, which stays in their files.
+
+    A row's place counts the rows in the order in which they lie in the files: of each shard those
+    of images, then those of mirror images.
+    """
+
+    def __init__(
+        self, shards: Sequence[pa.RecordBatch], name: str, mirrored: str, flips: bool
+    ) -> None:
+        self._columns = [name, mirrored] if flips else [name]
+        self._matrices = [
+            column_rows(shard, column) for shard in shards for column in self._columns
+        ]
+        self._first_images = np.cumsum([0, *(len(shard) for shard in shards)])
+        self._first_rows = np.cumsum([0, *(len(matrix) for matrix in self._matrices)])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row; 0 where there is none."""
+        return self._matrices[0][:1].nbytes if self._matrices else 0
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all rows."""
+        return sum(matrix.nbytes for matrix in self._matrices)
+
+    def places(
+        self, images: Int[Tensor, " K"], mirrored: Bool[Tensor, " K"]
+    ) -> Int64[np.ndarray, " K"]:
+        """Return where the rows of some images are, of the mirrored image where asked for."""
+        index, flipped = images.numpy(), mirrored.numpy()
+        assert not flipped.any() or len(self._columns) == 2
+        assert ((index >= 0) & (index < self._first_images[-1])).all()
+        shards = np.searchsorted(self._first_images, index, side="right") - 1
+        matrices = shards * len(self._columns) + flipped
+        return self._first_rows[matrices] + index - self._first_images[shards]
+
+    def read(
+        self, places: Int64[np.ndarray, " K"], *, pinned: bool = False
+    ) -> Shaped[Tensor, "K V"]:
+        """Read rows as they are in the files, which are read from their begin to their end.
+
+        Args:
+            places: Where they are, in any order, which is that of the result.
+            pinned: Return them in memory that a GPU can copy from while it computes.
+        """
+        order = np.argsort(places)
+        ascending = places[order]
+        read = np.empty((len(places), self._matrices[0].shape[1]), self._matrices[0].dtype)
+        ends = np.searchsorted(ascending, self._first_rows)
+        for matrix in np.flatnonzero(np.diff(ends)):
+            here = slice(ends[matrix], ends[matrix + 1])
+            chosen = ascending[here] - self._first_rows[matrix]
+            # Without mode="clip" numpy would read into memory of its own first.
+            np.take(self._matrices[matrix], chosen, axis=0, out=read[here], mode="clip")
+        unsorted = np.empty_like(order)
+        unsorted[order] = np.arange(len(order))
+        values = torch.from_numpy(read)
+        result = torch.empty(values.shape, dtype=values.dtype, pin_memory=pinned)
+        return torch.index_select(values, 0, torch.from_numpy(unsorted), out=result)
+
+    def on(self, device: torch.device) -> "DeviceRows":
+        """Copy all rows to a device."""
+        matrix = self._matrices[0]
+        held = torch.empty(
+            (int(self._first_rows[-1]), matrix.shape[1]),
+            dtype=torch.from_numpy(matrix[:0].copy()).dtype,
+            device=device,
+        )
+        size = max(1, PART_BYTES // self.row_bytes)
+        with tqdm(total=len(held), desc=f"latents to {device}", delay=3, leave=False) as progress:
+            for number, start, part in self.parts(size):
+                first = int(self._first_rows[number]) + start
+                held[first : first + len(part)] = torch.from_numpy(part.copy()).to(device)
+                progress.update(len(part))
+        return DeviceRows(held)
+
+    def parts(self, size: int) -> Iterator[tuple[int, int, Shaped[np.ndarray, "N V"]]]:
+        """Yield `size` rows at a time, with the number of their matrix and the first one in it."""
+        for number, matrix in enumerate(self._matrices):
+            for start in range(0, len(matrix), size):
+                yield number, start, matrix[start : start + size]
+
+    def image(self, number: int, row: int) -> tuple[int, int]:
+        """Return the shard and the image of a row of a matrix."""
+        shard = number // len(self._columns)
+        return shard, int(self._first_images[shard]) + row
+
+
+class DeviceRows:
+    """The same as one tensor on a device."""
+
+    def __init__(self, held: Shaped[Tensor, "N V"]) -> None:
+        self._held = held
+
+    def read(self, places: Int64[np.ndarray, " K"]) -> Shaped[Tensor, "K V"]:
+        """Return rows, on the device."""
+        device = self._held.device
+        index = torch.from_numpy(places)
+        if device.type == "cuda":
+            index = index.pin_memory()
+        return self._held.index_select(0, index.to(device, non_blocking=True))
+
+
+def fits(size: int, device: torch.device) -> bool:
+    """Tell whether bytes may be held on a device unasked: of a GPU in half of its free memory."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return size <= SHARE * free
+
+
+def column_rows(shard: pa.RecordBatch, column: str) -> Shaped[np.ndarray, "N V"]:
+    """Return a column of fixed-size lists as a matrix, without copying it.
+
+    Unsigned integers come as signed ones of the same bits, which torch can index on every device.
+    """
+    values = shard.column(column)
+    matrix = values.flatten().to_numpy(zero_copy_only=True).reshape(len(values), -1)
+    signed = {"uint16": np.int16, "uint32": np.int32}.get(str(matrix.dtype))
+    return matrix if signed is None else matrix.view(signed)
+
+
+def unsigned(values: Integer[Tensor, "K V"]) -> Int64[Tensor, "K V"]:
+    """Return the integers that were written, of those of the same bits."""
+    return values.long() & ((1 << 8 * values.element_size()) - 1)
