@@ -108,7 +108,8 @@ class Stage:
     def cache_on_device(self) -> bool | None:
         """Whether its device holds all latents in training (`MAR_CACHE_ON_DEVICE`).
 
-        None, the default, is up to `LatentCache`: a GPU holds what takes half of its free memory.
+        None, the default, is up to `LatentCache`: a GPU holds what takes at most half of its free
+        memory.
         """
         chosen = read_count("MAR_CACHE_ON_DEVICE", 0, least=0)
         return chosen > 0 if os.environ.get("MAR_CACHE_ON_DEVICE") else None

@@ -30,13 +30,13 @@ from mar.files import seal
 from mar.files.arrow import open_arrow
 from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape, Posterior
-from mar.latents.rows import MappedRows, column_rows, fits, unsigned
+from mar.latents.rows import MappedRows, column_rows, fits, moved, widened
 from mar.latents.scale import LatentStatistics
 
 
 Draw = Callable[[int], tuple[Tensor, Tensor]]  # of a step: images, and which are mirrored
 
-WINDOW_BYTES = 1 << 27  # read in the order of the files; at most three windows are in memory
+WINDOW_BYTES = 1 << 27  # read in the order of the files; at most two windows are in memory
 WINDOW_STEPS = 16
 
 
@@ -202,11 +202,10 @@ class LatentCache:
         return self._rows[content]
 
     def _shaped(self, rows: Shaped[Tensor, "B V"]) -> Tensor:
-        """Return moments (B, X, H, W) as float32, or indices (B, H, W), of rows of either."""
+        """Return moments (B, X, H, W) or indices (B, H, W), of rows of either."""
         shape = self.info.latent
-        if rows.is_floating_point():
-            return rows.float().reshape(len(rows), -1, shape.height, shape.width)
-        return unsigned(rows).reshape(-1, shape.height, shape.width)
+        channels = [-1] if rows.is_floating_point() else []
+        return widened(rows).reshape(len(rows), *channels, shape.height, shape.width)
 
     @overload
     def batches(
@@ -285,7 +284,7 @@ class LatentCache:
         for step in count(first_step):
             indices, mirrored = draw(step)
             batch = held.read(rows.places(indices, mirrored))
-            yield self._shaped(batch), labels[_moved(indices, device)]
+            yield self._shaped(batch), labels[moved(indices, device)]
 
     def _read_batches(
         self, rows: MappedRows, draw: Draw, first_step: int, device: torch.device
@@ -309,7 +308,7 @@ class LatentCache:
                 ahead = reader.submit(read, first)
                 while window:  # so that none is kept once it was used
                     values, labels = window.pop(0)
-                    yield self._shaped(values.to(device, non_blocking=True)), _moved(labels, device)
+                    yield self._shaped(moved(values, device)), moved(labels, device)
 
     def normalise(
         self,
@@ -351,10 +350,3 @@ def _open_shards(folder: Path) -> Iterator[pa.RecordBatch]:
     for path in tqdm(paths, desc=f"check {folder}", unit="file", delay=3, leave=False):
         seal.check(path)
         yield open_arrow(path).get_batch(0)
-
-
-def _moved(numbers: Int[Tensor, " B"], device: torch.device) -> Int[Tensor, " B"]:
-    """Return numbers on a device, without waiting for it."""
-    if device.type == "cuda":
-        numbers = numbers.pin_memory()
-    return numbers.to(device, non_blocking=True)

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Int, Int64, Integer, Shaped
+from jaxtyping import Bool, Int, Int64, Shaped
 from torch import Tensor
 from tqdm import tqdm
 
 
+CPU = torch.device("cpu")
 PART_BYTES = 1 << 26  # copied to a device at a time
 SHARE = 0.5  # of a GPU's free memory, which a cache may take unasked; the rest is for activations
 
@@ -40,8 +41,16 @@ class MappedRows:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row; 0 where there is none."""
-        return self._matrices[0][:1].nbytes if self._matrices else 0
+        """Bytes of a row."""
+        return self._width * self._dtype.itemsize
+
+    @property
+    def _width(self) -> int:
+        return self._matrices[0].shape[1]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.from_numpy(self._matrices[0][:0].copy()).dtype
 
     @property
     def total_bytes(self) -> int:
@@ -69,28 +78,19 @@ class MappedRows:
             pinned: Return them in memory that a GPU can copy from while it computes.
         """
         order = np.argsort(places)
-        ascending = places[order]
-        read = np.empty((len(places), self._matrices[0].shape[1]), self._matrices[0].dtype)
-        ends = np.searchsorted(ascending, self._first_rows)
-        for matrix in np.flatnonzero(np.diff(ends)):
-            here = slice(ends[matrix], ends[matrix + 1])
-            chosen = ascending[here] - self._first_rows[matrix]
-            # Without mode="clip" numpy would read into memory of its own first.
-            np.take(self._matrices[matrix], chosen, axis=0, out=read[here], mode="clip")
-        unsorted = np.empty_like(order)
-        unsorted[order] = np.arange(len(order))
-        values = torch.from_numpy(read)
-        result = torch.empty(values.shape, dtype=values.dtype, pin_memory=pinned)
-        return torch.index_select(values, 0, torch.from_numpy(unsorted), out=result)
+        ends = np.searchsorted(places[order], self._first_rows)
+        result = _empty((len(places), self._width), self._dtype, CPU, pinned=pinned)
+        values = result.numpy()
+        for number in np.flatnonzero(np.diff(ends)):
+            here = order[ends[number] : ends[number + 1]]
+            chosen = places[here] - self._first_rows[number]
+            values[here] = np.take(self._matrices[number], chosen, axis=0)
+        return result
 
     def on(self, device: torch.device) -> "DeviceRows":
         """Copy all rows to a device."""
-        matrix = self._matrices[0]
-        held = torch.empty(
-            (int(self._first_rows[-1]), matrix.shape[1]),
-            dtype=torch.from_numpy(matrix[:0].copy()).dtype,
-            device=device,
-        )
+        shape = (int(self._first_rows[-1]), self._width)
+        held = torch.empty(shape, dtype=self._dtype, device=device)
         size = max(1, PART_BYTES // self.row_bytes)
         with tqdm(total=len(held), desc=f"latents to {device}", delay=3, leave=False) as progress:
             for number, start, part in self.parts(size):
@@ -119,11 +119,9 @@ class DeviceRows:
 
     def read(self, places: Int64[np.ndarray, " K"]) -> Shaped[Tensor, "K V"]:
         """Return rows, on the device."""
-        device = self._held.device
-        index = torch.from_numpy(places)
-        if device.type == "cuda":
-            index = index.pin_memory()
-        return self._held.index_select(0, index.to(device, non_blocking=True))
+        held = self._held
+        out = _empty((len(places), held.shape[1]), held.dtype, held.device)
+        return torch.index_select(held, 0, moved(torch.from_numpy(places), held.device), out=out)
 
 
 def fits(size: int, device: torch.device) -> bool:
@@ -145,6 +143,28 @@ def column_rows(shard: pa.RecordBatch, column: str) -> Shaped[np.ndarray, "N V"]
     return matrix if signed is None else matrix.view(signed)
 
 
-def unsigned(values: Integer[Tensor, "K V"]) -> Int64[Tensor, "K V"]:
-    """Return the integers that were written, of those of the same bits."""
+def widened(values: Shaped[Tensor, "K V"]) -> Shaped[Tensor, "K V"]:
+    """Return floating-point numbers as float32, and the integers that were written as int64."""
+    if values.is_floating_point():
+        return _empty(values.shape, torch.float32, values.device).copy_(values)
     return values.long() & ((1 << 8 * values.element_size()) - 1)
+
+
+def moved(values: Shaped[Tensor, "..."], device: torch.device) -> Shaped[Tensor, "..."]:
+    """Return a tensor on a device, without waiting for it."""
+    if device.type == "cuda" and not values.is_pinned():
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
+def _empty(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, pinned: bool = False
+) -> Tensor:
+    """Return an unset tensor; on the CPU in memory of numpy.
+
+    It asks for huge pages, which torch does not: handing out small ones took five times as long as
+    the numbers of a batch to arrive (Linux 6.18).
+    """
+    if pinned or device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
+    return torch.from_numpy(np.empty(shape, torch.empty(0, dtype=dtype).numpy().dtype))

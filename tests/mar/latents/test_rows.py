@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mar.latents.rows import MappedRows, fits, unsigned
+from mar.latents.rows import MappedRows, fits, widened
 
 
 VALUES = 3
@@ -60,7 +60,7 @@ def test_the_largest_codes_come_back(dtype: str, highest: int, on_device: bool) 
     mapped = MappedRows(make_shards([3, 4], dtype, highest=highest), "a", "b", True)
     rows = mapped.on(torch.device("cpu")) if on_device else mapped
     images, mirrored = torch.tensor([6, 0, 3]), torch.tensor([False, True, False])
-    read = unsigned(rows.read(mapped.places(images, mirrored)))
+    read = widened(rows.read(mapped.places(images, mirrored)))
     assert read.dtype == torch.int64
     assert torch.equal(read, expected(images, mirrored, highest=highest))
 
