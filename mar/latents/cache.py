@@ -10,10 +10,8 @@ then log variances), c channels of a latent, H W latent grid, N rows of a shard,
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownParameterType=false
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from itertools import count
 from pathlib import Path
 from typing import Literal, overload
 
@@ -30,14 +28,9 @@ from mar.files import seal
 from mar.files.arrow import open_arrow
 from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape, Posterior
-from mar.latents.rows import MappedRows, column_rows, fits, moved, widened
+from mar.latents.reading import fits, held, read_ahead
+from mar.latents.rows import MappedRows, column_rows, widened
 from mar.latents.scale import LatentStatistics
-
-
-Draw = Callable[[int], tuple[Tensor, Tensor]]  # of a step: images, and which are mirrored
-
-WINDOW_BYTES = 1 << 27  # read in the order of the files; at most two windows are in memory
-WINDOW_STEPS = 16
 
 
 def write_latents(
@@ -266,49 +259,16 @@ class LatentCache:
         draw = partial(self._draw, batch_size, seed, part)
         wanted = self._on_device
         if fits(rows.total_bytes, device) if wanted is None else wanted:
-            return self._held_batches(rows, draw, first_step, device)
-        return self._read_batches(rows, draw, first_step, device)
+            batches = held(rows, self.labels, draw, first_step, device)
+        else:
+            batches = read_ahead(rows, self.labels, draw, first_step, device)
+        return ((self._shaped(values), labels) for values, labels in batches)
 
     def _draw(self, batch_size: int, seed: int, part: slice, step: int) -> tuple[Tensor, Tensor]:
         """Return the images of a step's batch, and which of them are mirrored, of a part of it."""
         indices = batch_indices(len(self), batch_size, seed=seed, step=step)
         chance = torch.rand(batch_size, generator=seeds.make_rng("flips", seed, step))
         return indices[part], (chance < 0.5)[part] & torch.tensor(self.info.flips)
-
-    def _held_batches(
-        self, rows: MappedRows, draw: Draw, first_step: int, device: torch.device
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches of what the device holds, all of it."""
-        held = rows.on(device)
-        labels = self.labels.to(device)
-        for step in count(first_step):
-            indices, mirrored = draw(step)
-            batch = held.read(rows.places(indices, mirrored))
-            yield self._shaped(batch), labels[moved(indices, device)]
-
-    def _read_batches(
-        self, rows: MappedRows, draw: Draw, first_step: int, device: torch.device
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches that a thread reads a window ahead."""
-        size = len(draw(first_step)[0])
-        steps = min(max(WINDOW_BYTES // (size * rows.row_bytes), 1), WINDOW_STEPS)
-
-        def read(first: int) -> list[tuple[Tensor, Tensor]]:
-            indices, mirrored = map(
-                torch.cat, zip(*map(draw, range(first, first + steps)), strict=True)
-            )
-            pinned = device.type == "cuda"
-            values = rows.read(rows.places(indices, mirrored), pinned=pinned)
-            return list(zip(values.split(size), self.labels[indices].split(size), strict=True))
-
-        with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(read, first_step)
-            for first in count(first_step + steps, steps):
-                window = ahead.result()
-                ahead = reader.submit(read, first)
-                while window:  # so that none is kept once it was used
-                    values, labels = window.pop(0)
-                    yield self._shaped(moved(values, device)), moved(labels, device)
 
     def normalise(
         self,

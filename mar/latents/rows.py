@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 CPU = torch.device("cpu")
 PART_BYTES = 1 << 26  # copied to a device at a time
-SHARE = 0.5  # of a GPU's free memory, which a cache may take unasked; the rest is for activations
 
 
 class MappedRows:
@@ -122,14 +121,6 @@ class DeviceRows:
         held = self._held
         out = _empty((len(places), held.shape[1]), held.dtype, held.device)
         return torch.index_select(held, 0, moved(torch.from_numpy(places), held.device), out=out)
-
-
-def fits(size: int, device: torch.device) -> bool:
-    """Tell whether bytes may be held on a device unasked: of a GPU in half of its free memory."""
-    if device.type != "cuda":
-        return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return size <= SHARE * free
 
 
 def column_rows(shard: pa.RecordBatch, column: str) -> Shaped[np.ndarray, "N V"]:

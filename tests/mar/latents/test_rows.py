@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mar.latents.rows import MappedRows, fits, widened
+from mar.latents.reading import fits
+from mar.latents.rows import MappedRows, widened
 
 
 VALUES = 3
