@@ -1,8 +1,53 @@
-"""The widest floating-point type of a device."""
+"""Number types: the widest one of a device, and that of the products of a forward pass."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Literal, cast
 
 import torch
+
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+SWITCH: dict[Precision, str] = {"float32": "ieee", "tf32": "tf32"}
 
 
 def widest_float(device: torch.device) -> torch.dtype:
     """Return float64, or float32 on Apple's GPUs, which have no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def check_precision(precision: Precision, device: torch.device, key: str) -> None:
+    """Refuse arithmetic that a device does not have.
+
+    Raises:
+        ValueError: TensorFloat32 is asked of another device than a CUDA GPU; the message names the
+            key of `params.yaml`.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError(
+            f"{key}: 'tf32' is arithmetic of CUDA GPUs, and the device is {device}; expected "
+            "'float32' or 'bfloat16'"
+        )
+
+
+@contextmanager
+def arithmetic(precision: Precision, device: torch.device) -> Generator[None]:
+    """Multiply numbers of a precision within the block.
+
+    float32 is what it says on a GPU as well, where torch would else use TensorFloat32 (10 bits of
+    mantissa) in convolutions. bfloat16 has 7 bits; sums are in float32 in each of the three.
+    """
+    check_precision(precision, device, "precision")
+    if precision == "bfloat16":
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            yield
+        return
+    switches: list[Any] = [torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn).conv]
+    before: list[str] = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = SWITCH[precision]
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value

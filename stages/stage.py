@@ -105,6 +105,7 @@ class Stage:
             case found:
                 raise ValueError(f"MAR_PARALLEL: must be ddp or fsdp, got {found!r}")
 
+    @property
     def cache_on_device(self) -> bool | None:
         """Whether its device holds all latents in training (`MAR_CACHE_ON_DEVICE`).
 

@@ -13,7 +13,7 @@ then log variances), c channels of a latent, H W latent grid, N rows of a shard,
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ from mar import seeds
 from mar.data.batches import batch_indices
 from mar.files import seal
 from mar.files.arrow import open_arrow
-from mar.latents.info import LatentsInfo
+from mar.latents.info import LatentsConfig, LatentsInfo
 from mar.latents.posterior import LatentShape, Posterior
 from mar.latents.reading import fits, held, read_ahead
 from mar.latents.rows import MappedRows, column_rows, widened
@@ -82,6 +82,19 @@ def write_latents(
         writer.write_batch(batch)
 
 
+def image_bytes(
+    moments: Float[Tensor, "B X H W"],
+    code_indices: Int[Tensor, "B H W"] | None,
+    config: LatentsConfig,
+    codebook_size: int | None,
+) -> int:
+    """Return what an image takes in a file of a cache, but for its name and label."""
+    size = moments[0].numel() * np.dtype(config.dtype).itemsize
+    if code_indices is not None and codebook_size is not None:
+        size += code_indices[0].numel() * _index_type(codebook_size).itemsize
+    return size * (2 if config.flips else 1)
+
+
 def _column(moments: Float[Tensor, "B X H W"], names: Sequence[str], dtype: str) -> pa.Array:
     with np.errstate(over="ignore"):  # what overflows is found below
         rows = moments.flatten(1).cpu().numpy().astype(dtype)
@@ -96,9 +109,12 @@ def _column(moments: Float[Tensor, "B X H W"], names: Sequence[str], dtype: str)
 
 
 def _index_column(indices: Int[Tensor, "B H W"], codebook_size: int) -> pa.Array:
-    dtype = np.min_scalar_type(codebook_size - 1)  # the smallest unsigned one
-    rows = indices.flatten(1).cpu().numpy().astype(dtype)
+    rows = indices.flatten(1).cpu().numpy().astype(_index_type(codebook_size))
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+
+
+def _index_type(codebook_size: int) -> np.dtype[Any]:
+    return np.min_scalar_type(codebook_size - 1)  # the smallest unsigned one
 
 
 class LatentCache:

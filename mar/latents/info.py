@@ -9,6 +9,7 @@ from pydantic import Field
 from mar.config import Config
 from mar.files import seal
 from mar.latents.posterior import LatentShape
+from mar.precision import Precision
 
 
 TRANSFORM = "ADM centre crop to {size} px"  # what `mar.data.images` does, as a cache tells it
@@ -21,6 +22,10 @@ class LatentsConfig(Config):
     flips: bool = Field(description="cache the mirrored image as well, to train with random flips")
     shard_images: int = Field(gt=0, description="images in a file of the cache")
     batch_size: int = Field(gt=0, description="images encoded at a time")
+    precision: Precision = Field(
+        description="arithmetic of the encoder: float32, or tf32 (CUDA GPUs alone) or bfloat16, "
+        "which are faster on a GPU; metric precision_error says what they do to the latents"
+    )
     scale: float | None = Field(
         gt=0, description="latents are multiplied by it (MAR's code: 0.2325); null measures 1 / std"
     )

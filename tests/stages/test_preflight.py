@@ -102,7 +102,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         values = np.random.default_rng(index).integers(256, size=(8, 8, 3), dtype=np.uint8)
         Image.fromarray(values).save(file)
     data = {"source": "folder", "path": "photos", "image_size": 8, "held_out_fraction": 0.2}
-    cached = {"dtype": "float16", "flips": True, "scale": None}
+    cached = {"dtype": "float16", "flips": True, "precision": "float32", "scale": None}
     sections = {
         "data": {**data, "max_unreadable": 0, "seed": 0},
         "latents": {**cached, "shard_images": 4, "batch_size": 4},

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mar.data.images import to_float
-from mar.tokenizers.codec import concatenate, encode_images
+from mar.tokenizers.codec import concatenate, encode_images, precision_error
 from mar.tokenizers.pixels import PixelsConfig
 from mar.tokenizers.registry import TokenizerConfig, build_tokenizer
 from mar.tokenizers.vq import VQConfig
@@ -42,3 +42,22 @@ def test_parts_joined_are_the_whole(config: TokenizerConfig, rng: torch.Generato
         assert joined.code_indices is not None
         assert torch.equal(whole.code_indices, codes)
         assert torch.equal(joined.code_indices, codes)
+
+
+def test_arithmetic_of_the_encoder_moves_latents_a_little(rng: torch.Generator) -> None:
+    model = build_tokenizer(VQ)
+    model.initialize(rng)
+    images = torch.randint(256, (7, 3, 8, 8), generator=rng).to(torch.uint8)
+    rounded = encode_images(model, images, "bfloat16")
+    assert rounded.moments.dtype == torch.float32
+    with torch.no_grad():
+        nearest = model.quantise(rounded.moments)
+    assert rounded.code_indices is not None
+    assert nearest is not None
+    assert torch.equal(rounded.code_indices, nearest)  # found in float32
+    exact = encode_images(model, images).moments
+    error = (rounded.moments - exact).std(correction=0) / exact.std(correction=0)
+    found = precision_error(model, images, "bfloat16")
+    assert found == pytest.approx(float(error), rel=0.5)
+    assert 2**-12 < found < 2**-4  # 8 bits, through a few layers
+    assert precision_error(model, images, "float32") == 0
