@@ -51,3 +51,17 @@ def arithmetic(precision: Precision, device: torch.device) -> Generator[None]:
     finally:
         for switch, value in zip(switches, before, strict=True):
             switch.fp32_precision = value
+
+
+@contextmanager
+def one_thread() -> Generator[int]:
+    """Compute each operation on the CPU in one thread within the block; yield how many it had.
+
+    With several, the order of sums, and so the last digits, depend on how many there are.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)

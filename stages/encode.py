@@ -21,8 +21,8 @@ from mar.latents.scale import (
     outliers_warning,
     weak_channels_warning,
 )
-from mar.precision import check_precision
-from mar.tokenizers.codec import EncodedImages, concatenate, encode_images, precision_error
+from mar.precision import check_precision, one_thread
+from mar.tokenizers.codec import EncodedImages, concatenate, encode_images, encoder, precision_error
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import latent_shape, load_tokenizer
 from stages.disk import room
@@ -117,16 +117,16 @@ def _encode(
     size = config.batch_size
     cut = [part[i : i + size] for _, part in mine for i in range(0, len(part), size)]
     decoded = map_chunks(images.stack, cut, stage.workers)
-    for path, indices in mine:
-        plain: list[EncodedImages] = []
-        mirrored: list[EncodedImages] = []
-        # Encoded at once: the pixels of a shard can be gigabytes.
-        for pixels in islice(decoded, -(-len(indices) // size)):
-            plain.append(encode_images(model, pixels, config.precision).cpu())
-            if config.flips:
-                mirrored.append(encode_images(model, pixels.flip(3), config.precision).cpu())
-            yield len(pixels)
-        _write(path, plain, mirrored, images, indices, names, config, model.codebook_size)
+    with encoder(model, config.precision) as encode:
+        for path, indices in mine:
+            plain: list[EncodedImages] = []
+            mirrored: list[EncodedImages] = []
+            # Encoded at once: the pixels of a shard can be gigabytes.
+            for pixels in islice(decoded, -(-len(indices) // size)):
+                plain.append(encode(pixels))
+                mirrored += [encode(pixels.flip(3))] if config.flips else []
+                yield len(pixels)
+            _write(path, plain, mirrored, images, indices, names, config, model.codebook_size)
 
 
 def _in_step(counts: Iterator[int]) -> Iterator[int]:
@@ -169,7 +169,8 @@ def _finish(
         ValueError: they cannot be trained on.
     """
     shape = latent_shape(model.config, images.image_size)
-    measured = measure_latents(folder, shape)
+    with one_thread():
+        measured = measure_latents(folder, shape)
     if warning := outliers_warning(measured.largest(), images.names):
         sys.stderr.write(f"{stage.name}: {warning}\n")
     check_scale(measured)
