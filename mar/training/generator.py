@@ -109,7 +109,12 @@ def train(
     share = distributed.batch_share(config.batch_size, "training.batch_size")
     content = "code_indices" if model.config.is_discrete else "moments"
     batches = cache.batches(
-        config.batch_size, seed=config.seed, first_step=trainer.step, content=content, part=share
+        config.batch_size,
+        seed=config.seed,
+        first_step=trainer.step,
+        content=content,
+        part=share,
+        device=device,
     )
     for cached, labels in batches:
         if trainer.step >= config.steps:
