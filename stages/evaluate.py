@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 from PIL.Image import Image
 
+from mar import distributed
 from mar.data.class_names import read_class_names
 from mar.evaluation import extractors
 from mar.evaluation.confusion import confusion_picture
@@ -30,7 +31,7 @@ def main(stage: Stage) -> None:
     """Write the samples' scores beside those of real images that were held out."""
     config = stage.params("evaluate", EvaluateConfig)
     section = stage.params("reference", ReferenceConfig)
-    samples = SampleSet(SAMPLES)
+    samples = distributed.from_main(lambda: SampleSet(SAMPLES))  # compared with their seals once
     size = {"height": samples.height, "width": samples.width}
     real = RealImages.load(REFERENCE, section, base=stage.root, **size)
     extractor, reference = real.extractor, real.reference
@@ -41,9 +42,11 @@ def main(stage: Stage) -> None:
         num_features=real.info.num_features,
         inception_score=extractor.names.inception_score is not None,
     )
-    found = extractors.gather(
-        extractors.extract(extractor, samples, name="samples", device=stage.device, workers=0)
-    )
+    batches = extractors.extract(extractor, samples, name="samples", device=stage.device, workers=0)
+    if not distributed.is_main():
+        extractors.do_share(batches)
+        return
+    found = extractors.gather(batches)
     scores = score(found, samples.labels, reference, names=extractor.names, config=config)
 
     columns = {"samples": scores, "held_out": real.info.held_out}

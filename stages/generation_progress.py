@@ -4,13 +4,16 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from mar import distributed
+
 
 FORMAT = "{l_bar}{bar}| {n:.0f}/{total:.0f} images [{elapsed}<{remaining}]"
 
 
 def generation_bar(name: str, total: int, done: int = 0) -> tqdm:
-    """Return a bar that counts images, parts of them included."""
-    return tqdm(total=total, initial=done, desc=name, bar_format=FORMAT)
+    """Return a bar that counts images, parts of them included; the main process alone shows it."""
+    hidden = not distributed.is_main()
+    return tqdm(total=total, initial=done, desc=name, bar_format=FORMAT, disable=hidden)
 
 
 def step_counter(progress: tqdm, num_images: int, num_tokens: int) -> Callable[[int], None]:

@@ -1,11 +1,15 @@
 """Reconstruct the held-out images, to see what the tokenizer loses."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL.Image import Image
+from torch import Tensor
 from tqdm import tqdm
 
+from mar import distributed
 from mar.data.dataset import ImageSet
 from mar.data.workers import map_chunks, ranges
 from mar.evaluation import lpips
@@ -13,7 +17,12 @@ from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.image_grid import comparison_grid
 from mar.evaluation.lpips import LPIPSConfig, LPIPSScore
 from mar.evaluation.real_images import RealImages
-from mar.evaluation.reconstruction_metrics import ReconstructionDistance, difference, score
+from mar.evaluation.reconstruction_metrics import (
+    Measured,
+    PairScores,
+    ReconstructionDistance,
+    difference,
+)
 from mar.files.downloads import find_download
 from mar.latents.posterior import Posterior
 from mar.latents.scale import LatentStatistics
@@ -42,25 +51,21 @@ def main(stage: Stage) -> None:
     size = {"height": image_size, "width": image_size}
     real = RealImages.load(REFERENCE, section, base=stage.root, **size)
 
-    chunks = ranges(len(images), 64)
-    decoded = map_chunks(images.stack, chunks, stage.workers)
-    batches = tqdm(decoded, total=len(chunks), desc=stage.name, unit="batch")
+    distance = ReconstructionDistance(real.extractor, real.reference.statistics, stage.device)
+    scores = PairScores([distance, *_lpips(stage, image_size)])
     use = CodebookUse(model.codebook_size)
     latents = LatentStatistics(model.latent_channels)
-    distance = ReconstructionDistance(real.extractor, real.reference.statistics, stage.device)
-    measures = [distance, *_lpips(stage, image_size)]
-
-    def watch(posterior: Posterior) -> None:
-        latents.update(posterior)
-        use.update(model.quantise(posterior.mean))
-
-    pairs = ((batch, reconstruct(model, batch, watch)) for batch in batches)
-    scores = score(pairs, measures)
+    for part in _measure(stage, model, images, scores):
+        scores.add(part.scores)
+        latents.update(part.posterior)
+        use.update(part.codes)
+    if not distributed.is_main():
+        return
     if warning := distance.sample_count_warning():
         sys.stderr.write(f"{stage.name}: {warning}\n")
     stage.write_metrics(
         {
-            **scores,
+            **scores.compute(),
             **use.compute(),
             "latents": latents.summary(),
             "extractor": real.info.extractor,
@@ -71,6 +76,49 @@ def main(stage: Stage) -> None:
     )
     path = stage.out / "reconstructions.png"
     pictures.save(stage, path, lambda: _comparison(model, images))
+
+
+class Part(NamedTuple):
+    """What is measured of some images, on the CPU."""
+
+    scores: Measured
+    posterior: Posterior
+    codes: Tensor | None
+
+
+def _measure(
+    stage: Stage, model: Tokenizer, images: ImageSet, scores: PairScores
+) -> Iterator[Part]:
+    """Yield what is measured of all images, in the main process; the others do their share."""
+    chunks = ranges(len(images), 64)
+    is_main = distributed.is_main()
+    for part in tqdm(
+        distributed.interleave(_measure_share(stage, model, images, scores, chunks), len(chunks)),
+        total=len(chunks),
+        desc=stage.name,
+        unit="batch",
+        disable=not is_main,
+    ):
+        if is_main:
+            yield part
+
+
+def _measure_share(
+    stage: Stage, model: Tokenizer, images: ImageSet, scores: PairScores, chunks: list[list[int]]
+) -> Iterator[Part]:
+    mine = distributed.share(chunks)
+    for chunk, batch in zip(mine, map_chunks(images.stack, mine, stage.workers), strict=True):
+        seen: list[Posterior] = []
+        restored = reconstruct(model, batch, seen.append)
+        codes, log_variance = model.quantise(seen[0].mean), seen[0].log_variance
+        yield Part(
+            scores.measure(batch, restored, chunk[0]),
+            Posterior(
+                seen[0].mean.cpu().contiguous(),  # a view would be sent with all that it is of
+                None if log_variance is None else log_variance.cpu(),
+            ),
+            None if codes is None else codes.cpu(),
+        )
 
 
 def _lpips(stage: Stage, image_size: int) -> list[LPIPSScore]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mar import distributed
 from mar.data.dataset import ImageSet
 from mar.evaluation import extractors
 from mar.evaluation.classifier import save_classifier
@@ -48,9 +49,9 @@ def main(stage: Stage) -> None:
         )
 
     folder = stage.out / "extractor"
-    curves = _train(stage, config, train, folder / "classifier.safetensors")
-    atomic.write_text(stage.out / "curves.csv", curves.to_csv(index=False))
-    extractor = config.load(folder, base=stage.root)
+    # In one process: several would have to agree on every bit of the network that measures.
+    distributed.from_main(lambda: _train(stage, config, train, folder / "classifier.safetensors"))
+    extractor = extractors.load(config, folder, base=stage.root)
     reference = measure(
         config,
         extractor,
@@ -59,14 +60,16 @@ def main(stage: Stage) -> None:
         workers=stage.workers,
         base=stage.root,
     )
+    found = extractors.extract(
+        extractor, held_out, name="held-out images", device=stage.device, workers=stage.workers
+    )
+    if reference is None:
+        extractors.do_share(found)
+        return
     reference.save(folder / STATISTICS)
     scores = {}
     if len(held_out):
-        found = extractors.extract(
-            extractor, held_out, name="held-out images", device=stage.device, workers=stage.workers
-        )
-        labels = held_out.labels
-        gathered = extractors.gather(found)
+        gathered, labels = extractors.gather(found), held_out.labels
         scores = score(gathered, labels, reference, names=extractor.names, config=evaluate)
     info = ReferenceInfo.describe(extractor, reference, image_size, len(held_out), scores)
     info.write(folder / INFO)
@@ -81,13 +84,13 @@ def main(stage: Stage) -> None:
     )
 
 
-def _train(stage: Stage, config: ReferenceConfig, images: ImageSet, path: Path) -> pd.DataFrame:
-    """Train and save the classifier if it is the extractor; return its curves, else no rows."""
-    if not isinstance(config, ClassifierReference):
-        return pd.DataFrame(columns=list(classifier_training.COLUMNS))
-    model, curves = classifier_training.train(stage, config.classifier, images)
-    save_classifier(path, model)
-    return curves
+def _train(stage: Stage, config: ReferenceConfig, images: ImageSet, path: Path) -> None:
+    """Train and save the classifier if it is the extractor; write its curves, else no rows."""
+    curves = pd.DataFrame(columns=list(classifier_training.COLUMNS))
+    if isinstance(config, ClassifierReference):
+        model, curves = classifier_training.train(stage, config.classifier, images)
+        save_classifier(path, model)
+    atomic.write_text(stage.out / "curves.csv", curves.to_csv(index=False))
 
 
 if __name__ == "__main__":

@@ -2,21 +2,27 @@
 
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL.Image import Image
+from torch import Tensor
+from tqdm import tqdm
 
+from mar import distributed
 from mar.data.class_names import read_class_names
 from mar.evaluation.image_grid import label_grid
 from mar.files import atomic, seal
 from mar.latents.info import LatentsInfo
-from mar.model.mar import load_mar
+from mar.model.mar import MAR, load_mar
 from mar.sampling.generate import SampleConfig, balanced_labels
 from mar.sampling.images import generate_images
 from mar.sampling.labels import resolve_labels
 from mar.sampling.reach import Reach
 from mar.sampling.store import SampleSet, shard_path, write_shard
+from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
 from stages import pictures
 from stages.generation_progress import generation_bar, step_counter
@@ -30,63 +36,95 @@ CLASSES = Path("out/prepare/classes.json")
 SHOWN = 100  # images in the grid
 
 
+@dataclass(frozen=True)
+class Generation:
+    """All that every shard is generated with."""
+
+    model: MAR
+    decoder: Tokenizer
+    labels: Tensor
+    config: SampleConfig
+    reach: Reach
+
+    def write(self, stage: Stage, path: Path, shard: Tensor, progress: tqdm) -> None:
+        """Generate the images `shard` and write them as one file."""
+        batches = [
+            generate_images(
+                self.model,
+                self.decoder,
+                self.labels[indices],
+                indices.tolist(),
+                self.config,
+                latent_std=self.reach.latent_std,
+                autocast=stage.autocast,
+                on_step=step_counter(progress, len(indices), self.model.num_tokens),
+                on_latents=self.reach.update,
+            )
+            for indices in shard.split(read_count("MAR_SAMPLE_BATCH", 256, least=1))
+        ]
+        write_shard(
+            path,
+            torch.cat(batches),
+            labels=self.labels[shard],
+            first_index=int(shard[0]),
+            num_classes=self.model.num_classes,
+        )
+
+
 def main(stage: Stage) -> None:
-    """Write the shards that are not there yet, then the grid."""
-    config = stage.params("sample", SampleConfig)
+    """Write the shards that are not there yet, shared among the processes, then the grid."""
     torch.set_float32_matmul_precision("high")  # the denoiser's products, on GPUs: TensorFloat32
+    class_names = read_class_names(CLASSES)
+    generation = _load(stage, class_names)
+    num_images = generation.config.num_images
+    shards = torch.arange(num_images).split(generation.config.shard_images)
+    paths = [shard_path(stage.work / "samples", number) for number in range(len(shards))]
+    started = time.monotonic()
+
+    missing = distributed.from_main(lambda: _missing(stage, paths))
+    num_missing = sum(len(shards[number]) for number in missing)
+    mine = distributed.share(missing)
+    with _progress(stage, sum(len(shards[n]) for n in mine), num_images - num_missing) as progress:
+        for number in mine:
+            generation.write(stage, paths[number], shards[number], progress)
+    reaches = distributed.gather(generation.reach)  # by then, all shards are written
+    if not distributed.is_main():
+        return
+    if warning := Reach.of(reaches).warning():
+        sys.stderr.write(f"{stage.name}: {warning}\n")
+    # Of this start alone: an earlier one, that was killed, may have made some or all.
+    speed = num_missing / (time.monotonic() - started) if num_missing else None
+    stage.log_speeds(images_per_second=speed)
+    atomic.publish_folder(stage.work / "samples", stage.out / "samples")
+    stage.write_metrics({"num_images": num_images})
+    pictures.save(stage, stage.out / "grid.png", lambda: _grid(stage.out / "samples", class_names))
+
+
+def _load(stage: Stage, class_names: list[str]) -> Generation:
+    config = stage.params("sample", SampleConfig)
     info = LatentsInfo.read(INFO)
     digest = seal.digest(TOKENIZER)
     info.check({"tokenizer": digest})
     model = load_mar(GENERATOR, digest).to(stage.device)
     decoder = load_tokenizer(TOKENIZER).to(stage.device)
-    class_names = read_class_names(CLASSES)
     chosen = resolve_labels(config.labels, class_names)
-    if chosen is not None:
+    if chosen is not None and distributed.is_main():
         described = ", ".join(f"{label} ({class_names[label]})" for label in chosen)
         sys.stderr.write(f"{stage.name}: images of the classes {described}\n")
     labels = balanced_labels(config.num_images, chosen, model.num_classes)
-    batch_size = read_count("MAR_SAMPLE_BATCH", 256, least=1)
-    folder = stage.work / "samples"
-    started, generated = time.monotonic(), 0
-    reach = Reach(info.largest, info.latent_std)
+    return Generation(model, decoder, labels, config, Reach(info.largest, info.latent_std))
 
-    shards = torch.arange(config.num_images).split(config.shard_images)
-    paths = [shard_path(folder, number) for number in range(len(shards))]
-    written = [stage.is_made(path) for path in paths]
-    done = sum(len(shard) for shard, whole in zip(shards, written, strict=True) if whole)
-    with generation_bar(stage.name, config.num_images, done) as progress:
-        for path, shard, whole in zip(paths, shards, written, strict=True):
-            if not whole:
-                batches = []
-                for indices in shard.split(batch_size):
-                    batch = generate_images(
-                        model,
-                        decoder,
-                        labels[indices],
-                        indices.tolist(),
-                        config,
-                        latent_std=info.latent_std,
-                        autocast=stage.autocast,
-                        on_step=step_counter(progress, len(indices), model.num_tokens),
-                        on_latents=reach.update,
-                    )
-                    batches.append(batch)
-                    generated += len(batch)
-                write_shard(
-                    path,
-                    torch.cat(batches),
-                    labels=labels[shard],
-                    first_index=int(shard[0]),
-                    num_classes=model.num_classes,
-                )
-    if warning := reach.warning():
-        sys.stderr.write(f"{stage.name}: {warning}\n")
-    # Of this start alone: an earlier one, that was killed, may have made some or all.
-    speed = generated / (time.monotonic() - started) if generated else None
-    stage.log_speeds(images_per_second=speed)
-    atomic.publish_folder(folder, stage.out / "samples")
-    stage.write_metrics({"num_images": config.num_images})
-    pictures.save(stage, stage.out / "grid.png", lambda: _grid(stage.out / "samples", class_names))
+
+def _missing(stage: Stage, paths: Sequence[Path]) -> list[int]:
+    """Return the numbers of the shards that no earlier start has made."""
+    return [number for number, path in enumerate(paths) if not stage.is_made(path)]
+
+
+def _progress(stage: Stage, share: int, done: int) -> tqdm:
+    """Return a bar for all images or, with several processes, for the main one's share."""
+    if (num := distributed.num_processes()) == 1:
+        return generation_bar(stage.name, done + share, done)
+    return generation_bar(f"{stage.name}, first of {num} processes", share)
 
 
 def _grid(folder: Path, class_names: list[str]) -> Image:

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mar import distributed
 from mar.config import Config
 from mar.data.workers import map_chunks, ranges
 
@@ -126,10 +127,29 @@ class ReferenceSection(Config, ABC):
         return None
 
 
+def load(section: ReferenceSection, folder: Path, *, base: Path = Path()) -> Extractor:
+    """Load an extractor, first in the main process: what it downloads, others find.
+
+    Args:
+        section: Which extractor.
+        folder: Holds what the stage `reference` trained.
+        base: The folder that a relative path of a weight file starts from.
+
+    Raises:
+        ValueError: a file is missing or not what it should be, or a download fails.
+    """
+    found: list[Extractor] = []
+    distributed.from_main(lambda: found.append(section.load(folder, base=base)))
+    return found[0] if found else section.load(folder, base=base)
+
+
 def extract(
     extractor: Extractor, images: Images, *, name: str, device: torch.device, workers: int
 ) -> Iterator[Features]:
     """Move the extractor to a device; yield its outputs for the images, in batches, on the CPU.
+
+    Each of several processes works on every n-th batch, and all of them yield all batches, in the
+    order of the images: so the outputs do not depend on how many they are.
 
     Args:
         extractor: The network.
@@ -143,10 +163,18 @@ def extract(
     """
     extractor.module.to(device)
     chunks = ranges(len(images), BATCH)
-    batches = map_chunks(images.stack, chunks, workers)
-    progress = tqdm(chunks, desc=f"features of the {name}", unit="batch")
-    for chunk, batch in zip(progress, batches, strict=True):
-        yield extract_batch(extractor, batch, device=device, first=chunk[0])
+    mine = distributed.share(chunks)
+    found = (
+        extract_batch(extractor, batch, device=device, first=chunk[0])
+        for chunk, batch in zip(mine, map_chunks(images.stack, mine, workers), strict=True)
+    )
+    yield from tqdm(
+        distributed.interleave(found, len(chunks)),
+        total=len(chunks),
+        desc=f"features of the {name}",
+        unit="batch",
+        disable=not distributed.is_main(),
+    )
 
 
 @torch.no_grad()
@@ -174,6 +202,12 @@ def extract_batch(
             f"the extractor {extractor.kind} returned nan or infinity for images from {first} on"
         )
     return Features(features, logits[0] if logits else None)
+
+
+def do_share(batches: Iterable[Features]) -> None:
+    """Work on this process's share of the batches, which another process makes use of."""
+    for _ in batches:
+        pass
 
 
 def gather(batches: Iterable[Features]) -> Features:

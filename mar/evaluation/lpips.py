@@ -106,14 +106,22 @@ class LPIPSScore:
         self._count = 0
 
     @torch.no_grad()
-    def update(
-        self, originals: UInt8[Tensor, "B 3 H W"], reconstructions: UInt8[Tensor, "B 3 H W"]
-    ) -> None:
-        """Add some pairs."""
+    def measure(
+        self,
+        originals: UInt8[Tensor, "B 3 H W"],
+        reconstructions: UInt8[Tensor, "B 3 H W"],
+        first: int,
+    ) -> tuple[float, int]:
+        """Return the sum of the distances of a batch, and how many they are."""
         device = next(self._distance.buffers()).device
         pair = (to_float(images.to(device)) for images in (originals, reconstructions))
-        self._total += float(self._distance(*pair).double().sum())
-        self._count += len(originals)
+        return float(self._distance(*pair).double().sum()), len(originals)
+
+    def add(self, measured: tuple[float, int]) -> None:
+        """Add the distances of a batch."""
+        total, count = measured
+        self._total += total
+        self._count += count
 
     def compute(self) -> dict[str, float]:
         """Return `lpips`, or nothing if there were no pairs."""

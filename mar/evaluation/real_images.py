@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mar.evaluation import extractors
 from mar.evaluation.extractors import Extractor, ReferenceSection
 from mar.evaluation.reference import INFO, STATISTICS, Reference, ReferenceInfo
 
@@ -40,7 +41,7 @@ class RealImages:
                 real images were measured, or they are of another size.
         """
         info = ReferenceInfo.read(folder / INFO)
-        extractor = section.load(folder, base=base)
+        extractor = extractors.load(section, folder, base=base)
         info.check(extractor, height=height, width=width)
         return cls(info, extractor, Reference.load(folder / STATISTICS))
 

@@ -20,6 +20,7 @@ from jaxtyping import Float32, Float64, UInt8
 from pydantic import Field
 from torch import Tensor
 
+from mar import distributed
 from mar.config import Config
 from mar.data.spread import spread
 from mar.evaluation.extractors import (
@@ -28,6 +29,7 @@ from mar.evaluation.extractors import (
     Images,
     ReferenceSection,
     digest_tensors,
+    do_share,
     extract,
 )
 from mar.files import seal, weights
@@ -216,8 +218,10 @@ def measure(
     device: torch.device,
     workers: int,
     base: Path = Path(),
-) -> Reference:
+) -> Reference | None:
     """Measure the training images, or read the published statistics that the config names.
+
+    Several processes share the work; the main one alone returns the reference, others None.
 
     Args:
         config: Section `reference` of `params.yaml`.
@@ -237,9 +241,15 @@ def measure(
         published = read_published(path, width=file.width, image_size=images.image_size)
         kept = published.keep(config.num_features)
         batches = extract(extractor, kept, name=path.name, device=device, workers=0)
+        if not distributed.is_main():
+            do_share(batches)
+            return None
         features = [torch.empty(0, file.width), *(batch.features for batch in batches)]
         return Reference(published.statistics, torch.cat(features), path.name)
     batches = extract(extractor, images, name="training split", device=device, workers=workers)
+    if not distributed.is_main():
+        do_share(batches)
+        return None
     return summarise(batches, count=len(images), num_features=config.num_features)
 
 

@@ -6,6 +6,8 @@ thousands, of which a decoder makes pictures all the same.
 Shapes: B batch, c channels of a latent, h w the latent grid.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
@@ -15,7 +17,11 @@ MOST = 0.001  # share of values beyond the data's largest; of good samples, one 
 
 
 class Reach:
-    """Counts the values of generated latents that are larger than all of the cached ones."""
+    """Counts the values of generated latents that are larger than all of the cached ones.
+
+    Attributes:
+        latent_std: What latents are divided by.
+    """
 
     def __init__(self, largest: float | None, latent_std: float) -> None:
         """Begin to count.
@@ -25,7 +31,7 @@ class Reach:
             latent_std: What they are divided by.
         """
         self._largest = largest
-        self._latent_std = latent_std
+        self.latent_std = latent_std
         self._values = 0
         self._beyond = 0
 
@@ -33,9 +39,17 @@ class Reach:
         """Count normalised latents; indices of codes are all within."""
         if self._largest is None or not latents.is_floating_point():
             return
-        within = latents.abs() * self._latent_std <= self._largest  # nor is nan
+        within = latents.abs() * self.latent_std <= self._largest  # nor is nan
         self._values += within.numel()
         self._beyond += int(torch.count_nonzero(~within))
+
+    @classmethod
+    def of(cls, parts: Sequence["Reach"]) -> "Reach":
+        """Return what several processes counted, together; all began with the same largest."""
+        whole = cls(parts[0]._largest, parts[0].latent_std)
+        whole._values = sum(part._values for part in parts)
+        whole._beyond = sum(part._beyond for part in parts)
+        return whole
 
     @property
     def share(self) -> float:

@@ -28,6 +28,10 @@ class Colours(nn.Module):
         return (images.float().mean(dim=(2, 3)),)
 
 
+def add(distance: ReconstructionDistance, originals: Tensor, reconstructions: Tensor) -> None:
+    distance.add(distance.measure(originals, reconstructions, 0))
+
+
 def train(mean: float, std: float, width: int = 1) -> Statistics:
     covariance = std**2 * torch.eye(width, dtype=torch.float64)
     return Statistics(torch.full((width,), mean, dtype=torch.float64), covariance, 1000)
@@ -56,7 +60,7 @@ def test_both_distances_are_those_of_their_closed_form(
     )
     for start in range(0, 40, 9):
         part = slice(start, start + 9)
-        distance.update(pictures(originals[part]), pictures(reconstructions[part]))
+        add(distance, pictures(originals[part]), pictures(reconstructions[part]))
 
     def frechet(mean: float, std: float) -> float:
         found = reconstructions.double()
@@ -87,7 +91,7 @@ def test_unchanged_images_are_at_no_distance(rng: torch.Generator) -> None:
     distance = ReconstructionDistance(
         Extractor("any", Colours(), SCORES["classifier"]), train(0, 1, 3), CPU
     )
-    distance.update(originals, originals)
+    add(distance, originals, originals)
     assert distance.compute()["classifier_rfid_held_out"] == pytest.approx(0, abs=1e-4)
 
 
@@ -96,15 +100,15 @@ def test_too_few_images_are_told_and_fewer_give_nothing() -> None:
         Extractor("inception", Colours(), inception.SCORES), train(0, 1, 3), CPU
     )
     assert distance.sample_count_warning() is None  # of nothing there is nothing to compare
-    distance.update(pictures(torch.arange(1)), pictures(torch.arange(1)))
+    add(distance, pictures(torch.arange(1)), pictures(torch.arange(1)))
     assert distance.compute() == {}
-    distance.update(pictures(torch.arange(2)), pictures(torch.arange(2)))
+    add(distance, pictures(torch.arange(2)), pictures(torch.arange(2)))
     assert "rfid is too large, as 3 images are too few for the covariance of 3 features" in (
         distance.sample_count_warning() or ""
     )
-    distance.update(pictures(torch.arange(11)), pictures(torch.arange(11)))
+    add(distance, pictures(torch.arange(11)), pictures(torch.arange(11)))
     assert "as 14 images are too few" in (distance.sample_count_warning() or "")
-    distance.update(pictures(torch.arange(1)), pictures(torch.arange(1)))
+    add(distance, pictures(torch.arange(1)), pictures(torch.arange(1)))
     assert distance.sample_count_warning() is None  # five images for each feature
 
 
@@ -119,4 +123,4 @@ def test_features_that_are_not_finite_are_refused() -> None:
     with pytest.raises(
         ValueError, match="the extractor broken returned nan or infinity for images from 0 on"
     ):
-        distance.update(pictures(torch.arange(3)), pictures(torch.arange(3)))
+        add(distance, pictures(torch.arange(3)), pictures(torch.arange(3)))

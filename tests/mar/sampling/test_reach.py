@@ -42,3 +42,11 @@ def test_codes_and_latents_of_no_data_are_not_compared() -> None:
         reach = Reach(largest, latent_std=1.0)
         reach.update(latents)
         assert reach.warning() is None
+
+
+def test_what_several_processes_counted_is_added_up() -> None:
+    parts = [Reach(largest=6.0, latent_std=2.0) for _ in range(3)]
+    parts[0].update(torch.full((1, 1, 2, 2), 3.1))
+    parts[2].update(torch.zeros(1, 1, 4, 3))
+    assert Reach.of(parts).share == 0.25
+    assert parts[2].share == 0.0
