@@ -43,12 +43,14 @@ def install() -> None:
     if match is None or os.environ.get("MAR_TRACEBACK"):
         return
     name, show = match[1], sys.excepthook
+    # Of several processes, the one that has started the others says it.
+    interrupted = "" if "MAR_LAUNCHED" in os.environ else f"{name}: interrupted\n"
 
     def last_words(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
         if issubclass(kind, KeyboardInterrupt):
-            sys.stderr.write(f"{name}: interrupted\n")
+            sys.stderr.write(interrupted)
             raise SystemExit(INTERRUPTED)
         if is_out_of_memory(error):
             reason = (str(error).splitlines() or [kind.__name__])[0]
@@ -58,7 +60,7 @@ def install() -> None:
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         if _is_importing(frame):  # where some libraries catch KeyboardInterrupt and go on
-            os.write(2, f"{name}: interrupted\n".encode())
+            os.write(2, interrupted.encode())
             os._exit(INTERRUPTED)
         signal.default_int_handler(signum, frame)
 

@@ -55,6 +55,11 @@ def test_an_interrupted_import_ends_in_one_line(program: str, code: str, tmp_pat
     assert found == (130, f"{program}: interrupted\n")
 
 
+def test_of_several_processes_one_says_it(tmp_path: Path) -> None:
+    found = interrupt(start(tmp_path, SLOW, "-m", "stages.sample", MAR_LAUNCHED="1"))
+    assert found == (130, "")
+
+
 def test_the_traceback_is_there_for_who_wants_it(tmp_path: Path) -> None:
     code, said = interrupt(start(tmp_path, SLOW, "-m", "stages.sample", MAR_TRACEBACK="1"))
     assert code == -signal.SIGINT
