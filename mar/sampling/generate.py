@@ -51,7 +51,9 @@ class SampleConfig(Config):
         description="guidance scale: rising with the share of known tokens, or constant"
     )
     head: SamplerConfig = Field(description="how a token is sampled; of the kind of generator.head")
-    shard_images: int = Field(gt=0, description="images in a file of generated images")
+    shard_images: int = Field(
+        gt=0, description="images in a file of generated images, which one process makes"
+    )
 
 
 @dataclass(frozen=True)
