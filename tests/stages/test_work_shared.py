@@ -129,3 +129,27 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_the_stages_as_programs_make_the_same(
+    finished: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    copy(finished, project)
+    own = {"MAR_PROCESSES": "2", "MAR_WORKERS": "1", "OMP_NUM_THREADS": "1"}
+    for name in STAGES:
+        ended = subprocess.run(
+            [sys.executable, "-m", f"stages.{name}"],
+            cwd=project,
+            env={**os.environ, **own, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"},
+            capture_output=True,
+            text=True,
+            timeout=5 * SECONDS,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert "Traceback" not in ended.stderr
+    found = written(project)
+    assert found.keys() == alone.keys()
+    assert [name for name in found if found[name] != alone[name]] == []
