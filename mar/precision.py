@@ -2,13 +2,12 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
 
 Precision = Literal["float32", "tf32", "bfloat16"]
-SWITCH: dict[Precision, str] = {"float32": "ieee", "tf32": "tf32"}
 
 
 def widest_float(device: torch.device) -> torch.dtype:
@@ -42,15 +41,16 @@ def arithmetic(precision: Precision, device: torch.device) -> Generator[None]:
         with torch.autocast(device.type, dtype=torch.bfloat16):
             yield
         return
-    switches: list[Any] = [torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn).conv]
-    before: list[str] = [switch.fp32_precision for switch in switches]
+    # The older of torch's two interfaces: torch refuses to go on where both are used.
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before: list[bool] = [backend.allow_tf32 for backend in backends]
     try:
-        for switch in switches:
-            switch.fp32_precision = SWITCH[precision]
+        for backend in backends:
+            backend.allow_tf32 = precision == "tf32"
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
 
 
 @contextmanager

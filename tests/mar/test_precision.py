@@ -1,6 +1,6 @@
 """Numbers are as wide as the device allows, and multiplied as precisely as was asked for."""
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -16,17 +16,16 @@ def test_only_apples_gpus_have_no_float64(device: str, dtype: torch.dtype) -> No
     assert widest_float(torch.device(device)) == dtype
 
 
-@pytest.mark.parametrize(("precision", "switch"), [("float32", "ieee"), ("tf32", "tf32")])
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True)])
 def test_arithmetic_of_a_gpu_is_chosen_for_the_block_alone(
-    precision: Precision, switch: str
+    precision: Precision, allowed: bool
 ) -> None:
     """The switches are there without a GPU as well."""
-    matmul: Any = torch.backends.cuda.matmul
-    convolution = cast(Any, torch.backends.cudnn).conv
-    before = (matmul.fp32_precision, convolution.fp32_precision)
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [backend.allow_tf32 for backend in backends]
     with arithmetic(precision, torch.device("cuda")):
-        assert (matmul.fp32_precision, convolution.fp32_precision) == (switch, switch)
-    assert (matmul.fp32_precision, convolution.fp32_precision) == before
+        assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
+    assert [backend.allow_tf32 for backend in backends] == before
 
 
 def test_bfloat16_multiplies_numbers_of_8_bits(rng: torch.Generator) -> None:

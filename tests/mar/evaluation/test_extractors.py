@@ -266,13 +266,17 @@ def test_published_statistics_replace_the_training_split(weights: Path, tmp_path
     config = inception(weights=str(weights), statistics=path, statistics_sha256=digest(Path(path)))
     extractor = config.load(Path("nowhere"))
     reference = measure(config, extractor, Pictures(), device=CPU, workers=0)
+    assert reference is not None
     assert reference.source == "s.npz"
     relative = inception(weights=str(weights), statistics="s.npz")
     again = measure(relative, extractor, Pictures(), device=CPU, workers=0, base=tmp_path)
+    assert again is not None
     assert again.digest() == reference.digest()
     path = save_statistics(tmp_path / "no images.npz", mu=mean, sigma=covariance)
     config = inception(weights=str(weights), statistics=path)
-    assert len(measure(config, extractor, Pictures(), device=CPU, workers=0).features) == 0
+    without = measure(config, extractor, Pictures(), device=CPU, workers=0)
+    assert without is not None
+    assert len(without.features) == 0
     assert reference.statistics.count is None
     assert torch.equal(reference.statistics.covariance, torch.eye(WIDTH).double())
     expected, _ = extractor.module(torch.from_numpy(images[[0, 1, 3]]).permute(0, 3, 1, 2))
