@@ -115,6 +115,11 @@ class Stage:
         chosen = read_count("MAR_CACHE_ON_DEVICE", 0, least=0)
         return chosen > 0 if os.environ.get("MAR_CACHE_ON_DEVICE") else None
 
+    @property
+    def compiles(self) -> bool:
+        """Whether the generator's blocks are compiled (`MAR_COMPILE`; by default on CUDA alone)."""
+        return read_count("MAR_COMPILE", int(self.device.type == "cuda"), least=0) > 0
+
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass on its device."""
         return autocast(self.device)

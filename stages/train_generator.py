@@ -7,6 +7,7 @@ from mar.activation_checkpointing import set_checkpointing
 from mar.files import seal
 from mar.latents.cache import LatentCache
 from mar.latents.info import TRANSFORM, LatentsInfo, latent_std
+from mar.model.compilation import compile_blocks
 from mar.model.mar import MAR, save_mar
 from mar.released.generator import GeneratorSource
 from mar.training.generator import (
@@ -41,6 +42,8 @@ def main(stage: Stage) -> None:
     section = stage.params("generator", GeneratorSource)
     model = MAR(section, info.latent, info.num_classes, info.codebook_size)
     set_checkpointing(model, stage.checkpointing)
+    if stage.compiles:
+        compile_blocks(model)
     given = None
     if section.source == "released":
         found = released.read(stage, "generator", section, model)

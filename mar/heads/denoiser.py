@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Shaped
 from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mar.activation_checkpointing import Checkpointed
 from mar.config import Config, name_or_fields
@@ -41,7 +42,10 @@ def time_features(t: Shaped[Tensor, " R"]) -> Float[Tensor, "R F"]:
 
 
 class ResidualBlock(nn.Module):
-    """x + gate * MLP(LayerNorm(x) * (1 + scale) + shift); the condition gives all three."""
+    """x + gate * MLP(LayerNorm(x) * (1 + scale) + shift); the condition gives all three.
+
+    SiLU comes before each modulation. `Denoiser.denoise` applies it once for all blocks.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -50,9 +54,10 @@ class ResidualBlock(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
 
     def forward(self, x: Float[Tensor, "R W"], y: Float[Tensor, "R W"]) -> Float[Tensor, "R W"]:
-        """Apply the block to x under the condition y."""
-        shift, scale, gate = self.modulation(y).chunk(3, dim=1)
-        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+        """Apply the block to x under the condition, of which y is the SiLU."""
+        shift, scale, gate = self.modulation[1](y).chunk(3, dim=1)
+        inner = torch.addcmul(shift, self.norm(x), 1 + scale)
+        return torch.addcmul(x, gate, self.mlp(inner))
 
 
 class FinalLayer(nn.Module):
@@ -65,9 +70,9 @@ class FinalLayer(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Float[Tensor, "R W"], y: Float[Tensor, "R W"]) -> Float[Tensor, "R O"]:
-        """Project x under the condition y."""
-        shift, scale = self.modulation(y).chunk(2, dim=1)
-        return self.linear(self.norm(x) * (1 + scale) + shift)
+        """Project x under the condition, of which y is the SiLU."""
+        shift, scale = self.modulation[1](y).chunk(2, dim=1)
+        return self.linear(torch.addcmul(shift, self.norm(x), 1 + scale))
 
 
 class Denoiser(Checkpointed):
@@ -124,6 +129,7 @@ class Denoiser(Checkpointed):
     def denoise(self, x_t: Float[Tensor, "R C"], y: Float[Tensor, "R W"]) -> Float[Tensor, "R O"]:
         """Return the outputs, given the sum y of the two embeddings."""
         x = self.input_proj(x_t)  # (R, W)
+        y = functional.silu(y)
         for block in self.blocks:
             x = self.apply_block(partial(block, y=y), x)
         return self.final(x, y)  # (R, O)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 TRAINING_STEPS = 1000  # T of the published models
@@ -33,6 +34,7 @@ class Schedule(nn.Module):
     posterior_log_variance: Tensor
     posterior_x_0: Tensor
     posterior_x_t: Tensor
+    loss_table: Tensor
     timesteps: Tensor
 
     def __init__(self, alpha_bar: Float64[Tensor, " T"], timesteps: Int64[Tensor, " T"]) -> None:
@@ -52,6 +54,16 @@ class Schedule(nn.Module):
             "posterior_x_0": beta * before.sqrt() / (1 - alpha_bar),
             "posterior_x_t": (1 - before) * (1 - beta).sqrt() / (1 - alpha_bar),
         }
+        smallest, largest = tables["posterior_log_variance"], beta.log()
+        # One row holds what the loss of a step needs, so that one operation selects it.
+        rows = (
+            tables["noise"],
+            1 / tables["signal"],
+            tables["posterior_x_0"],
+            smallest,
+            (largest - smallest) / 2,
+        )
+        tables["loss_table"] = torch.stack(rows, dim=1)  # (T, 5)
         for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)
         self.register_buffer("timesteps", timesteps, persistent=False)
@@ -60,6 +72,17 @@ class Schedule(nn.Module):
     def num_steps(self) -> int:
         """Return T."""
         return len(self.timesteps)
+
+    def forward(
+        self,
+        output: Float[Tensor, "R C2"],
+        x_0: Float[Tensor, "R C"],
+        x_t: Float[Tensor, "R C"],
+        t: Int[Tensor, " R"],
+        eps: Float[Tensor, "R C"],
+    ) -> "Loss":
+        """Return the terms of the `loss`; as a module, it can be compiled."""
+        return loss(self, output, x_0, x_t, t, eps)
 
 
 def cosine_alpha_bar(num_steps: int) -> Float64[Tensor, " T"]:
@@ -148,12 +171,19 @@ def loss(
     it.
     """
     eps_hat, v = output.float().chunk(2, dim=1)  # (R, C) each
-    mean = posterior(schedule, predict_x_0(schedule, x_t, t, eps_hat.detach()), x_t, t).mean
-    predicted = Normal(mean, learned_log_variance(schedule, v, t))
-    divergence = _kl(posterior(schedule, x_0, x_t, t), predicted).mean(dim=1)
-    likelihood = _discretised_log_likelihood(x_0, predicted).mean(dim=1)
+    noise, by_signal, weight, lowest, half = torch.split(
+        functional.embedding(t, schedule.loss_table), 1, dim=1
+    )
+    with torch.no_grad():  # both posteriors share the part of x_t
+        x_0_hat = (x_t - noise * eps_hat) * by_signal
+        distance = weight * (x_0 - x_0_hat)  # true minus predicted mean
+        inverse_variance = torch.exp(-lowest)
+    surplus = torch.addcmul(half, half, v)  # log variance above the lowest, which is the true one
+    divergence = _kl(distance.square() * inverse_variance, surplus).mean(dim=1)
+    # Step 0 has weight 1 for x_0 and none for x_t, so its mean is x_0_hat.
+    likelihood = _discretised_log_likelihood(x_0, distance, surplus + lowest).mean(dim=1)
     variational = torch.where(t == 0, -likelihood, divergence) / math.log(2)
-    return Loss((eps - eps_hat).square().mean(dim=1), variational)
+    return Loss(functional.mse_loss(eps_hat, eps, reduction="none").mean(dim=1), variational)
 
 
 @torch.no_grad()
@@ -195,27 +225,41 @@ def sample(
     return x_t
 
 
-def _kl(p: Normal, q: Normal) -> Float[Tensor, "R C"]:
-    """Return KL(p || q) of each component, in nats."""
-    ratio = torch.exp(p.log_variance - q.log_variance)
-    distance = (p.mean - q.mean).square() * torch.exp(-q.log_variance)
-    return 0.5 * (q.log_variance - p.log_variance - 1 + ratio + distance)
+def _kl(
+    relative_distance: Float[Tensor, "R C"], surplus: Float[Tensor, "R C"]
+) -> Float[Tensor, "R C"]:
+    """Return KL(p || q) of each component, in nats.
+
+    Args:
+        relative_distance: (mean of p - mean of q)^2 / variance of p.
+        surplus: log(variance of q / variance of p).
+    """
+    shrinkage = torch.expm1(-surplus)  # variance of p / variance of q, minus 1
+    return 0.5 * torch.addcmul(surplus + relative_distance, 1 + relative_distance, shrinkage)
 
 
-def _discretised_log_likelihood(x: Float[Tensor, "R C"], q: Normal) -> Float[Tensor, "R C"]:
+def _discretised_log_likelihood(
+    x: Float[Tensor, "R C"], distance: Float[Tensor, "R C"], log_variance: Float[Tensor, "R C"]
+) -> Float[Tensor, "R C"]:
     """Return log q of the bin of width 2/255 around x, in nats; the outermost bins are open.
 
     The bins are those of 8-bit images, for which IDDPM defined this term. Latents are not
     quantised, but MAR uses IDDPM's diffusion as it is, so the released weights were trained with
     this term.
+
+    Args:
+        x: Centres of bins.
+        distance: From the mean of q to x.
+        log_variance: That of q.
     """
-    inverse_std = torch.exp(-0.5 * q.log_variance)
-    upper = _approximate_normal_cdf((x - q.mean + 1 / 255) * inverse_std)
-    lower = _approximate_normal_cdf((x - q.mean - 1 / 255) * inverse_std)
-    probability = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
+    inverse_std = torch.exp(-0.5 * log_variance)
+    edges = torch.stack([distance + 1 / 255, distance - 1 / 255])  # (2, R, C)
+    upper, lower = _approximate_normal_cdf(edges * inverse_std).unbind()
+    probability = upper.masked_fill(x > 0.999, 1) - lower.masked_fill(x < -0.999, 0)
     return probability.clamp(min=1e-12).log()
 
 
-def _approximate_normal_cdf(x: Float[Tensor, "R C"]) -> Float[Tensor, "R C"]:
+def _approximate_normal_cdf(x: Float[Tensor, "2 R C"]) -> Float[Tensor, "2 R C"]:
     """Return the normal CDF by the tanh approximation that IDDPM trains with (Page, 1977)."""
-    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))))
+    slope = math.sqrt(2 / math.pi)
+    return 0.5 * (1 + torch.tanh(x * (slope + slope * 0.044715 * x.square())))

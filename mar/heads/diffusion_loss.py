@@ -93,7 +93,7 @@ class DiffusionLoss(Head):
         time = self.denoiser.embed_time(self.schedule.timesteps)  # (T, W)
         y = self.denoiser.embed_z(z)[:, :, None] + functional.embedding(t, time)  # (B, M, A, W)
         output = self.denoiser.denoise(x_t, y.flatten(0, 2))  # (B * M * A, 2 C)
-        terms = diffusion.loss(self.schedule, output, repeated, x_t, t.flatten(), eps.flatten(0, 2))
+        terms = self.schedule(output, repeated, x_t, t.flatten(), eps.flatten(0, 2))
         return (terms.noise + terms.variational).reshape(t.shape)
 
     @torch.no_grad()

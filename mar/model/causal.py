@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int, Shaped
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import embedding, pad, scaled_dot_product_attention
 
+from mar.model.block import Block
 from mar.model.masking import expand_index, gather_tokens
 from mar.model.transformer import LayerNorm, TokenTransformer, Widths, blocks
 
@@ -48,35 +46,35 @@ class Cache:
         return all_keys[:, :, : self.seen], all_values[:, :, : self.seen]
 
 
-def causal_attention(
-    attention: Attention, x: Float[Tensor, "B L D"], cache: Cache | None = None
-) -> Float[Tensor, "B L D"]:
-    """Let each place attend to itself and to those before it, which may be in a cache."""
-    qkv = rearrange(attention.qkv(x), "b l (n h d) -> n b h l d", n=3, h=attention.num_heads)
-    queries, keys, values = qkv.unbind()
-    queries, keys = attention.q_norm(queries), attention.k_norm(keys)
-    num_queries = queries.shape[2]
-    if cache is not None:
-        assert num_queries == 1 or cache.seen == 0  # `is_causal` aligns its mask with the first key
-        keys, values = cache.extend(keys, values)
-    x = scaled_dot_product_attention(
-        queries,
-        keys,
-        values,
-        dropout_p=attention.attn_drop.p if attention.training else 0.0,
-        is_causal=num_queries > 1,
-    )  # (B, h, L, d)
-    return attention.proj_drop(attention.proj(rearrange(x, "b h l d -> b l (h d)")))
+class CausalBlock(Block):
+    """A block in which each place attends to itself and to those before it."""
 
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Tensor, "B L D"], cache: Cache | None = None
+    ) -> Float[Tensor, "B L D"]:
+        """Apply the block; with a cache, the places before are in it."""
+        attended = self.attn.proj(self.attend_before(self.norm1(x), cache))
+        x = x + self.attn.proj_drop(attended)
+        return x + self.mlp(self.norm2(x))
 
-def causal_block(
-    block: Block, x: Float[Tensor, "B L D"], cache: Cache | None = None
-) -> Float[Tensor, "B L D"]:
-    """Apply a block of a vision transformer with causal attention in place of its own."""
-    assert isinstance(block.attn, Attention)
-    attended = causal_attention(block.attn, block.norm1(x), cache)
-    x = x + block.drop_path1(block.ls1(attended))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    def attend_before(
+        self, x: Float[Tensor, "B L D"], cache: Cache | None
+    ) -> Float[Tensor, "B L D"]:
+        """Let each place attend to itself and to those before it, which may be in a cache."""
+        queries, keys, values = self.split_heads(self.attn.qkv(x), 3)  # (B, h, L, d)
+        num_queries = queries.shape[2]
+        if cache is not None:
+            # `is_causal` aligns its mask with the first key.
+            assert num_queries == 1 or cache.seen == 0
+            keys, values = cache.extend(keys, values)
+        attended = scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            dropout_p=self.attn.attn_drop.p if self.training else 0.0,
+            is_causal=num_queries > 1,
+        )  # (B, h, L, d)
+        return attended.transpose(1, 2).flatten(2)
 
 
 class CausalTransformer(TokenTransformer):
@@ -115,7 +113,7 @@ class CausalTransformer(TokenTransformer):
         )
         depth = widths.encoder_blocks + widths.decoder_blocks
         self.position = nn.Parameter(torch.empty(1, condition_tokens + num_tokens, width))
-        self.blocks = blocks(width, depth, heads, dropout)
+        self.blocks = blocks(width, depth, heads, dropout, CausalBlock)
         self.next_position = (
             nn.Parameter(torch.empty(1, num_tokens, width)) if next_position else None
         )
@@ -159,11 +157,10 @@ class CausalTransformer(TokenTransformer):
         """
         before = x.shape[1] - predicted.shape[1]  # condition tokens that predict nothing
         for index, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
             if self.next_position is not None and index == len(self.blocks) // 2:
                 x = x + pad(_at(self.next_position, predicted), (0, 0, before, 0))
             cache = None if caches is None else caches[index]
-            x = self.apply_block(partial(causal_block, block, cache=cache), x)
+            x = self.apply_block(partial(block, cache=cache), x)
         return self.norm(x[:, before:]) + _at(self.head_position, predicted)
 
     def predict(
@@ -259,7 +256,7 @@ class CausalPredictor:
 
 def _at(positions: Float[Tensor, "1 N D"], chosen: Int[Tensor, "B S"]) -> Float[Tensor, "B S D"]:
     """Select the embeddings of some positions of each sample."""
-    return gather_tokens(positions.expand(len(chosen), -1, -1), chosen)
+    return embedding(chosen, positions[0])
 
 
 def check_one_stack(widths: Widths) -> None:

@@ -191,12 +191,10 @@ class MAR(nn.Module):
         hidden, visible = masking.split_orders(draws.orders, draws.num_hidden)
         condition = self.transformer.condition(labels, draws.dropped)
         if isinstance(self.transformer, CausalTransformer):
-            z = self.transformer(tokens, draws.orders.flip(1), condition)  # (B, N, D)
+            z = self.transformer(tokens, draws.orders.flip(1), condition)  # (B, M = N, D)
         else:
-            z = self.transformer(tokens, visible, condition)  # (B, N, D)
-        return self.head(
-            masking.gather_tokens(z, hidden), masking.gather_tokens(tokens, hidden), draws.head
-        ).mean()
+            z = self.transformer(tokens, visible, condition, hidden)  # (B, M, D)
+        return self.head(z, masking.gather_tokens(tokens, hidden), draws.head).mean()
 
     def predictor(
         self,

@@ -5,24 +5,36 @@ Everywhere, an order lists positions; the hidden tokens are the *first* of it, s
 its end backwards (MAR, section 3.4; MaskGIT, section 3.2).
 """
 
+import hashlib
 import math
 
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from mar import precision
-
 
 def sample_mask_ratio(rng: torch.Generator, *, minimum: float, std: float) -> float:
     """Draw a mask ratio: normal of mean 1, truncated to [minimum, 1] (MAR, 4.1: std 0.25)."""
+    rng = on_cpu(rng)
     mean = 1.0
     normal = torch.distributions.Normal(0.0, 1.0)
     lowest = normal.cdf(torch.tensor((minimum - mean) / std, dtype=torch.float64))
-    device, wide = rng.device, precision.widest_float(rng.device)
-    uniform = torch.rand((), generator=rng, device=device, dtype=wide)
-    quantile = lowest + uniform.cpu() * (0.5 - lowest)  # 0.5: the normal is cut at its mean
+    uniform = torch.rand((), generator=rng, dtype=torch.float64)
+    quantile = lowest + uniform * (0.5 - lowest)  # 0.5: the normal is cut at its mean
     return min(max(mean + std * float(normal.icdf(quantile)), minimum), 1.0)
+
+
+def on_cpu(rng: torch.Generator) -> torch.Generator:
+    """Return a generator that draws on the CPU: itself, or one seeded by its state.
+
+    A number that the program itself needs is drawn with it, since to read one of a GPU would wait
+    for all work that the GPU has been given. The state of a GPU's generator is kept on the CPU.
+    """
+    if rng.device.type == "cpu":
+        return rng
+    digest = hashlib.sha256(rng.get_state().numpy().tobytes()).digest()
+    torch.rand((), generator=rng, device=rng.device)  # so that the next call finds another state
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 def sample_orders(batch: int, num_tokens: int, rng: torch.Generator) -> Int[Tensor, "B N"]:

@@ -11,11 +11,12 @@ from functools import partial
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mar.activation_checkpointing import Checkpointed
 from mar.config import Config
+from mar.model.block import Block
 from mar.model.masking import expand_index, gather_tokens
 
 
@@ -143,16 +144,25 @@ class Transformer(TokenTransformer):
         """Encode the visible tokens behind K slots that all hold the condition."""
         count = self.condition_tokens
         known = gather_tokens(tokens, visible)  # (B, V, C)
-        position = self.encoder_position[:, count:].expand(len(tokens), -1, -1)  # (B, N, D)
-        x = self.z_proj(known) + gather_tokens(position, visible)  # (B, V, D)
+        position = functional.embedding(visible, self.encoder_position[0, count:])
+        x = self.z_proj(known) + position  # (B, V, D)
         slots = condition[:, None] + self.encoder_position[:, :count]  # (B, K, D)
         x = self.z_proj_ln(torch.cat([slots, x], dim=1))  # (B, L, D)
-        return self.encoder_norm(self._run(self.encoder_blocks, x))
+        for block in self.encoder_blocks:
+            x = self.apply_block(block, x)
+        return self.encoder_norm(x)
 
     def decode(
-        self, encoded: Float[Tensor, "B L D"], visible: Int[Tensor, "B V"]
-    ) -> Float[Tensor, "B N E"]:
-        """Put visible tokens in place, mask tokens elsewhere, and return z of each position."""
+        self,
+        encoded: Float[Tensor, "B L D"],
+        visible: Int[Tensor, "B V"],
+        drawn: Int[Tensor, "B M"] | None = None,
+    ) -> Float[Tensor, "B M E"]:
+        """Put visible tokens in place, mask tokens elsewhere, and return z of drawn positions.
+
+        The last block computes these positions alone, as nothing else of it is used; without them,
+        it computes all.
+        """
         count = self.condition_tokens
         encoded = self.decoder_embed(encoded)  # (B, L, E)
         batch, _, width = encoded.shape
@@ -160,17 +170,23 @@ class Transformer(TokenTransformer):
         x = self.mask_token.to(encoded.dtype).expand(batch, num_tokens, width)
         x = x.scatter(1, expand_index(visible, width), encoded[:, count:])  # (B, N, E)
         x = torch.cat([encoded[:, :count], x], dim=1) + self.decoder_position  # (B, K + N, E)
-        x = self.decoder_norm(self._run(self.decoder_blocks, x))
-        return x[:, count:] + self.head_position  # (B, N, E)
+        if drawn is None:
+            drawn = torch.arange(num_tokens, device=x.device).expand(batch, -1)
+        *earlier, last = self.decoder_blocks
+        for block in earlier:
+            x = self.apply_block(block, x)
+        x = self.apply_block(partial(last, chosen=drawn + count), x)  # (B, M, E)
+        return self.decoder_norm(x) + functional.embedding(drawn, self.head_position[0])
 
     def forward(
         self,
         tokens: Shaped[Tensor, "B N C"],
         visible: Int[Tensor, "B V"],
         condition: Float[Tensor, "B D"],
-    ) -> Float[Tensor, "B N E"]:
-        """Return the condition z of every position, given the visible tokens and the class."""
-        return self.decode(self.encode(tokens, visible, condition), visible)
+        drawn: Int[Tensor, "B M"] | None = None,
+    ) -> Float[Tensor, "B M E"]:
+        """Return the condition z of drawn positions, or of all, given visible tokens and class."""
+        return self.decode(self.encode(tokens, visible, condition), visible, drawn)
 
     def predictor(self, condition: Float[Tensor, "B D"]) -> Predictor:
         """Return a function that predicts z of the drawn positions, which come in any order."""
@@ -178,20 +194,17 @@ class Transformer(TokenTransformer):
         def predict(
             tokens: Shaped[Tensor, "B N C"], visible: Int[Tensor, "B V"], drawn: Int[Tensor, "B M"]
         ) -> Float[Tensor, "B M E"]:
-            return gather_tokens(self(tokens, visible, condition), drawn)
+            return self(tokens, visible, condition, drawn)
 
         return predict
 
-    def _run(self, stack: nn.ModuleList, x: Tensor) -> Tensor:
-        for block in stack:
-            x = self.apply_block(block, x)
-        return x
 
-
-def blocks(width: int, num_blocks: int, num_heads: int, dropout: float) -> nn.ModuleList:
+def blocks(
+    width: int, num_blocks: int, num_heads: int, dropout: float, kind: type[Block] = Block
+) -> nn.ModuleList:
     """Return blocks of a vision transformer, before their weights are set."""
     return nn.ModuleList(
-        Block(
+        kind(
             width,
             num_heads,
             mlp_ratio=4.0,

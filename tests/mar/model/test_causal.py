@@ -8,7 +8,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from mar.model.causal import Cache, CausalPredictor, CausalTransformer, causal_block
+from mar.model.causal import Cache, CausalBlock, CausalPredictor, CausalTransformer
 from mar.model.masking import expand_index, sample_orders
 from mar.model.transformer import Transformer, Widths, blocks
 
@@ -249,11 +249,16 @@ def test_other_calls_than_the_next_are_refused_without_a_trace(
 
 
 @pytest.fixture
-def block(rng: torch.Generator) -> Block:
-    (block,) = blocks(WIDTH, 1, 2, 0.4)
-    assert isinstance(block, Block)
+def block(rng: torch.Generator) -> CausalBlock:
+    (block,) = blocks(WIDTH, 1, 2, 0.4, CausalBlock)
+    assert isinstance(block, CausalBlock)
     move(block, rng)
     return block.eval()
+
+
+def masked(block: CausalBlock, x: Tensor, **masks: object) -> Tensor:
+    """Apply timm's block with the weights and dropouts of ours."""
+    return Block.forward(block, x, **masks)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture
@@ -261,22 +266,22 @@ def x(rng: torch.Generator) -> Tensor:
     return torch.randn(2, 7, WIDTH, generator=rng)
 
 
-def test_a_causal_block_is_the_block_under_a_triangular_mask(block: Block, x: Tensor) -> None:
-    found = causal_block(block, x)
+def test_a_causal_block_is_the_block_under_a_triangular_mask(block: CausalBlock, x: Tensor) -> None:
+    found = block(x)
     triangle = torch.ones(7, 7, dtype=torch.bool).tril()
-    assert torch.allclose(found, block(x, attn_mask=triangle), atol=1e-6)
+    assert torch.allclose(found, masked(block, x, attn_mask=triangle), atol=1e-6)
     # And without the block's own masks: each place is the last of a block that sees all its input.
-    prefixes = [block(x[:, : place + 1])[:, -1] for place in range(7)]
+    prefixes = [masked(block, x[:, : place + 1])[:, -1] for place in range(7)]
     assert torch.allclose(found, torch.stack(prefixes, dim=1), atol=1e-6)
 
 
-def test_a_causal_block_goes_on_from_its_cache(block: Block, x: Tensor) -> None:
+def test_a_causal_block_goes_on_from_its_cache(block: CausalBlock, x: Tensor) -> None:
     cache = Cache(7)
-    parts = [causal_block(block, part, cache) for part in x.split([4, 1, 1, 1], dim=1)]
-    assert torch.allclose(torch.cat(parts, dim=1), causal_block(block, x), atol=1e-6)
+    parts = [block(part, cache) for part in x.split([4, 1, 1, 1], dim=1)]
+    assert torch.allclose(torch.cat(parts, dim=1), block(x), atol=1e-6)
 
 
-def test_dropout_is_the_blocks_own(block: Block, x: Tensor) -> None:
+def test_dropout_is_the_blocks_own(block: CausalBlock, x: Tensor) -> None:
     assert isinstance(block.attn, Attention)
     for module in block.modules():
         if isinstance(module, nn.Dropout):
@@ -284,11 +289,11 @@ def test_dropout_is_the_blocks_own(block: Block, x: Tensor) -> None:
 
     def twice() -> tuple[Tensor, Tensor]:
         torch.manual_seed(0)
-        ours = causal_block(block, x)
+        ours = block(x)
         torch.manual_seed(0)
-        return ours, block(x, is_causal=True)
+        return ours, masked(block, x, is_causal=True)
 
-    without = causal_block(block, x)
+    without = block(x)
     for module in (block.attn.attn_drop, block.attn.proj_drop, block.mlp.drop1, block.mlp.drop2):
         assert isinstance(module, nn.Dropout)
         module.p = 0.4

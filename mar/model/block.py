@@ -1,0 +1,89 @@
+"""The transformer's block: that of a vision transformer (pre-norm), for all places or for some.
+
+Shapes: B batch, L places in the input, Q places of the output, D width, h heads, d width of a head.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
+from timm.models import vision_transformer
+from torch import Tensor
+from torch.nn import functional
+
+from mar.model.dropout import Dropout, draw_masks
+from mar.model.masking import gather_tokens
+
+
+class Block(vision_transformer.Block):
+    """timm's block, layer by layer, with fewer operations and an output for chosen places.
+
+    Each place attends to all. Where only some places of the output are used, as in the last block,
+    queries, projections and the MLP are computed for them alone.
+    """
+
+    attn: Attention
+    mlp: Mlp
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # timm's takes masks
+        self, x: Float[Tensor, "B L D"], chosen: Int[Tensor, "B Q"] | None = None
+    ) -> Float[Tensor, "B Q D"]:
+        """Apply the block; return the chosen places alone, or all of them."""
+        batch, length = x.shape[:2]
+        rest = x if chosen is None else gather_tokens(x, chosen)  # (B, Q, D)
+        num_places = rest.shape[1]
+        scores = (batch * self.attn.num_heads, num_places, length)
+        hidden = (batch, num_places, self.mlp.fc2.weight.shape[1])
+        drop = self.dropout([scores, rest.shape, hidden, rest.shape], x)
+        attended = self.attend(self.norm1(x), None if chosen is None else self.norm1(rest), drop)
+        rest = rest + drop(self.attn.proj(attended))
+        return rest + self.transform(rest, drop)
+
+    def dropout(self, shapes: list[tuple[int, ...]], x: Tensor) -> Dropout:
+        """Return the dropouts of this pass, for tensors of these shapes."""
+        p = self.attn.attn_drop.p if self.training else 0.0
+        at_once = p > 0 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+        return Dropout(p, draw_masks(p, shapes, x) if at_once else None)
+
+    def attend(
+        self, x: Float[Tensor, "B L D"], chosen: Float[Tensor, "B Q D"] | None, drop: Dropout
+    ) -> Float[Tensor, "B Q D"]:
+        """Let the chosen places, or all, attend to all."""
+        attention = self.attn
+        if chosen is None:
+            queries, keys, values = self.split_heads(attention.qkv(x), 3)  # (B, h, L, d)
+        else:
+            qkv, sizes = attention.qkv, [x.shape[2], 2 * x.shape[2]]
+            weights, biases = torch.split(qkv.weight, sizes), torch.split(qkv.bias, sizes)
+            (queries,) = self.split_heads(functional.linear(chosen, weights[0], biases[0]), 1)
+            keys, values = self.split_heads(functional.linear(x, weights[1], biases[1]), 2)
+        if drop.masks is None:
+            attended = functional.scaled_dot_product_attention(
+                queries, keys, values, dropout_p=drop.p
+            )  # (B, h, Q, d)
+        else:
+            attended = _attend(queries * attention.scale, keys, values, drop)
+        return attended.transpose(1, 2).flatten(2)
+
+    def split_heads(self, x: Float[Tensor, "B L nD"], count: int) -> tuple[Tensor, ...]:
+        """Cut a projection into `count` tensors (B, h, L, d)."""
+        batch, length = x.shape[:2]
+        cut = x.view(batch, length, count, self.attn.num_heads, self.attn.head_dim)
+        return cut.permute(2, 0, 3, 1, 4).unbind()
+
+    def transform(self, x: Float[Tensor, "B Q D"], drop: Dropout) -> Float[Tensor, "B Q D"]:
+        """Apply norm and MLP, which see each place by itself."""
+        hidden = self.mlp.act(self.mlp.fc1(self.norm2(x)))
+        return drop(self.mlp.fc2(drop(hidden)))
+
+
+def _attend(
+    queries: Float[Tensor, "B h Q d"],
+    keys: Float[Tensor, "B h L d"],
+    values: Float[Tensor, "B h L d"],
+    drop: Dropout,
+) -> Float[Tensor, "B h Q d"]:
+    """Return attention with dropout, which has no kernel of its own on a CPU."""
+    q, k, v = (x.flatten(0, 1) for x in (queries, keys, values))
+    weights = torch.bmm(q, k.transpose(1, 2)).softmax(dim=2)  # (B h, Q, L)
+    return torch.bmm(drop(weights), v).view(queries.shape)
