@@ -56,8 +56,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Float[Tensor, "R W"], y: Float[Tensor, "R W"]) -> Float[Tensor, "R W"]:
         """Apply the block to x under the condition, of which y is the SiLU."""
         shift, scale, gate = self.modulation[1](y).chunk(3, dim=1)
-        inner = torch.addcmul(shift, self.norm(x), 1 + scale)
-        return torch.addcmul(x, gate, self.mlp(inner))
+        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
 
 
 class FinalLayer(nn.Module):
@@ -72,7 +71,7 @@ class FinalLayer(nn.Module):
     def forward(self, x: Float[Tensor, "R W"], y: Float[Tensor, "R W"]) -> Float[Tensor, "R O"]:
         """Project x under the condition, of which y is the SiLU."""
         shift, scale = self.modulation[1](y).chunk(2, dim=1)
-        return self.linear(torch.addcmul(shift, self.norm(x), 1 + scale))
+        return self.linear(self.norm(x) * (1 + scale) + shift)
 
 
 class Denoiser(Checkpointed):

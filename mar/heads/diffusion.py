@@ -115,7 +115,9 @@ def add_noise(
     schedule: Schedule, x_0: Float[Tensor, "R C"], t: Int[Tensor, " R"], eps: Float[Tensor, "R C"]
 ) -> Float[Tensor, "R C"]:
     """Return x_t, a sample of q(x_t | x_0) (DDPM, equation 4)."""
-    return schedule.signal[t, None] * x_0 + schedule.noise[t, None] * eps
+    rows = functional.embedding(t, torch.stack([schedule.signal, schedule.noise], dim=1))  # (R, 2)
+    signal, noise = torch.split(rows, 1, dim=1)
+    return signal * x_0 + noise * eps
 
 
 def predict_x_0(

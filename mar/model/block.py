@@ -9,7 +9,7 @@ from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.models import vision_transformer
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from mar.model.dropout import Dropout, draw_masks
 from mar.model.masking import gather_tokens
@@ -49,27 +49,29 @@ class Block(vision_transformer.Block):
         self, x: Float[Tensor, "B L D"], chosen: Float[Tensor, "B Q D"] | None, drop: Dropout
     ) -> Float[Tensor, "B Q D"]:
         """Let the chosen places, or all, attend to all."""
-        attention = self.attn
+        qkv, width = self.attn.qkv, x.shape[2]
+        copied = drop.masks is not None  # the CPU's attention needs it, so once for all three
         if chosen is None:
-            queries, keys, values = self.split_heads(attention.qkv(x), 3)  # (B, h, L, d)
+            queries, keys, values = self.split_heads(qkv(x), 3, copied)  # (B, h, L, d)
         else:
-            qkv, sizes = attention.qkv, [x.shape[2], 2 * x.shape[2]]
-            weights, biases = torch.split(qkv.weight, sizes), torch.split(qkv.bias, sizes)
-            (queries,) = self.split_heads(functional.linear(chosen, weights[0], biases[0]), 1)
-            keys, values = self.split_heads(functional.linear(x, weights[1], biases[1]), 2)
+            of_queries, of_others = torch.split(qkv.weight, [width, 2 * width])
+            to_queries, to_others = torch.split(qkv.bias, [width, 2 * width])
+            (queries,) = self.split_heads(linear(chosen, of_queries, to_queries), 1, copied)
+            keys, values = self.split_heads(linear(x, of_others, to_others), 2, copied)
         if drop.masks is None:
-            attended = functional.scaled_dot_product_attention(
-                queries, keys, values, dropout_p=drop.p
-            )  # (B, h, Q, d)
+            attended = scaled_dot_product_attention(queries, keys, values, dropout_p=drop.p)
         else:
-            attended = _attend(queries * attention.scale, keys, values, drop)
+            attended = _attend(queries * self.attn.scale, keys, values, drop)
         return attended.transpose(1, 2).flatten(2)
 
-    def split_heads(self, x: Float[Tensor, "B L nD"], count: int) -> tuple[Tensor, ...]:
-        """Cut a projection into `count` tensors (B, h, L, d)."""
+    def split_heads(
+        self, x: Float[Tensor, "B L nD"], count: int, copied: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Cut a projection into `count` tensors (B, h, L, d), copied into their order or not."""
         batch, length = x.shape[:2]
         cut = x.view(batch, length, count, self.attn.num_heads, self.attn.head_dim)
-        return cut.permute(2, 0, 3, 1, 4).unbind()
+        cut = cut.permute(2, 0, 3, 1, 4)
+        return (cut.contiguous() if copied else cut).unbind()
 
     def transform(self, x: Float[Tensor, "B Q D"], drop: Dropout) -> Float[Tensor, "B Q D"]:
         """Apply norm and MLP, which see each place by itself."""

@@ -7,6 +7,8 @@ its end backwards (MAR, section 3.4; MaskGIT, section 3.2).
 
 import hashlib
 import math
+import sys
+from statistics import NormalDist
 
 import torch
 from jaxtyping import Int, Shaped
@@ -15,13 +17,11 @@ from torch import Tensor
 
 def sample_mask_ratio(rng: torch.Generator, *, minimum: float, std: float) -> float:
     """Draw a mask ratio: normal of mean 1, truncated to [minimum, 1] (MAR, 4.1: std 0.25)."""
-    rng = on_cpu(rng)
-    mean = 1.0
-    normal = torch.distributions.Normal(0.0, 1.0)
-    lowest = normal.cdf(torch.tensor((minimum - mean) / std, dtype=torch.float64))
-    uniform = torch.rand((), generator=rng, dtype=torch.float64)
-    quantile = lowest + uniform * (0.5 - lowest)  # 0.5: the normal is cut at its mean
-    return min(max(mean + std * float(normal.icdf(quantile)), minimum), 1.0)
+    normal = NormalDist(1.0, std)
+    lowest, highest = normal.cdf(minimum), 0.5  # the normal is cut at its mean
+    uniform = float(torch.rand((), generator=on_cpu(rng), dtype=torch.float64))
+    quantile = max(lowest + uniform * (highest - lowest), sys.float_info.min)
+    return min(max(normal.inv_cdf(quantile), minimum), 1.0)
 
 
 def on_cpu(rng: torch.Generator) -> torch.Generator:
