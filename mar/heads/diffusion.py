@@ -60,10 +60,11 @@ class Schedule(nn.Module):
             tables["noise"],
             1 / tables["signal"],
             tables["posterior_x_0"],
+            torch.exp(-smallest),
             smallest,
             (largest - smallest) / 2,
         )
-        tables["loss_table"] = torch.stack(rows, dim=1)  # (T, 5)
+        tables["loss_table"] = torch.stack(rows, dim=1)  # (T, 6)
         for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)
         self.register_buffer("timesteps", timesteps, persistent=False)
@@ -173,18 +174,17 @@ def loss(
     it.
     """
     eps_hat, v = output.float().chunk(2, dim=1)  # (R, C) each
-    noise, by_signal, weight, lowest, half = torch.split(
+    noise, by_signal, weight, inverse_variance, lowest, half = torch.split(
         functional.embedding(t, schedule.loss_table), 1, dim=1
     )
     with torch.no_grad():  # both posteriors share the part of x_t
         x_0_hat = (x_t - noise * eps_hat) * by_signal
         distance = weight * (x_0 - x_0_hat)  # true minus predicted mean
-        inverse_variance = torch.exp(-lowest)
     surplus = torch.addcmul(half, half, v)  # log variance above the lowest, which is the true one
     divergence = _kl(distance.square() * inverse_variance, surplus).mean(dim=1)
     # Step 0 has weight 1 for x_0 and none for x_t, so its mean is x_0_hat.
     likelihood = _discretised_log_likelihood(x_0, distance, surplus + lowest).mean(dim=1)
-    variational = torch.where(t == 0, -likelihood, divergence) / math.log(2)
+    variational = torch.where(t == 0, -likelihood, divergence)
     return Loss(functional.mse_loss(eps_hat, eps, reduction="none").mean(dim=1), variational)
 
 
@@ -230,20 +230,21 @@ def sample(
 def _kl(
     relative_distance: Float[Tensor, "R C"], surplus: Float[Tensor, "R C"]
 ) -> Float[Tensor, "R C"]:
-    """Return KL(p || q) of each component, in nats.
+    """Return KL(p || q) of each component, in bits.
 
     Args:
         relative_distance: (mean of p - mean of q)^2 / variance of p.
         surplus: log(variance of q / variance of p).
     """
     shrinkage = torch.expm1(-surplus)  # variance of p / variance of q, minus 1
-    return 0.5 * torch.addcmul(surplus + relative_distance, 1 + relative_distance, shrinkage)
+    twice = torch.addcmul(surplus + relative_distance, 1 + relative_distance, shrinkage)
+    return twice * (0.5 / math.log(2))
 
 
 def _discretised_log_likelihood(
     x: Float[Tensor, "R C"], distance: Float[Tensor, "R C"], log_variance: Float[Tensor, "R C"]
 ) -> Float[Tensor, "R C"]:
-    """Return log q of the bin of width 2/255 around x, in nats; the outermost bins are open.
+    """Return log q of the bin of width 2/255 around x, in bits; the outermost bins are open.
 
     The bins are those of 8-bit images, for which IDDPM defined this term. Latents are not
     quantised, but MAR uses IDDPM's diffusion as it is, so the released weights were trained with
@@ -258,7 +259,7 @@ def _discretised_log_likelihood(
     edges = torch.stack([distance + 1 / 255, distance - 1 / 255])  # (2, R, C)
     upper, lower = _approximate_normal_cdf(edges * inverse_std).unbind()
     probability = upper.masked_fill(x > 0.999, 1) - lower.masked_fill(x < -0.999, 0)
-    return probability.clamp(min=1e-12).log()
+    return probability.clamp(min=1e-12).log2()
 
 
 def _approximate_normal_cdf(x: Float[Tensor, "2 R C"]) -> Float[Tensor, "2 R C"]:

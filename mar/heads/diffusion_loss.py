@@ -17,7 +17,7 @@ from torch.nn import functional
 from mar.config import Config
 from mar.heads import diffusion
 from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection, guide
-from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size
+from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size, time_features
 
 
 class DiffusionConfig(Config):
@@ -59,12 +59,15 @@ class DiffusionLoss(Head):
     """Train and sample p(x | z) of a token by diffusion."""
 
     has_released_layout: ClassVar[bool] = True
+    time_features: Tensor
 
     def __init__(self, config: DiffusionConfig, *, channels: int, z_width: int) -> None:
         super().__init__()
         self.channels = channels
         self.noise_samples_per_token = config.noise_samples_per_token
         self.schedule = diffusion.training_schedule()
+        features = time_features(self.schedule.timesteps)  # (T, F), once for all steps
+        self.register_buffer("time_features", features, persistent=False)
         size = denoiser_size(config.size)
         self.denoiser = Denoiser(
             size, channels=channels, out_channels=2 * channels, z_width=z_width
@@ -90,7 +93,7 @@ class DiffusionLoss(Head):
         repeated = x_0[:, :, None].expand_as(eps).flatten(0, 2).float()  # (B * M * A, C)
         x_t = diffusion.add_noise(self.schedule, repeated, t.flatten(), eps.flatten(0, 2))
         # Embed the z of a token once for all of its draws, and each of the T times once.
-        time = self.denoiser.embed_time(self.schedule.timesteps)  # (T, W)
+        time = self.denoiser.time_mlp(self.time_features)  # (T, W)
         y = self.denoiser.embed_z(z)[:, :, None] + functional.embedding(t, time)  # (B, M, A, W)
         output = self.denoiser.denoise(x_t, y.flatten(0, 2))  # (B * M * A, 2 C)
         terms = self.schedule(output, repeated, x_t, t.flatten(), eps.flatten(0, 2))

@@ -11,7 +11,7 @@ from timm.models import vision_transformer
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from mar.model.dropout import Dropout, draw_masks
+from mar.model.dropout import Dropout, draw_masks, masked_attention
 from mar.model.masking import gather_tokens
 
 
@@ -33,11 +33,12 @@ class Block(vision_transformer.Block):
         rest = x if chosen is None else gather_tokens(x, chosen)  # (B, Q, D)
         num_places = rest.shape[1]
         scores = (batch * self.attn.num_heads, num_places, length)
-        hidden = (batch, num_places, self.mlp.fc2.weight.shape[1])
-        drop = self.dropout([scores, rest.shape, hidden, rest.shape], x)
+        inner = (batch, num_places, self.mlp.fc2.weight.shape[1])
+        drop = self.dropout([scores, rest.shape, inner, rest.shape], x)
         attended = self.attend(self.norm1(x), None if chosen is None else self.norm1(rest), drop)
-        rest = rest + drop(self.attn.proj(attended))
-        return rest + self.transform(rest, drop)
+        rest = drop.add(rest, self.attn.proj(attended))
+        hidden = drop(self.mlp.act(self.mlp.fc1(self.norm2(rest))))
+        return drop.add(rest, self.mlp.fc2(hidden))
 
     def dropout(self, shapes: list[tuple[int, ...]], x: Tensor) -> Dropout:
         """Return the dropouts of this pass, for tensors of these shapes."""
@@ -61,7 +62,8 @@ class Block(vision_transformer.Block):
         if drop.masks is None:
             attended = scaled_dot_product_attention(queries, keys, values, dropout_p=drop.p)
         else:
-            attended = _attend(queries * self.attn.scale, keys, values, drop)
+            q, k, v = (x.flatten(0, 1) for x in (queries, keys, values))  # (B h, L, d)
+            attended = masked_attention(q, k, v, drop.masks.pop(0)).view(queries.shape)
         return attended.transpose(1, 2).flatten(2)
 
     def split_heads(
@@ -72,20 +74,3 @@ class Block(vision_transformer.Block):
         cut = x.view(batch, length, count, self.attn.num_heads, self.attn.head_dim)
         cut = cut.permute(2, 0, 3, 1, 4)
         return (cut.contiguous() if copied else cut).unbind()
-
-    def transform(self, x: Float[Tensor, "B Q D"], drop: Dropout) -> Float[Tensor, "B Q D"]:
-        """Apply norm and MLP, which see each place by itself."""
-        hidden = self.mlp.act(self.mlp.fc1(self.norm2(x)))
-        return drop(self.mlp.fc2(drop(hidden)))
-
-
-def _attend(
-    queries: Float[Tensor, "B h Q d"],
-    keys: Float[Tensor, "B h L d"],
-    values: Float[Tensor, "B h L d"],
-    drop: Dropout,
-) -> Float[Tensor, "B h Q d"]:
-    """Return attention with dropout, which has no kernel of its own on a CPU."""
-    q, k, v = (x.flatten(0, 1) for x in (queries, keys, values))
-    weights = torch.bmm(q, k.transpose(1, 2)).softmax(dim=2)  # (B h, Q, L)
-    return torch.bmm(drop(weights), v).view(queries.shape)

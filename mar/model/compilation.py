@@ -25,4 +25,6 @@ def compile_blocks(model: nn.Module, backend: str | Callable[..., object] = "ind
     """
     for module in model.modules():
         if isinstance(module, COMPILED):
-            module.compile(fullgraph=True, dynamic=True, backend=backend)
+            module.compile(  # pyright: ignore[reportUnknownMemberType]
+                fullgraph=True, dynamic=True, backend=backend
+            )

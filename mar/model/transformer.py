@@ -144,9 +144,9 @@ class Transformer(TokenTransformer):
         """Encode the visible tokens behind K slots that all hold the condition."""
         count = self.condition_tokens
         known = gather_tokens(tokens, visible)  # (B, V, C)
-        position = functional.embedding(visible, self.encoder_position[0, count:])
-        x = self.z_proj(known) + position  # (B, V, D)
-        slots = condition[:, None] + self.encoder_position[:, :count]  # (B, K, D)
+        of_slots, of_tokens = torch.split(self.encoder_position[0], [count, tokens.shape[1]])
+        x = self.z_proj(known) + functional.embedding(visible, of_tokens)  # (B, V, D)
+        slots = condition[:, None] + of_slots  # (B, K, D)
         x = self.z_proj_ln(torch.cat([slots, x], dim=1))  # (B, L, D)
         for block in self.encoder_blocks:
             x = self.apply_block(block, x)
@@ -168,8 +168,9 @@ class Transformer(TokenTransformer):
         batch, _, width = encoded.shape
         num_tokens = self.head_position.shape[1]
         x = self.mask_token.to(encoded.dtype).expand(batch, num_tokens, width)
-        x = x.scatter(1, expand_index(visible, width), encoded[:, count:])  # (B, N, E)
-        x = torch.cat([encoded[:, :count], x], dim=1) + self.decoder_position  # (B, K + N, E)
+        slots, known = torch.split(encoded, [count, visible.shape[1]], dim=1)
+        x = x.scatter(1, expand_index(visible, width), known)  # (B, N, E)
+        x = torch.cat([slots, x], dim=1) + self.decoder_position  # (B, K + N, E)
         if drawn is None:
             drawn = torch.arange(num_tokens, device=x.device).expand(batch, -1)
         *earlier, last = self.decoder_blocks
