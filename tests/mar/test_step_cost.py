@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.train_step import Operations
-from benchmarks.training_step import Sizes, build, new_step
+from benchmarks.training_step import Sizes, build, load_adapter, new_step
 from mar.activation_checkpointing import set_checkpointing
 from mar.model.flops import mean_hidden, step_flops
 from mar.model.mar import MAR, MaskRatio
@@ -29,7 +30,7 @@ from mar.model.masking import sample_mask_ratio
 # forward and backward pass (another 1,700 in the optimiser and the EMA).
 SIZES = Sizes()
 MOST_GFLOP = 263.0
-MOST_OPERATIONS = 760
+MOST_OPERATIONS = 699
 
 
 def test_a_step_stays_below_the_committed_flops_and_operations() -> None:
@@ -200,3 +201,37 @@ def test_one_set_of_graphs_serves_all_mask_ratios(options: list[str]) -> None:
     assert found["names kept"]
     if "--dropout" not in options:
         assert found["largest difference"] < 1e-5
+
+
+# Benchmarks
+
+
+ADAPTER = """
+import torch
+
+def make_step(sizes):
+    x = torch.randn(sizes["batch"], sizes["width"])
+    return lambda: (x @ x.T).sum().item()
+"""
+
+
+def test_the_gpu_benchmark_runs_tiny_on_the_cpu_beside_another_implementation(
+    tmp_path: Path,
+) -> None:
+    adapter, numbers = tmp_path / "adapter.py", tmp_path / "numbers.json"
+    adapter.write_text(ADAPTER)
+    command = [sys.executable, "-m", "benchmarks.gpu", "--smoke", "--reference", str(adapter)]
+    subprocess.run([*command, "--json", str(numbers)], check=True, capture_output=True)
+    found = json.loads(numbers.read_text())["tiny"]
+    assert found["gflop"] > 0
+    assert found["ours"]["images/s"] == pytest.approx(2 / found["ours"]["seconds"])
+    assert found["reference"]["seconds"] > 0
+
+
+def test_an_adapter_without_a_step_is_refused(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter.py"
+    with pytest.raises(ValueError, match="must be a Python file, got "):
+        load_adapter(adapter)
+    adapter.write_text("x = 1")
+    with pytest.raises(ValueError, match="must define make_step"):
+        load_adapter(adapter)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_project as tiny
@@ -252,3 +253,16 @@ def test_an_unknown_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_stage_gets_a_suggestion(project: Path) -> None:
     with pytest.raises(ValueError, match=r"trian_generator is not a stage; did you mean"):
         work.declaration("trian_generator")
+
+
+@pytest.mark.parametrize(("device", "usual"), [("cuda", True), ("cpu", False), ("mps", False)])
+def test_blocks_are_compiled_on_cuda_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, usual: bool
+) -> None:
+    record: Any = None  # nothing is recorded
+    stage = Stage("x", tmp_path, tmp_path, torch.device(device), record)
+    monkeypatch.delenv("MAR_COMPILE", raising=False)
+    assert stage.compiles == usual
+    for text, on in (("0", False), ("1", True)):
+        monkeypatch.setenv("MAR_COMPILE", text)
+        assert stage.compiles == on

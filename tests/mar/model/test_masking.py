@@ -96,3 +96,21 @@ def test_a_wide_normal_draws_all_ratios_alike(rng: torch.Generator) -> None:
     ratios = torch.tensor([sample_mask_ratio(rng, minimum=0.2, std=10.0) for _ in range(2000)])
     counts = torch.histc(ratios, bins=8, min=0.2, max=1.0)
     assert ((counts - 250).abs() < 75).all()  # 5 standard deviations of 15
+
+
+class DeviceRng(torch.Generator):
+    """A generator of this CPU that says it belongs to a device."""
+
+    device = torch.device("meta")
+
+
+def test_the_state_of_a_devices_generator_decides_the_mask_ratio() -> None:
+    def ratios(seed: int) -> list[float]:
+        rng = DeviceRng()
+        rng.manual_seed(seed)
+        first = sample_mask_ratio(rng, minimum=0.7, std=0.25)
+        torch.rand(1, generator=rng)  # what the device would draw next
+        return [first, sample_mask_ratio(rng, minimum=0.7, std=0.25)]
+
+    assert len({*ratios(1), *ratios(2)}) == 4
+    assert ratios(1) == ratios(1)
