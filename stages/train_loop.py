@@ -33,6 +33,7 @@ def run(
     measures: Mapping[str, Callable[[], float | None]] | None = None,
     *,
     broken_samples: Callable[[int], list[str]],
+    mfu: Callable[[float], float | None] = lambda images_per_second: None,
 ) -> History:
     """Take the steps that are left and return the curves; `curves.csv` holds them as well.
 
@@ -44,6 +45,7 @@ def run(
         measures: What is measured beside each picture, where it can be; each has a curve of its
             own, `<name>.csv`: they have few points, and plots take an empty cell for zero.
         broken_samples: Names the samples of the batch of a step (from 0) whose loss is not finite.
+        mfu: The share of the GPUs' peak (MFU) at a number of images per second, where it is known.
 
     Raises:
         DivergedError: the training has diverged, twice if there is a checkpoint to go back to.
@@ -52,7 +54,7 @@ def run(
         stage.work / "checkpoints", keep=read_count("MAR_KEEP_CHECKPOINTS", 2, least=1)
     )
     training = _Training(
-        stage, trainer, checkpoints, steps, preview, measures or {}, broken_samples
+        stage, trainer, checkpoints, steps, preview, measures or {}, broken_samples, mfu
     )
     training.resume()
     training.run()
@@ -73,6 +75,7 @@ class _Training:
     preview: Callable[[int], None]
     measures: Mapping[str, Callable[[], float | None]]
     broken_samples: Callable[[int], list[str]]
+    mfu: Callable[[float], float | None]
     history: History = field(default_factory=list[dict[str, float | int]])
 
     def resume(self) -> None:
@@ -201,7 +204,10 @@ class _Training:
         if point or seen:
             values |= seen
             self.history.append({"step": step.index, **values})
-            speeds = {"images_per_second": speed.measure(step.index), **_memory(self.stage.device)}
+            rate = speed.measure(step.index)
+            speeds = {"images_per_second": rate, **_memory(self.stage.device)}
+            if (mfu := self.mfu(rate)) is not None:
+                speeds["mfu"] = mfu
             self.stage.run.metrics(values | speeds, step.index)
         return values
 

@@ -13,6 +13,7 @@ from statistics import NormalDist
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mar import distributed
 from mar.model.mar import MAR, MaskRatio, TrainingDraws
 
 
@@ -83,3 +84,9 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def mfu(flops_per_second: float, device: torch.device) -> float | None:
+    """Return the share of the peak that all GPUs, one for each process, reach together."""
+    peak = peak_flops(device)
+    return None if peak is None else flops_per_second / (peak * distributed.num_processes())
