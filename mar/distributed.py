@@ -7,6 +7,7 @@ Shapes: B batch.
 # torch.distributed has few types:
 # pyright: reportUnknownMemberType=false
 
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, TypeVar
 
@@ -80,24 +81,24 @@ def from_main(function: Callable[[], T]) -> T:
     """Call a function in the main process and return its result in all.
 
     Raises:
-        ValueError: the call failed; the main process raises what it raised.
+        Exception: what the call raised.
     """
     if not is_distributed():
         return function()
-    outcome: list[tuple[T | None, str | None]] = [(None, None)]
+    outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
     failure: Exception | None = None
     if is_main():
         try:
             outcome = [(function(), None)]
         except Exception as error:  # the others would wait for ever
-            outcome = [(None, str(error))]
+            outcome = [(None, portable(error))]
             failure = error
     dist.broadcast_object_list(outcome)
-    result, message = outcome[0]
+    result, error = outcome[0]
     if failure is not None:
         raise failure
-    if message is not None:
-        raise ValueError(message)
+    if error is not None:
+        raise error
     return result  # pyright: ignore[reportReturnType]
 
 
@@ -147,16 +148,26 @@ def interleave(mine: Iterable[R], num: int) -> Iterator[R]:
 
     Raises:
         ValueError: a process raised one; all do.
+        OSError: likewise.
     """
     results = iter(mine)
     for start in range(0, num, num_processes()):
-        outcome: R | ValueError | None = None
+        outcome: R | Exception | None = None
         if start + rank() < num:
             try:
                 outcome = next(results)
-            except ValueError as error:
-                outcome = error
+            except (ValueError, OSError) as error:
+                outcome = portable(error)
         for found in gather(outcome)[: num - start]:
-            if isinstance(found, ValueError):
+            if isinstance(found, Exception):
                 raise found
             yield found  # pyright: ignore[reportReturnType]
+
+
+def portable(error: Exception) -> Exception:
+    """Return an error that another process can be sent, with the same message."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # its constructor takes something else than the message
+        return OSError(str(error)) if isinstance(error, OSError) else ValueError(str(error))
+    return error

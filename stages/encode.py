@@ -137,17 +137,18 @@ def _in_step(counts: Iterator[int]) -> Iterator[int]:
 
     Raises:
         ValueError: a process raised one; all do.
+        OSError: likewise.
     """
     batches = BATCHES if distributed.num_processes() > 1 else 1
     while True:
-        outcome: int | ValueError
+        outcome: int | Exception
         try:
             outcome = sum(islice(counts, batches))
-        except ValueError as error:
-            outcome = error
+        except (ValueError, OSError) as error:
+            outcome = distributed.portable(error)
         total = 0
         for found in distributed.gather(outcome):
-            if isinstance(found, ValueError):
+            if isinstance(found, Exception):
                 raise found
             total += found
         if not total:

@@ -48,11 +48,16 @@ def main(seconds: float | None = None) -> None:
             raise ValueError(
                 f"MAR_NODES: must be {call['nodes']} as on the first machine, got {nodes}"
             )
+        if not _is_alive(launch.NODES, 2 * launch.HEARTBEAT):
+            continue
         joined = call["id"]
         sys.stderr.write(f"join: {call['stage']} as machine {node} of {nodes}\n")
         os.chdir(call["folder"])
         num = read_count("MAR_PROCESSES", launch.processes_by_default(), least=1)
-        launch.launch(call, num, node=node)
+        failure = launch.launch(call, num, node=node)
+        if failure is not None and failure.message is not None:
+            sys.stderr.write(failure.message)
+            launch.tell_first_machine(call, failure.message)
         since = time.monotonic()
 
 
@@ -62,6 +67,16 @@ def _read(path: Path) -> dict[str, Any] | None:
         return atomic.read_json(path)
     except (OSError, ValueError):
         return None
+
+
+def _is_alive(path: Path, seconds: float) -> bool:
+    """Whether the first machine touches its file; one that has died leaves it."""
+    try:
+        before = path.stat().st_mtime
+        time.sleep(seconds)
+        return path.stat().st_mtime != before
+    except OSError:
+        return False
 
 
 def _end(number: int, frame: FrameType | None) -> None:

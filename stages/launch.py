@@ -12,9 +12,12 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mar import distributed
@@ -34,6 +38,8 @@ from stages.stage import read_count
 
 ALONE = {"prepare"}  # stages without work for a GPU; their worker processes are those of a loader
 NODES = Path("work/nodes/stage.json")  # which stage the other machines join
+MISTAKE = Path("work/nodes/mistake.json")  # what one of them has found wrong
+HEARTBEAT = 2.0  # seconds between two signs of life of the first machine
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where a process of torch's launcher tells how it ended
 TIMEOUT = timedelta(hours=1)  # until a process that does not answer is an error
 GRACE = 600  # seconds that processes have to save and end after a signal
@@ -46,12 +52,18 @@ def processes_here(stage: str) -> int:
     """Return how many processes a stage starts on this machine; 0 for none but this one.
 
     Raises:
-        ValueError: `MAR_PROCESSES` or `MAR_NODES` is no number.
+        ValueError: `MAR_PROCESSES` or `MAR_NODES` is no number, or there are fewer GPUs.
     """
     nodes = read_count("MAR_NODES", 1, least=1)
+    if "RANK" not in os.environ and nodes > 1 and not is_launched():
+        NODES.unlink(missing_ok=True)  # of a first machine that has died
     if stage in ALONE or "RANK" in os.environ or _in_slurm_step():
         return 0
     num = read_count("MAR_PROCESSES", processes_by_default(), least=1)
+    device = os.environ.get("MAR_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    room = torch.cuda.device_count() if device == "cuda" else 1
+    if device.startswith("cuda") and num > room:
+        raise ValueError(f"MAR_PROCESSES: must be at most {room}, the GPUs of {device}, got {num}")
     return num if num * nodes > 1 else 0
 
 
@@ -59,6 +71,23 @@ def processes_by_default() -> int:
     """Return the number of GPUs here, or 1 without any, or if `MAR_DEVICE` names one device."""
     device = os.environ.get("MAR_DEVICE") or "cuda"
     return max(1, torch.cuda.device_count()) if device == "cuda" else 1
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How the processes of a machine have ended, if not well.
+
+    Attributes:
+        message: A user's mistake, as a process has told it.
+        reason: What has happened otherwise.
+        code: The exit code.
+        is_accident: Whether to try again.
+    """
+
+    message: str | None
+    reason: str
+    code: int
+    is_accident: bool
 
 
 def start_processes(stage: str, num: int) -> None:
@@ -76,34 +105,29 @@ def start_processes(stage: str, num: int) -> None:
         call: dict[str, Any] = {
             "stage": stage,
             "folder": str(Path.cwd()),
-            "id": f"{stage}-{os.getpid()}-{attempt}",
+            "id": uuid.uuid4().hex,
             "nodes": nodes,
             "endpoint": os.environ.get("MAR_RENDEZVOUS") or f"{os.uname().nodename}:{PORT}",
         }
-        if nodes > 1:
-            atomic.write_json(NODES, call)
-        try:
+        with _announced(call) if nodes > 1 else nullcontext():
             failure = launch(call, num, node=0)
-        finally:
-            if nodes > 1:
-                NODES.unlink(missing_ok=True)
         if failure is None:
             return
-        if (message := _told(failure)) is not None:
+        message = failure.message or _told_elsewhere(call)
+        if message is not None:
             sys.stderr.write(message)
             raise SystemExit(1)
-        accident = failure.exitcode < 0 or failure.exitcode == LOST
-        if not accident or attempt == restarts:
-            sys.stderr.write(f"{stage}: {_lost(failure)}\n")
-            raise SystemExit(abs(failure.exitcode))
+        if not failure.is_accident or attempt == restarts:
+            sys.stderr.write(f"{stage}: {failure.reason}\n")
+            raise SystemExit(failure.code)
         sys.stderr.write(
-            f"{stage}: {_lost(failure)}; all start again from the last checkpoint "
+            f"{stage}: {failure.reason}; all start again from the last checkpoint "
             f"({attempt + 1} of {restarts})\n"
         )
 
 
-def launch(call: dict[str, Any], num: int, node: int) -> ProcessFailure | None:
-    """Run the processes of one machine to their end; return what failed first, if any did.
+def launch(call: dict[str, Any], num: int, node: int) -> Failure | None:
+    """Run the processes of one machine to their end; return how they failed, if they did.
 
     Raises:
         SystemExit: a signal has ended them.
@@ -131,8 +155,11 @@ def launch(call: dict[str, Any], num: int, node: int) -> ProcessFailure | None:
         "OMP_NUM_THREADS": str(max(1, count_cpus() // num)),
         "MAR_WORKERS": str(max(1, count_cpus() // num)),
     }
+    before = dict(os.environ)
     for name, value in environment.items():
         os.environ.setdefault(name, value)
+    numbers = [signal.Signals[name] for name in SIGNALS.split(",")]
+    handlers = {number: signal.getsignal(number) for number in numbers}
     try:
         elastic_launch(config, sys.executable)("-m", f"stages.{call['stage']}")
     except SignalException as error:
@@ -142,8 +169,55 @@ def launch(call: dict[str, Any], num: int, node: int) -> ProcessFailure | None:
             )
         raise SystemExit(128 + error.sigval) from None
     except ChildFailedError as error:
-        return error.get_first_failure()[1]
+        return _failure(list(error.failures.values()))
+    except (dist.DistError, RendezvousError) as error:
+        reason = f"machines did not meet at {call['endpoint']}: {str(error).splitlines()[0]}"
+        return Failure(None, reason, LOST, is_accident=True)
+    finally:  # torch's stay otherwise
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.environ.clear()
+        os.environ.update(before)
     return None
+
+
+@contextmanager
+def _announced(call: dict[str, Any]) -> Iterator[None]:
+    """Tell the other machines to join, and that this one is alive, while the block runs."""
+    atomic.write_json(NODES, call)
+    ended = threading.Event()
+
+    def touch() -> None:
+        while not ended.wait(HEARTBEAT):
+            with suppress(OSError):
+                NODES.touch()
+
+    thread = threading.Thread(target=touch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        NODES.unlink(missing_ok=True)
+
+
+def tell_first_machine(call: dict[str, Any], message: str) -> None:
+    """Leave a user's mistake to the first machine, which else would try again."""
+    atomic.write_json(MISTAKE, {"id": call["id"], "message": message})
+
+
+def _told_elsewhere(call: dict[str, Any]) -> str | None:
+    """Return the mistake that another machine has found, which may come a moment later."""
+    until = time.monotonic() + (10.0 if call["nodes"] > 1 else 0.0)
+    while True:
+        with suppress(OSError, ValueError):
+            found = atomic.read_json(MISTAKE)
+            if found["id"] == call["id"]:
+                return str(found["message"])
+        if time.monotonic() >= until:
+            return None
+        time.sleep(0.5)
 
 
 def tell(message: str) -> bool:
@@ -183,7 +257,8 @@ def joined(stage: str, device: torch.device) -> Iterator[None]:
     if "RANK" in os.environ:
         place: dict[str, Any] = {"init_method": "env://"}
     elif _in_slurm_step():
-        meeting = f"{os.environ['SLURM_JOB_ID']}-{os.environ['SLURM_STEP_ID']}"
+        parts = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+        meeting = "-".join(os.environ.get(name, "0") for name in parts)
         Path("work/nodes").mkdir(parents=True, exist_ok=True)
         place = {
             "init_method": (Path("work/nodes").resolve() / meeting).as_uri(),
@@ -223,6 +298,19 @@ def _in_slurm_step() -> bool:
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
 
 
+def _failure(failures: Sequence[ProcessFailure]) -> Failure:
+    """Return what ended the processes: a mistake that one tells, else who was killed."""
+    told = [message for failure in failures if (message := _told(failure)) is not None]
+    # What has lost another process has not begun it.
+    first = min(failures, key=lambda failure: (failure.exitcode == LOST, failure.timestamp))
+    code = first.exitcode
+    how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
+    if code == LOST:
+        how = "lost the connection to another process"
+    reason = f"process {first.local_rank} on {os.uname().nodename} {how}"
+    return Failure(told[0] if told else None, reason, abs(code), code < 0 or code == LOST)
+
+
 def _told(failure: ProcessFailure) -> str | None:
     """Return the message that a process has left, if its end was no accident."""
     data: Any = failure.error_file_data
@@ -230,11 +318,3 @@ def _told(failure: ProcessFailure) -> str | None:
     if isinstance(message, dict):
         return str(message["message"])
     return None
-
-
-def _lost(failure: ProcessFailure) -> str:
-    code = failure.exitcode
-    how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
-    if code == LOST:
-        how = "lost the connection to another process"
-    return f"process {failure.local_rank} on {os.uname().nodename} {how}"

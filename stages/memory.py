@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mar import distributed
 from mar.evaluation.classifier_extractor import ClassifierReference
 from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.model.mar import MAR
@@ -104,7 +105,7 @@ def _train_generator() -> Needs:
     widths = section.widths
     in_flight = min(config.batch_size, _micro_batch())
     return {
-        "generator": TRAINED * FLOAT * _count(model),
+        "generator": TRAINED * FLOAT * _count(model) // _spread(),
         "training.batch_size": 2 * FLOAT * config.batch_size * moments,
         "data.image_size": HALF
         * in_flight
@@ -112,6 +113,12 @@ def _train_generator() -> Needs:
         * widths.decoder_width
         * widths.decoder_blocks,
     }
+
+
+def _spread() -> int:
+    """Return over how many processes the weights in training are spread."""
+    is_spread = os.environ.get("MAR_PARALLEL") == "fsdp"
+    return distributed.num_processes() if is_spread else 1
 
 
 def _encode() -> Needs:

@@ -40,15 +40,19 @@ def samples(stage: Stage, *, model: MAR, info: LatentsInfo, step: int) -> None:
     shown = 2 * SHOWN
     names = read_class_names(CLASSES)
     labels = balanced_labels(shown, resolve_labels(config.labels, names), model.num_classes)
-    images = generate_images(
-        model,
-        decoder,
-        labels,
-        range(shown),
-        config,
-        latent_std=info.latent_std,
-        autocast=stage.autocast,
-    )
+    place = next(model.parameters()).device  # the CPU, if its weights are spread over processes
+    try:
+        images = generate_images(
+            model.to(stage.device),
+            decoder,
+            labels,
+            range(shown),
+            config,
+            latent_std=info.latent_std,
+            autocast=stage.autocast,
+        )
+    finally:
+        model.to(place)
     _keep(stage, label_grid(images, labels, class_names=names, columns=SHOWN), step)
 
 

@@ -90,7 +90,8 @@ def execute(name: str, main: Callable[[Stage], None]) -> None:
 
 def choose_device() -> torch.device:
     """Return the device of `MAR_DEVICE`, else the first accelerator, else the CPU."""
-    if chosen := os.environ.get("MAR_DEVICE"):
+    chosen = os.environ.get("MAR_DEVICE")
+    if chosen and not (chosen == "cuda" and launch.local_rank() is not None):
         try:
             device = torch.empty(0, device=chosen).device
             torch.ones(2, device=device).sum().item()  # refused where nothing is computed (meta)
@@ -100,7 +101,9 @@ def choose_device() -> torch.device:
             raise ValueError(f"MAR_DEVICE: cannot use {chosen!r}: {reason}") from None
     if torch.cuda.is_available():
         local_rank = launch.local_rank()
-        return torch.device("cuda") if local_rank is None else torch.device("cuda", local_rank)
+        if local_rank is None:
+            return torch.device("cuda")
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

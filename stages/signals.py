@@ -3,12 +3,14 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 
+REPEATED = 3.0  # seconds within which a signal is taken for a repetition of the one before
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -17,13 +19,16 @@ class DeferredSignals:
 
     (Slurm sends SIGUSR1 some time before a job's end, if asked to.)
 
-    A second signal acts at once, for whoever cannot wait. Outside the main thread, where Python
+    A second signal, some seconds after the first, acts at once, for whoever cannot wait. (Sooner it
+    may be the same: Slurm, and whoever ends a group, signals a launcher and its processes. What a
+    launcher has started waits in any case.) Outside the main thread, where Python
     allows no handlers, nothing is deferred.
     """
 
     def __init__(self) -> None:
         self._previous: dict[int, Any] = {}
         self._noted: int | None = None
+        self._noted_at = 0.0
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -76,8 +81,11 @@ class DeferredSignals:
         self.__enter__()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted = number
-        self._restore()  # a second one acts at once
+        if self._noted is None:
+            self._noted, self._noted_at = number, time.monotonic()
+        elif time.monotonic() - self._noted_at > REPEATED and "MAR_LAUNCHED" not in os.environ:
+            self._restore()
+            os.kill(os.getpid(), number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -8,7 +8,7 @@ from mar.files import seal
 from mar.latents.cache import LatentCache
 from mar.latents.info import TRANSFORM, LatentsInfo, latent_std
 from mar.model.compilation import compile_blocks
-from mar.model.flops import mfu, step_flops
+from mar.model.flops import mfu
 from mar.model.mar import MAR, save_mar
 from mar.released.generator import GeneratorSource
 from mar.training.generator import (
@@ -55,9 +55,8 @@ def main(stage: Stage) -> None:
 
     def preview(step: int) -> None:
         if (ema := trainer.whole_ema()) is not None:
-            stage.preview("samples", model=ema.to(stage.device), info=info, step=step)
+            stage.preview("samples", model=ema, info=info, step=step)
 
-    flops = step_flops(model, config.batch_size) / config.batch_size  # for each image
     history = train_loop.run(
         stage,
         trainer,
@@ -66,7 +65,7 @@ def main(stage: Stage) -> None:
         ),
         preview,
         broken_samples=partial(broken_samples, trainer, cache, config, autocast=stage.autocast),
-        mfu=lambda images_per_second: mfu(flops * images_per_second, stage.device),
+        mfu=lambda rate: mfu(model, config.batch_size, rate, stage.device),
     )
     for name, whole in (("generator", trainer.whole_model), ("ema", trainer.whole_ema)):
         if (found := whole()) is not None:

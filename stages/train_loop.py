@@ -1,7 +1,6 @@
 """Drive a training: continue a killed one, show progress, keep curves and checkpoints."""
 
 import math
-import shutil
 import signal
 import sys
 import time
@@ -86,8 +85,7 @@ class _Training:
                 self.history = self.trainer.load(self.checkpoints, path)
             except DamagedFileError as error:
                 self._say(f"{error}; {path} is removed")
-                if distributed.is_main():
-                    shutil.rmtree(path)
+                self.checkpoints.remove(path)
                 damaged = True
                 continue
             step, num_steps = self.trainer.step, self.trainer.config.steps
@@ -172,12 +170,14 @@ class _Training:
                 if pictured:  # a picture can take minutes, and is in no checkpoint
                     with speed.paused(), self._interruptible(signals):
                         self.preview(step.index)
-                due, busy, ended = distributed.agree(
-                    int(interval.due() and not last),
+                early, busy, ended = distributed.agree(
+                    int(last or not interval.due()),
                     int(self.checkpoints.is_saving()),
                     int(signals.noted),
                 )
-                if due and not busy and not _is_skipped(step):  # never keep a diverged training
+                if (
+                    not early and not busy and not _is_skipped(step)
+                ):  # never keep a diverged training
                     with speed.paused(), interval.saving():
                         self.save()
                 if ended:

@@ -8,6 +8,8 @@ checkpointing computes again does not count: this is the model FLOPs utilisation
 # pyright: reportUnknownMemberType=false
 
 import math
+import re
+from functools import lru_cache
 from statistics import NormalDist
 
 import torch
@@ -83,10 +85,27 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
-def mfu(flops_per_second: float, device: torch.device) -> float | None:
-    """Return the share of the peak that all GPUs, one for each process, reach together."""
+def mfu(
+    model: MAR, batch_size: int, images_per_second: float, device: torch.device
+) -> float | None:
+    """Return the share of their peak that all GPUs reach together; None where it is not known.
+
+    Args:
+        model: What is trained, on one GPU for each process.
+        batch_size: Samples of a whole batch.
+        images_per_second: How many all of them take together.
+        device: A GPU.
+    """
     peak = peak_flops(device)
-    return None if peak is None else flops_per_second / (peak * distributed.num_processes())
+    if peak is None:
+        return None
+    flops_per_image = _step_flops(model, batch_size) / batch_size
+    return flops_per_image * images_per_second / (peak * distributed.num_processes())
+
+
+@lru_cache(maxsize=1)
+def _step_flops(model: MAR, batch_size: int) -> int:
+    return step_flops(model, batch_size)

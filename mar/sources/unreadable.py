@@ -1,4 +1,4 @@
-"""What to say of images that cannot be {wording.done}, and when they end the collection."""
+"""What to say of images that cannot be read, and when they end the collection."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -94,6 +94,15 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """Return the checkpoints that are there, the newest first."""
+        return distributed.from_main(self._listed)
+
+    def remove(self, path: Path) -> None:
+        """Remove a checkpoint, so that one of which some files are gone is never found."""
+        if distributed.is_main():
+            _remove(path)
+        distributed.barrier()
+
+    def _listed(self) -> list[Path]:
         return sorted(self._folder.glob("step-*[0-9]"), reverse=True)
 
     def save(self, parts: Mapping[str, Stateful], step: int, history: History) -> None:
@@ -112,7 +121,7 @@ class Checkpoints:
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # said of one process
         written = async_save(
             {name: part.state_dict() for name, part in parts.items()},
-            storage_writer=FileSystemWriter(partial),
+            storage_writer=FileSystemWriter(partial, per_thread_copy_ahead=0),  # it is copied
             process_group=self._group,
             async_stager=self._stager,
         )
@@ -146,14 +155,17 @@ class Checkpoints:
         Raises:
             DamagedFileError: it is not what was written; nothing has changed.
         """
-        description = distributed.from_main(lambda: seal.read_json(path / DESCRIPTION))
+        description = distributed.from_main(lambda: _describe(path))
         problem: DamagedFileError | None = None
         for name, expected in distributed.share(sorted(description["files"].items())):
             file = path / name
-            if not file.is_file():
-                problem = DamagedFileError(file, "is missing")
-            elif atomic.digest(file) != expected:
-                problem = DamagedFileError(file, "is damaged: it has another SHA-256 than written")
+            try:
+                if atomic.digest(file) != expected:
+                    problem = DamagedFileError(
+                        file, "is damaged: it has another SHA-256 than when it was written"
+                    )
+            except OSError as error:
+                problem = DamagedFileError(file, f"cannot be read: {error.strerror or error}")
         for found in distributed.gather(problem):
             if found is not None:
                 raise found
@@ -181,13 +193,50 @@ class Checkpoints:
             gathered: list[Any] = [None] * distributed.num_processes()
             dist.all_gather_object(gathered, digests, group=self._group)
             digests = {name: value for part in gathered for name, value in part.items()}
+        failure: OSError | None = None
         if distributed.is_main():
-            digests[".metadata"] = atomic.digest(partial / ".metadata")
-            seal.write_json(partial / DESCRIPTION, {**description, "files": digests})
-            partial.rename(final)
-            _sync(self._folder)
-            for old in self.paths()[self._keep :]:
-                shutil.rmtree(old)
+            try:
+                self._seal(partial, final, {**description, "files": digests})
+            except OSError as error:
+                failure = error
+        if self._group is not None:  # all have it now, or none
+            outcome = [None if failure is None else str(failure)]
+            dist.broadcast_object_list(outcome, group=self._group)
+            if outcome[0] is not None and failure is None:
+                failure = OSError(outcome[0])
+        if failure is not None:
+            raise failure
+
+    def _seal(self, partial: Path, final: Path, description: dict[str, Any]) -> None:
+        digests = description["files"]
+        digests[".metadata"] = atomic.digest(partial / ".metadata")
+        seal.write_json(partial / DESCRIPTION, description)
+        partial.rename(final)
+        _sync(self._folder)
+        for old in self._listed()[self._keep :]:
+            _remove(old)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself.
+
+    Raises:
+        DamagedFileError: it is damaged, unreadable or missing.
+    """
+    file = path / DESCRIPTION
+    if not file.is_file():
+        raise DamagedFileError(file, "is missing")
+    try:
+        return seal.read_json(file)
+    except OSError as error:
+        raise DamagedFileError(file, f"cannot be read: {error.strerror or error}") from None
+
+
+def _remove(path: Path) -> None:
+    remains = path.with_name(path.name + ".partial")
+    shutil.rmtree(remains, ignore_errors=True)
+    path.rename(remains)
+    shutil.rmtree(remains)
 
 
 def _sync(folder: Path) -> None:

@@ -32,6 +32,7 @@ class Replicas(Generic[M]):
     """The whole model in each process (or the only one); gradients are added up at the end."""
 
     factor = 1.0  # of each loss
+    is_spread = False  # whether each process has a part of the weights alone
 
     def __init__(self, model: M) -> None:
         self._model = model
@@ -76,6 +77,8 @@ class FSDP(Replicas[M]):
     Each transformer block and each block of the denoiser is gathered when it is needed; what is
     left of the model is gathered for a whole pass.
     """
+
+    is_spread = True
 
     def __init__(self, model: M, ema: M) -> None:
         super().__init__(model)

@@ -64,6 +64,7 @@ class Step:
         lr: The learning rate.
         in_a_row: Steps up to this one, without a break, that were skipped because loss or gradient
             was not finite.
+        longest: The most steps in a row that were skipped so far.
         skipped: All steps that were skipped so far.
         max_in_a_row: From how many in a row on the training has diverged.
     """
@@ -74,6 +75,7 @@ class Step:
     grad_norm: Float[Tensor, ""]
     lr: float
     in_a_row: Float[Tensor, ""]
+    longest: Float[Tensor, ""]
     skipped: Float[Tensor, ""]
     max_in_a_row: int
 
@@ -86,11 +88,12 @@ class Step:
         numbers = {"loss": self.loss, **self.terms, "grad_norm": self.grad_norm}
         values = {name: float(value) for name, value in numbers.items()}
         broken = {name: value for name, value in values.items() if not math.isfinite(value)}
-        in_a_row, skipped = int(self.in_a_row), int(self.skipped)
-        if in_a_row >= self.max_in_a_row:
+        longest, skipped = int(self.longest), int(self.skipped)
+        if longest >= self.max_in_a_row:
             found = " and ".join(f"{name} is {value}" for name, value in broken.items())
+            what = found or "loss or gradient was not finite"
             raise DivergedError(
-                f"training diverged at step {self.index}: {found}, in {in_a_row} steps in a row"
+                f"training diverged at step {self.index}: {what}, in {longest} steps in a row"
             )
         finite = {name: value for name, value in values.items() if name not in broken}
         return {**finite, "lr": self.lr, **({"skipped_steps": skipped} if skipped else {})}
@@ -187,6 +190,7 @@ class Trainer(Generic[M]):
         counts = self._counts
         counts.skipped = counts.skipped + broken
         counts.in_a_row = (counts.in_a_row + 1) * broken
+        counts.longest = torch.maximum(counts.longest, counts.in_a_row)
         self.optimizer.found_inf = broken  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         self.average(
@@ -197,7 +201,17 @@ class Trainer(Generic[M]):
         self.step += 1
         loss = totals.pop("loss")
         limit = min(MAX_SKIPPED, self.config.steps)
-        return Step(self.step, loss, totals, norm, lr, counts.in_a_row, counts.skipped, limit)
+        return Step(
+            self.step,
+            loss,
+            totals,
+            norm,
+            lr,
+            counts.in_a_row,
+            counts.longest,
+            counts.skipped,
+            limit,
+        )
 
     def add_up_gradients(self) -> None:
         """Make each gradient the sum over all processes, if the backward pass has not done so."""
@@ -218,7 +232,9 @@ class Trainer(Generic[M]):
         Raises:
             OSError: an earlier one could not be written.
         """
-        checkpoints.save(self.parts(), self.step, history)
+        # What each process has as a whole is copied, and written, by the main one.
+        mine = self.processes.is_spread or distributed.is_main()
+        checkpoints.save(self.parts() if mine else {}, self.step, history)
 
     def load(self, checkpoints: Checkpoints, path: Path) -> History:
         """Continue from a checkpoint; return the curves up to there.
@@ -248,9 +264,11 @@ class _Counts(nn.Module):
 
     skipped: Float[Tensor, ""]
     in_a_row: Float[Tensor, ""]
+    longest: Float[Tensor, ""]
 
     def __init__(self) -> None:
         super().__init__()
+        self.register_buffer("longest", torch.zeros(()))
         self.register_buffer("skipped", torch.zeros(()))
         self.register_buffer("in_a_row", torch.zeros(()))
 

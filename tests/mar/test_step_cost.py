@@ -200,7 +200,7 @@ def test_optimiser_and_average_hold_no_operation_that_waits() -> None:
 # Graphs
 
 
-@pytest.mark.parametrize("options", [[], ["--checkpointing"], ["--dropout"]])
+@pytest.mark.parametrize("options", [["--checkpointing"], ["--dropout"]])
 def test_one_set_of_graphs_serves_all_mask_ratios(options: list[str]) -> None:
     """In a process of its own: the checks of shapes that the tests add cannot be compiled."""
     command = [sys.executable, "-m", "benchmarks.compiled_graphs", "--backend", "aot_eager"]

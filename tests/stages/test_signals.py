@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from stages import signals as signals_module
 from stages.signals import DeferredSignals
 
 
@@ -28,7 +29,22 @@ def test_a_signal_waits_until_it_may_act() -> None:
     assert events == ["the step ends", "saved"]
 
 
-def test_a_second_signal_acts_at_once() -> None:
+def test_a_repeated_signal_is_the_same_one() -> None:
+    events: list[str] = []
+
+    def train() -> None:
+        with DeferredSignals() as signals:
+            interrupt()
+            interrupt()
+            signals.deliver(lambda: events.append("saved"))
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert events == ["saved"]
+
+
+def test_a_second_signal_acts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals_module, "REPEATED", -1.0)
     events: list[str] = []
 
     def train() -> None:
