@@ -214,6 +214,21 @@ def test_a_cached_call_computes_one_place_in_buffers_made_once(
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["uncached", "cached"])
+def test_no_step_asks_a_device_for_numbers(
+    transformer: CausalTransformer, tokens: Tensor, condition: Tensor, cached: bool
+) -> None:
+    """The meta device has none: whatever asked for them would fail."""
+    sequence = RANDOM.to("meta")
+    predict = transformer.to("meta").predictor(condition.to("meta"), sequence, cached=cached)
+    for place in range(NUM_TOKENS):
+        z = predict(tokens.to("meta"), sequence[:, :place], sequence[:, place : place + 1])
+        assert z.shape == (2, 1, WIDTH)
+    predict = transformer.predictor(condition.to("meta"), sequence, cached=cached)
+    with pytest.raises(ValueError, match="step 0 of causal generation must draw token 0"):
+        predict(tokens.to("meta"), sequence[:, :1], sequence[:, 1:2])
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["uncached", "cached"])
 def test_other_calls_than_the_next_are_refused_without_a_trace(
     transformer: CausalTransformer, tokens: Tensor, condition: Tensor, cached: bool
 ) -> None:
