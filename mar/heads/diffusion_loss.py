@@ -6,11 +6,11 @@ width of the denoiser.
 """
 
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,6 +37,9 @@ class DiffusionConfig(Config):
         return denoiser_size(self.size).width
 
 
+ORDERS: dict[str, Literal[1, 2]] = {"ddim": 1, "dpm++": 2}  # of the solvers without noise
+
+
 class DiffusionSampler(Config):
     """Section `sample.head` for `kind: diffusion`."""
 
@@ -44,15 +47,33 @@ class DiffusionSampler(Config):
     num_steps: int = Field(
         ge=2, le=diffusion.TRAINING_STEPS, description="denoising steps of a token"
     )
-    temperature: float = Field(gt=0, description="scale of the noise added in each denoising step")
+    solver: Literal["ancestral", "ddim", "dpm++"] = Field(
+        description="ancestral (MAR's, with noise in each denoising step), or without noise, for "
+        "few steps: ddim (order 1), dpm++ (DPM-Solver++ 2M, order 2, as many network calls)"
+    )
+    temperature: float = Field(
+        gt=0,
+        description="scale of the noise added in each denoising step; 1 with the solvers that add "
+        "none",
+    )
     x_0_bound: float | None = Field(
         gt=0, description="clip predicted tokens, in units of latent std; null is faithful to MAR"
     )
 
     @property
     def num_noises(self) -> int:
-        """Return the number of denoising steps, of which each adds noise."""
-        return self.num_steps
+        """Return the number of denoising steps if each adds noise, else 0."""
+        return self.num_steps if self.solver == "ancestral" else 0
+
+    @field_validator("temperature")
+    @classmethod
+    def _scales_noise(cls, value: float, info: Any) -> float:
+        solver = info.data.get("solver")  # absent where it is itself refused
+        if value != 1 and solver in ORDERS:
+            raise ValueError(
+                f"must be 1 where sample.head.solver is {solver}, which adds no noise to scale"
+            )
+        return value
 
 
 class DiffusionLoss(Head):
@@ -103,7 +124,7 @@ class DiffusionLoss(Head):
     def sample(
         self, condition: Condition, noise: Noise, sampler: SamplerSection
     ) -> Float[Tensor, "R C"]:
-        """Sample a token for each row by ancestral sampling.
+        """Sample a token for each row, by ancestral sampling or by solving the ODE.
 
         Guidance combines the two noise estimates at the same x_t; the variance is the one predicted
         with the class (MAR, section 3.2). Everything is float32, also under autocast: the first
@@ -124,9 +145,18 @@ class DiffusionLoss(Head):
                 (eps, v), (eps_null, _) = (half.chunk(2, dim=1) for half in output.chunk(2))
                 return torch.cat([guide(eps_null, eps, condition.scale), v], dim=1)
 
+            schedule = _sampling_schedule(sampler.num_steps, condition.z.device)
+            if sampler.solver in ORDERS:
+                return diffusion.solve(
+                    denoise,
+                    schedule,
+                    noise.initial,
+                    order=ORDERS[sampler.solver],
+                    x_0_bound=sampler.x_0_bound,
+                )
             return diffusion.sample(
                 denoise,
-                _sampling_schedule(sampler.num_steps, condition.z.device),
+                schedule,
                 noise.initial,
                 noise.steps,
                 temperature=sampler.temperature,

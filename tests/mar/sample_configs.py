@@ -6,8 +6,19 @@ from mar.sampling.generate import SampleConfig
 
 
 SAMPLERS: dict[str, dict[str, Any]] = {
-    "diffusion": {"kind": "diffusion", "num_steps": 4, "temperature": 1.0, "x_0_bound": 3.0},
-    "flow": {"kind": "flow", "num_steps": 2, "solver": "heun", "temperature": 1.0},
+    "diffusion": {
+        "kind": "diffusion",
+        "num_steps": 4,
+        "solver": "ancestral",
+        "temperature": 1.0,
+        "x_0_bound": 3.0,
+    },
+    "flow": {
+        "kind": "flow",
+        "num_steps": 2,
+        "solver": "heun",
+        "temperature": 1.0,
+    },
     "l2": {"kind": "l2"},
     "cross_entropy": {"kind": "cross_entropy", "temperature": 1.0},
 }

@@ -129,7 +129,11 @@ def test_sampler(name: str) -> None:
 
 def sampler(num_steps: int, temperature: float) -> DiffusionSampler:
     return DiffusionSampler(
-        kind="diffusion", num_steps=num_steps, temperature=temperature, x_0_bound=None
+        kind="diffusion",
+        num_steps=num_steps,
+        solver="ancestral",
+        temperature=temperature,
+        x_0_bound=None,
     )
 
 

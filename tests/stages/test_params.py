@@ -425,6 +425,11 @@ CAUSAL = {
             "sample.head.temperature: input should be a finite number, got nan",
         ),
         (
+            {"sample.head.solver": "ddim"},
+            "sample.head.temperature: must be 1 where sample.head.solver is ddim, which adds no "
+            "noise to scale, got 1.1",
+        ),
+        (
             {"tokenizer.channel_multipliers": [1, 0, 2]},
             "tokenizer.channel_multipliers[1]: input should be greater than 0, got 0",
         ),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -226,8 +227,83 @@ def test_temperature_scales_the_noise_of_each_step_and_nothing_else() -> None:
     assert torch.equal(none[1:], torch.zeros(19))
 
 
+# Solvers of the ODE
+
+
+def solved_std(std: float, num_steps: int, order: Literal[1, 2]) -> float:
+    """Return the std that the ideal denoiser's samples have: the result is linear in x_T."""
+    schedule = diffusion.sampling_schedule(num_steps).double()
+    x_T = torch.ones(1, 1, dtype=torch.float64)
+    return float(
+        diffusion.solve(ideal(std, schedule), schedule, x_T, order=order, x_0_bound=None).abs()
+    )
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("std", [0.25, 1.0, 3.0])
+def test_all_steps_of_a_solver_return_the_std_of_the_data(std: float, order: Literal[1, 2]) -> None:
+    """The exact solution is x_T times the std of the data, over that of x_T, which is 1."""
+    assert solved_std(std, 1000, order) == pytest.approx(std, rel=0.004 / order**2)
+
+
+@pytest.mark.parametrize("std", [0.25, 1.0, 3.0])
+def test_the_error_of_ddim_halves_with_the_steps(std: float) -> None:
+    errors = [abs(solved_std(std, num_steps, 1) - std) for num_steps in (20, 40, 80)]
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.parametrize("std", [0.25, 1.0, 3.0])
+def test_order_2_needs_fewer_steps_than_order_1(std: float) -> None:
+    for num_steps in (20, 40, 80):
+        first, second = (abs(solved_std(std, num_steps, order) - std) for order in (1, 2))
+        assert second < first / 2
+    assert abs(solved_std(std, 20, 2) - std) > 6 * abs(solved_std(std, 80, 2) - std)
+
+
+@pytest.mark.parametrize(("order", "ratio"), [(1, 2), (2, 4)])
+@pytest.mark.parametrize("std", [0.5, 2.0])
+def test_solvers_have_their_order_in_the_log_signal_to_noise_ratio(
+    std: float, order: Literal[1, 2], ratio: float
+) -> None:
+    """On even steps of lambda, from -2 to 3, against the closed form; then x_0 is predicted."""
+
+    def error(num_steps: int) -> float:
+        half_log_snr = torch.linspace(3, -2, num_steps, dtype=torch.float64)
+        alpha_bar = torch.sigmoid(2 * half_log_snr)
+        schedule = Schedule(alpha_bar, torch.arange(num_steps)).double()
+        spread = alpha_bar * std**2 + 1 - alpha_bar  # the variance of x_t
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            eps = ((1 - alpha_bar).sqrt() / spread)[t] * x_t
+            return torch.cat([eps.double(), 0 * x_t], dim=1)
+
+        x_T = torch.ones(1, 1, dtype=torch.float64)
+        found = diffusion.solve(denoise, schedule, x_T, order=order, x_0_bound=None)
+        x_t = (spread[0] / spread[-1]).sqrt()  # the ODE keeps x_t / its std
+        return abs(float(found / (alpha_bar[0].sqrt() * std**2 / spread[0] * x_t)) - 1)
+
+    assert error(80) / error(160) == pytest.approx(ratio, rel=0.1)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_learned_variance_does_not_change_a_solution(
+    order: Literal[1, 2], rng: torch.Generator
+) -> None:
+    schedule, x_T = diffusion.sampling_schedule(6), rows(5, rng)
+
+    def denoise(v: float) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x_t, _: torch.cat([x_t.tanh(), torch.full_like(x_t, v)], dim=1)
+
+    low, high = (
+        diffusion.solve(denoise(v), schedule, x_T, order=order, x_0_bound=2.0) for v in (-1.0, 1.0)
+    )
+    assert torch.equal(low, high)
+
+
+@pytest.mark.parametrize("solver", ["ancestral", "ddim", "dpm++"])
 @pytest.mark.parametrize("bound", [0.5, 2.0])
-def test_the_bound_holds_for_any_network(bound: float, rng: torch.Generator) -> None:
+def test_the_bound_holds_for_any_network(solver: str, bound: float, rng: torch.Generator) -> None:
     def wild(x_t: Tensor, _: Tensor) -> Tensor:
         return 30 * torch.randn(len(x_t), 6, generator=rng).tanh()
 
@@ -235,9 +311,13 @@ def test_the_bound_holds_for_any_network(bound: float, rng: torch.Generator) -> 
     noise = torch.randn(6, 40, 3, generator=rng)
 
     def largest(x_0_bound: float | None) -> float:
-        x_0 = diffusion.sample(
-            wild, schedule, noise[0], noise[1:], temperature=1.0, x_0_bound=x_0_bound
-        )
+        if solver == "ancestral":
+            x_0 = diffusion.sample(
+                wild, schedule, noise[0], noise[1:], temperature=1.0, x_0_bound=x_0_bound
+            )
+        else:
+            order = 1 if solver == "ddim" else 2
+            x_0 = diffusion.solve(wild, schedule, noise[0], order=order, x_0_bound=x_0_bound)
         return float(x_0.abs().max())
 
     assert largest(bound) <= bound

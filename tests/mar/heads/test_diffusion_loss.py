@@ -1,7 +1,11 @@
 """The head's loss is the diffusion's for each token and draw, and its guidance combines eps."""
 
+import re
+from typing import Any, Literal
+
 import pytest
 import torch
+from pydantic import ValidationError
 from scipy import stats
 from torch import Tensor
 
@@ -11,7 +15,18 @@ from mar.heads.diffusion_loss import DiffusionLoss, DiffusionSampler
 from mar.model.mar import MAR
 
 
-SAMPLER = DiffusionSampler(kind="diffusion", num_steps=6, temperature=1.0, x_0_bound=None)
+SAMPLER = DiffusionSampler(
+    kind="diffusion",
+    num_steps=6,
+    solver="ancestral",
+    temperature=1.0,
+    x_0_bound=None,
+)
+
+
+def with_solver(solver: str, **changes: Any) -> DiffusionSampler:
+    fields = {**SAMPLER.model_dump(), "solver": solver, "x_0_bound": 3.0, **changes}
+    return DiffusionSampler.model_validate(fields)
 
 
 @pytest.fixture
@@ -65,9 +80,13 @@ def test_a_token_s_loss_trains_its_own_z_alone(head: DiffusionLoss, rng: torch.G
     assert (z.grad[0].abs().sum(dim=1) != 0).tolist() == [False, True, False, False]
 
 
-def test_guidance_of_one_is_no_guidance(head: DiffusionLoss, z: Tensor, noise: Noise) -> None:
-    guided = head.sample(Condition(z, z.flip(0), 1.0), noise, SAMPLER)
-    assert torch.allclose(guided, head.sample(Condition(z), noise, SAMPLER), atol=1e-5)
+@pytest.mark.parametrize("solver", ["ancestral", "ddim", "dpm++"])
+def test_guidance_of_one_is_no_guidance(
+    head: DiffusionLoss, z: Tensor, noise: Noise, solver: str
+) -> None:
+    sampler = with_solver(solver)
+    guided = head.sample(Condition(z, z.flip(0), 1.0), noise, sampler)
+    assert torch.allclose(guided, head.sample(Condition(z), noise, sampler), atol=1e-5)
 
 
 def test_guidance_towards_the_same_condition_changes_nothing(
@@ -104,3 +123,52 @@ def test_a_row_is_drawn_as_it_is_alone(head: DiffusionLoss, z: Tensor, noise: No
     together = head.sample(Condition(z), noise, SAMPLER)
     alone = Noise(noise.initial[4:5], noise.steps[:, 4:5])
     assert torch.allclose(head.sample(Condition(z[4:5]), alone, SAMPLER), together[4:5], atol=1e-5)
+
+
+# Solvers without noise
+
+
+@pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("dpm++", 2)])
+def test_solvers_see_the_guided_eps(
+    head: DiffusionLoss, z: Tensor, noise: Noise, solver: str, order: Literal[1, 2]
+) -> None:
+    z_null = z.flip(0)
+
+    def combined(x_t: Tensor, t: Tensor) -> Tensor:
+        eps, v = head.denoiser(x_t, t.expand(10), z).chunk(2, dim=1)
+        eps_null, _ = head.denoiser(x_t, t.expand(10), z_null).chunk(2, dim=1)
+        return torch.cat([-1.5 * eps_null + 2.5 * eps, v], dim=1)
+
+    schedule = diffusion.sampling_schedule(6)
+    expected = diffusion.solve(combined, schedule, noise.initial, order=order, x_0_bound=3.0)
+    guided = head.sample(Condition(z, z_null, 2.5), noise, with_solver(solver))
+    assert torch.allclose(guided, expected, atol=1e-4)
+    plain = head.sample(Condition(z), noise, with_solver(solver))
+    assert not torch.allclose(guided, plain, atol=0.1)
+
+
+def test_solvers_differ_and_depend_on_the_initial_noise_alone(
+    head: DiffusionLoss, z: Tensor, noise: Noise
+) -> None:
+    drawn: list[Tensor] = []
+    for solver in ("ddim", "dpm++"):
+        sampler = with_solver(solver)
+        assert sampler.num_noises == 0
+        without = Noise(noise.initial, noise.steps[:0])
+        drawn.append(head.sample(Condition(z), noise, sampler))
+        assert torch.equal(head.sample(Condition(z), without, sampler), drawn[-1])
+        other = Noise(-noise.initial, noise.steps)
+        assert not torch.allclose(head.sample(Condition(z), other, sampler), drawn[-1], atol=0.1)
+    assert not torch.allclose(drawn[0], drawn[1], atol=1e-3)
+    ancestral = head.sample(Condition(z), noise, with_solver("ancestral"))
+    assert not torch.allclose(ancestral, drawn[0], atol=0.1)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++"])
+def test_a_temperature_is_refused_where_no_noise_is_added(solver: str) -> None:
+    expected = rf"must be 1 where sample\.head\.solver is {re.escape(solver)}, which adds no noise"
+    with pytest.raises(ValidationError, match=expected) as caught:
+        with_solver(solver, temperature=0.9)
+    (problem,) = caught.value.errors()
+    assert problem["loc"] == ("temperature",)
+    assert with_solver("ancestral", temperature=0.9).temperature == 0.9

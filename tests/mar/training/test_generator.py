@@ -241,7 +241,13 @@ def test_a_tiny_generator_learns_eight_latents_by_heart(
         order="random",
         guidance_scale=1.0,
         guidance_schedule="linear",
-        head=DiffusionSampler(kind="diffusion", num_steps=25, temperature=1.0, x_0_bound=3.0),
+        head=DiffusionSampler(
+            kind="diffusion",
+            num_steps=25,
+            solver="ancestral",
+            temperature=1.0,
+            x_0_bound=3.0,
+        ),
         shard_images=COUNT,
     )
     noise = draw_noise(model, range(COUNT), sampling)
