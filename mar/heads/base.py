@@ -44,7 +44,11 @@ class SamplerSection(Protocol):
 
     @property
     def num_noises(self) -> int:
-        """Standard normal draws that sampling a token takes after the initial one."""
+        """Standard normal draws that sampling a token takes after the initial one, at most."""
+        ...
+
+    def at_step(self, step: int, num_generation_steps: int) -> "SamplerSection":
+        """Return the settings of one generation step, counted from 0; `num_noises` never rises."""
         ...
 
 

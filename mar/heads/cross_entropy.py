@@ -41,6 +41,10 @@ class CrossEntropySampler(Config):
         """Return 0: a token takes the initial noise alone."""
         return 0
 
+    def at_step(self, step: int, num_generation_steps: int) -> "CrossEntropySampler":
+        """Return itself: all generation steps are alike."""
+        return self
+
 
 class CrossEntropy(Head):
     """Model p(x | z) = softmax(W z) over the codes; a token has one channel, its index."""

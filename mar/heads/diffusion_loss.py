@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from mar.config import Config
 from mar.heads import diffusion
+from mar.heads.annealing import AnnealedSampler
 from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection, guide
 from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size, time_features
 
@@ -40,12 +41,17 @@ class DiffusionConfig(Config):
 ORDERS: dict[str, Literal[1, 2]] = {"ddim": 1, "dpm++": 2}  # of the solvers without noise
 
 
-class DiffusionSampler(Config):
+class DiffusionSampler(AnnealedSampler):
     """Section `sample.head` for `kind: diffusion`."""
 
     kind: Literal["diffusion"]
     num_steps: int = Field(
         ge=2, le=diffusion.TRAINING_STEPS, description="denoising steps of a token"
+    )
+    final_num_steps: int | None = Field(
+        ge=2,
+        description="denoising steps of a token in the last generation step, to which num_steps "
+        "falls (DiSA: from 50 to 5); null for num_steps in all of them",
     )
     solver: Literal["ancestral", "ddim", "dpm++"] = Field(
         description="ancestral (MAR's, with noise in each denoising step), or without noise, for "
@@ -164,7 +170,7 @@ class DiffusionLoss(Head):
             )
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=128)  # an annealed generation needs one for each number of steps
 def _sampling_schedule(num_steps: int, device: torch.device) -> diffusion.Schedule:
     """Return the schedule; cached, as every call of a generation needs it."""
     return diffusion.sampling_schedule(num_steps).to(device)

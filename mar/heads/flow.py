@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mar.config import Config
+from mar.heads.annealing import AnnealedSampler
 from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection, guide
 from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size
 
@@ -37,7 +38,7 @@ class FlowConfig(Config):
         return denoiser_size(self.size).width
 
 
-class FlowSampler(Config):
+class FlowSampler(AnnealedSampler):
     """Section `sample.head` for `kind: flow`."""
 
     kind: Literal["flow"]

@@ -36,6 +36,10 @@ class L2Sampler(Config):
         """Return 0: a token takes the initial noise alone."""
         return 0
 
+    def at_step(self, step: int, num_generation_steps: int) -> "L2Sampler":
+        """Return itself: all generation steps are alike."""
+        return self
+
 
 class L2(Head):
     """Predict the mean of a token, given z."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mar import seeds
 from mar.config import Config, name_or_fields
-from mar.heads.base import Condition, Noise
+from mar.heads.base import Condition, Noise, SamplerSection
 from mar.heads.registry import HEADS, SamplerConfig
 from mar.model import masking
 from mar.model.mar import MAR, GeneratorConfig
@@ -82,11 +82,17 @@ class SamplingNoise:
             None if self.later is None else self.later.to(device),
         )
 
-    def at(self, positions: Int[Tensor, "B M"], step: int = 0) -> Noise:
-        """Return the head's noise for some positions in a generation step, as rows."""
+    def at(
+        self, positions: Int[Tensor, "B M"], step: int = 0, num_noises: int | None = None
+    ) -> Noise:
+        """Return the head's noise for some positions in a generation step, as rows.
+
+        Where the head takes fewer steps than there is noise for, the noise of the first is used.
+        """
         initial = self.initial if self.later is None or step == 0 else self.later[step - 1]
         index = masking.expand_index(positions, initial.shape[2])  # (B, M, C)
-        steps = self.steps.gather(2, index.expand(len(self.steps), -1, -1, -1))  # (S, B, M, C)
+        used = self.steps[:num_noises]
+        steps = used.gather(2, index.expand(len(used), -1, -1, -1))  # (S, B, M, C)
         return Noise(initial.gather(1, index).flatten(0, 1), steps.flatten(1, 2))
 
 
@@ -163,8 +169,9 @@ def generate(
             int(known.mask.sum()),
         )
         num_steps = min(num_steps, hidden)
-    draw = _Drawing(model, labels, orders, noise, config, cached=cached)
     counts = masking.num_hidden_after(hidden, num_steps) if hidden else []
+    samplers = [config.head.at_step(step, len(counts)) for step in range(len(counts))]
+    draw = _Drawing(model, labels, orders, noise, config, samplers, cached=cached)
     for step, num_left in enumerate(counts):
         # The original's linear schedule counts one token as hidden in the last step.
         scale = guidance_at(config, model.num_tokens - max(num_left, 1), model.num_tokens)
@@ -175,7 +182,7 @@ def generate(
             drawn, values = ranked[:, num_left:], values[:, num_left:]  # (B, M), (B, M, C)
         else:
             drawn = orders[:, num_left:hidden].sort(dim=1).values  # (B, M)
-            values = draw(tokens, visible, drawn, scale)
+            values = draw(tokens, visible, drawn, scale, step)
         tokens = tokens.scatter(1, masking.expand_index(drawn, model.channels), values)
         hidden = num_left
         if on_step is not None:
@@ -193,12 +200,13 @@ class _Drawing:
         orders: Int[Tensor, "B N"],
         noise: SamplingNoise,
         config: SampleConfig,
+        samplers: Sequence[SamplerSection],
         *,
         cached: bool,
     ) -> None:
         self.head = model.head
         self.noise = noise
-        self.sampler = config.head
+        self.samplers = samplers  # of each generation step
         self.copies = 1 if config.guidance_scale == 1 else 2  # with class, without
         dropped = (
             torch.arange(self.copies, device=labels.device).repeat_interleave(len(labels)) == 1
@@ -213,10 +221,13 @@ class _Drawing:
         visible: Int[Tensor, "B V"],
         drawn: Int[Tensor, "B M"],
         scale: float,
+        step: int,
     ) -> Shaped[Tensor, "B M C"]:
         """Sample the tokens of one generation step."""
         condition = self._condition(tokens, visible, drawn, scale)
-        values = self.head.sample(condition, self.noise.at(drawn), self.sampler)
+        sampler = self.samplers[step]
+        noise = self.noise.at(drawn, step, sampler.num_noises)
+        values = self.head.sample(condition, noise, sampler)
         return values.reshape(*drawn.shape, -1)
 
     def surest_last(
@@ -231,7 +242,7 @@ class _Drawing:
         hidden = hidden.sort(dim=1).values
         condition = self._condition(tokens, visible, hidden, scale)
         values, probability = self.head.sample_with_probability(
-            condition, self.noise.at(hidden, step), self.sampler
+            condition, self.noise.at(hidden, step), self.samplers[step]
         )  # (B M, C), (B M, 1)
         rank = probability.reshape(hidden.shape).argsort(dim=1, stable=True)  # (B, M)
         return hidden.gather(1, rank), masking.gather_tokens(

@@ -9,6 +9,8 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "diffusion": {
         "kind": "diffusion",
         "num_steps": 4,
+        "final_num_steps": None,
+        "annealing": "linear",
         "solver": "ancestral",
         "temperature": 1.0,
         "x_0_bound": 3.0,
@@ -16,6 +18,8 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "flow": {
         "kind": "flow",
         "num_steps": 2,
+        "final_num_steps": None,
+        "annealing": "linear",
         "solver": "heun",
         "temperature": 1.0,
     },

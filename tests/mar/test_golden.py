@@ -131,6 +131,8 @@ def sampler(num_steps: int, temperature: float) -> DiffusionSampler:
     return DiffusionSampler(
         kind="diffusion",
         num_steps=num_steps,
+        final_num_steps=None,
+        annealing="linear",
         solver="ancestral",
         temperature=temperature,
         x_0_bound=None,

@@ -430,6 +430,10 @@ CAUSAL = {
             "noise to scale, got 1.1",
         ),
         (
+            {"sample.head.final_num_steps": 101},
+            "sample.head.final_num_steps: must be at most sample.head.num_steps, 100, got 101",
+        ),
+        (
             {"tokenizer.channel_multipliers": [1, 0, 2]},
             "tokenizer.channel_multipliers[1]: input should be greater than 0, got 0",
         ),

@@ -18,6 +18,8 @@ from mar.model.mar import MAR
 SAMPLER = DiffusionSampler(
     kind="diffusion",
     num_steps=6,
+    final_num_steps=None,
+    annealing="linear",
     solver="ancestral",
     temperature=1.0,
     x_0_bound=None,

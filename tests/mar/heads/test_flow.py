@@ -28,7 +28,14 @@ def moved(head: RectifiedFlow, rng: torch.Generator) -> RectifiedFlow:
 
 def sampler(num_steps: int, solver: str = "euler", temperature: float = 1.0) -> FlowSampler:
     return FlowSampler.model_validate(
-        {"kind": "flow", "num_steps": num_steps, "solver": solver, "temperature": temperature}
+        {
+            "kind": "flow",
+            "num_steps": num_steps,
+            "final_num_steps": None,
+            "annealing": "linear",
+            "solver": solver,
+            "temperature": temperature,
+        }
     )
 
 

@@ -6,12 +6,17 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from sample_configs import sample_config
+from sample_configs import SAMPLERS, sample_config
 from torch import Tensor
 
+from mar.heads.denoiser import DenoiserSize
+from mar.heads.diffusion_loss import DiffusionConfig, DiffusionLoss
+from mar.heads.flow import FlowConfig, RectifiedFlow
+from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR
 from mar.model.masking import num_hidden_after
 from mar.sampling.generate import (
+    SampleConfig,
     SamplingNoise,
     balanced_labels,
     draw_noise,
@@ -20,6 +25,7 @@ from mar.sampling.generate import (
 )
 
 
+SECTIONS = {"diffusion": DiffusionConfig, "flow": FlowConfig}
 LABELS = torch.tensor([0, 3, 1, 4, 4, 2, 0, 1])
 
 
@@ -116,6 +122,84 @@ def test_temperature_scales_the_noise_of_the_steps_alone(tiny_model: MAR) -> Non
     assert difference(other_start, 1e-9) > 0.1
 
 
+# Annealed denoising steps
+
+
+def count_evaluations(model: MAR) -> list[int]:
+    """Return a list that grows by one at each evaluation of the denoiser."""
+    calls: list[int] = []
+    assert isinstance(model.head, DiffusionLoss | RectifiedFlow)
+    model.head.denoiser.final.register_forward_pre_hook(lambda _, __: calls.append(1))
+    return calls
+
+
+def wide_model(model: MAR, kind: str) -> MAR:
+    """Return a model of 64 tokens, so that it can be generated in 64 steps."""
+    size = DenoiserSize(blocks=1, width=8)
+    fields = {"kind": kind, "size": size, "noise_samples_per_token": 1}
+    head = SECTIONS[kind].model_validate(fields)
+    config = model.config.model_copy(update={"head": head})
+    wide = MAR(config, LatentShape(channels=2, height=16, width=16), num_classes=5)
+    wide.initialize(torch.Generator().manual_seed(0))
+    return wide.eval()
+
+
+@pytest.mark.parametrize("kind", SECTIONS)
+@pytest.mark.parametrize(("schedule", "total"), [("linear", 1733), ("two-stage", 32 * 55)])
+def test_annealed_steps_save_evaluations(
+    tiny_model: MAR, kind: str, schedule: str, total: int
+) -> None:
+    """50 to 5 over 64 generation steps: the sum of the schedule, against 3200.
+
+    Linear: 5 * 64, and 45 k / 63 rounded down for k from 63 to 0, which sum to 1413.
+    """
+    model = wide_model(tiny_model, kind)
+    config = sample_config(
+        kind,
+        num_steps=64,
+        head={**SAMPLERS[kind], "num_steps": 50, "final_num_steps": 5, "annealing": schedule},
+    )
+    calls = count_evaluations(model)
+    generate(model, LABELS[:1], draw_noise(model, [0], config), config)
+    each = 2 if kind == "flow" else 1  # Heun evaluates twice
+    assert len(calls) == each * total
+    assert total == sum(config.head.at_step(step, 64).num_steps for step in range(64))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def annealed(solver: str = "ancestral") -> SampleConfig:
+    head = {**SAMPLERS["diffusion"], "num_steps": 9, "final_num_steps": 3, "solver": solver}
+    return sample_config(head=head)
+
+
+@pytest.mark.parametrize("solver", ["ancestral", "ddim", "dpm++"])
+def test_annealed_images_are_the_same_in_batches_of_any_size(tiny_model: MAR, solver: str) -> None:
+    config = annealed(solver)
+    together = generate(tiny_model, LABELS, draw_noise(tiny_model, list(range(8)), config), config)
+    assert torch.isfinite(together).all()
+    for part in ([0, 1, 2, 3], [6, 1], [5]):
+        noise = draw_noise(tiny_model, part, config)
+        alone = generate(tiny_model, LABELS[part], noise, config)
+        assert torch.allclose(alone, together[part], atol=1e-4)
+    again = generate(tiny_model, LABELS, draw_noise(tiny_model, list(range(8)), config), config)
+    assert torch.equal(again, together)
+
+
+def test_annealed_steps_use_the_noise_of_the_first_steps(tiny_model: MAR) -> None:
+    """In the last of the generation steps, 3 of 9 are taken: the others' noise is not used."""
+    config = annealed()
+    noise = draw_noise(tiny_model, [0, 1], config)
+    assert len(noise.steps) == 9
+    last = noise.orders[:, :1]
+    assert torch.equal(noise.at(last, 4, 3).steps, noise.at(last).steps[:3])
+    changed = noise.steps.clone()
+    changed[3:].scatter_(2, last.expand(6, 2, 8)[:, :, None], 9.0)
+    drawn, same = (
+        generate(tiny_model, LABELS[:2], drawn_from, config)
+        for drawn_from in (noise, replace(noise, steps=changed))
+    )
+    assert torch.equal(drawn, same)
+
+
 def test_generated_latents_respect_the_bound(tiny_model: MAR) -> None:
     noise = noise_of(tiny_model, list(range(8)))
     bounded = generate(tiny_model, LABELS, noise, sample_config(x_0_bound=0.5))
@@ -148,6 +232,10 @@ def test_constant_guidance_is_constant() -> None:
         ({"temperature": 0.0}, "temperature"),
         ({"head": {"kind": "diffusion", "num_steps": 1001}}, "num_steps"),
         ({"x_0_bound": 0.0}, "x_0_bound"),
+        ({"head": {**SAMPLERS["diffusion"], "solver": "heun"}}, "solver"),
+        ({"head": {**SAMPLERS["diffusion"], "annealing": "exponential"}}, "annealing"),
+        ({"head": {**SAMPLERS["diffusion"], "final_num_steps": 1}}, "final_num_steps"),
+        ({"head": {"kind": "l2", "final_num_steps": 5}}, "final_num_steps"),
         ({"labels": []}, "labels"),
     ],
 )

@@ -244,6 +244,8 @@ def test_a_tiny_generator_learns_eight_latents_by_heart(
         head=DiffusionSampler(
             kind="diffusion",
             num_steps=25,
+            final_num_steps=None,
+            annealing="linear",
             solver="ancestral",
             temperature=1.0,
             x_0_bound=3.0,
