@@ -12,14 +12,12 @@ from pathlib import Path
 
 import pytest
 import tiny_project as tiny
-import torch
-from safetensors.torch import load_file
 
 from mar.files.atomic import digest
 
 
 OUTPUTS = ("generator.safetensors", "ema.safetensors")
-STEPS = 400
+STEPS = 600
 
 
 def start(
@@ -78,7 +76,6 @@ def test_lost_processes_and_signals_lose_nothing(project: Path, finished: Path) 
     prepare(project, finished)
     finish(start(project))
     expected = {name: digest(project / "out/train_generator" / name) for name in OUTPUTS}
-    weights = load_file(project / "out/train_generator/ema.safetensors")
     shutil.rmtree(project / "out/train_generator")
 
     # Of two processes one is killed: both start again from the last checkpoint.
@@ -95,19 +92,9 @@ def test_lost_processes_and_signals_lose_nothing(project: Path, finished: Path) 
     assert "Traceback" not in said
     assert not (project / "out/train_generator/ema.safetensors").exists()
     reached = saved_steps(project)[-1]
-    kept = project.parent / "kept"
-    shutil.copytree(project / "work", kept)
     said = finish(start(project))
     assert f"train_generator: continuing from step {reached} of {STEPS}" in said
     assert {n: digest(project / "out/train_generator" / n) for n in OUTPUTS} == expected
-
-    # So does one process alone, to rounding.
-    shutil.rmtree(project / "out/train_generator")
-    shutil.rmtree(project / "work")
-    shutil.copytree(kept, project / "work")
-    finish(start(project, MAR_PROCESSES="1"))
-    for name, value in load_file(project / "out/train_generator/ema.safetensors").items():
-        torch.testing.assert_close(value, weights[name], rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.slow
