@@ -10,11 +10,11 @@ import pytest
 import torch
 from hand_over import hand_over
 from torch import Tensor, nn
+from training_in_processes import COUNT, open_cache
 
 from mar.data.batches import batch_indices
 from mar.heads.diffusion_loss import DiffusionLoss, DiffusionSampler
 from mar.latents.cache import LatentCache, write_latents
-from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR, GeneratorConfig
 from mar.sampling.generate import SampleConfig, draw_noise, generate
@@ -26,9 +26,6 @@ from mar.training.generator import (
     train,
 )
 from mar.training.trainer import Step, Trainer
-
-
-COUNT = 8
 
 
 def make_config(**changes: Any) -> TrainingConfig:
@@ -68,23 +65,7 @@ def make_cache(tmp_path: Path) -> Callable[..., LatentCache]:
         names = [str(index) for index in range(COUNT)]
         path = tmp_path / "0.arrow"
         write_latents(path, moments, None, labels=labels, names=names, dtype="float32")
-        info = LatentsInfo(
-            tokenizer="",
-            transform="",
-            dtype="float32",
-            flips=False,
-            count=COUNT,
-            num_classes=COUNT,
-            codebook_size=None,
-            shape=[shape.channels, shape.height, shape.width],
-            latent_std=1.0,
-            largest=None,
-            mean=0.0,
-            std=1.0,
-            channel_mean=[],
-            channel_std=[],
-        )
-        return LatentCache(tmp_path, info)
+        return open_cache(tmp_path, shape)
 
     return make
 

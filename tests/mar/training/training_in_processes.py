@@ -76,7 +76,8 @@ def write_cache(folder: Path) -> None:
     write_latents(path, moments, None, labels=torch.arange(COUNT), names=names, dtype="float32")
 
 
-def open_cache(folder: Path) -> LatentCache:
+def open_cache(folder: Path, shape: LatentShape = SHAPE) -> LatentCache:
+    """Open the cached latents of eight images of a class each."""
     info = LatentsInfo(
         tokenizer="",
         transform="",
@@ -85,7 +86,7 @@ def open_cache(folder: Path) -> LatentCache:
         count=COUNT,
         num_classes=COUNT,
         codebook_size=None,
-        shape=[SHAPE.channels, SHAPE.height, SHAPE.width],
+        shape=[shape.channels, shape.height, shape.width],
         latent_std=1.0,
         largest=None,
         mean=0.0,
@@ -93,7 +94,7 @@ def open_cache(folder: Path) -> LatentCache:
         channel_mean=[],
         channel_std=[],
     )
-    return LatentCache(folder / "latents", info)
+    return LatentCache(folder, info)
 
 
 def run(
@@ -108,7 +109,9 @@ def run(
     for path in checkpoints.paths()[:1]:
         trainer.load(checkpoints, path)
     # Parts of two samples each, whatever the number of processes: dropout is drawn for each part.
-    taken = list(train(trainer, open_cache(folder), config, micro_batch=2, autocast=nullcontext))
+    taken = list(
+        train(trainer, open_cache(folder / "latents"), config, micro_batch=2, autocast=nullcontext)
+    )
     trainer.save(checkpoints, [])
     checkpoints.wait()
     distributed.barrier()
