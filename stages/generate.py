@@ -17,19 +17,19 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from ruamel.yaml import YAML
 from torch import Tensor
+from tqdm import tqdm
 
 from mar.evaluation.image_grid import label_grid, save_png
 from mar.files import atomic
-from mar.sampling.generate import SampleConfig, check_fit
-from mar.sampling.images import generate_images
-from mar.sampling.labels import labels_called
+from mar.sampling.generate import SampleConfig
+from mar.sampling.labels import find_labels
 from stages import params, scoring
-from stages.generation_progress import generation_bar, step_counter
+from stages.generation_progress import generation_bar
 from stages.runner import choose_device
+from stages.sampler import Progress, load
 from stages.score_table import score_table
 from stages.scoring import Scorer
-from stages.stage import autocast, read_count
-from stages.weights import Weights, released_weights, say, trained_weights
+from stages.weights import Weights
 
 
 GENERATED = Path("generated")
@@ -41,17 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     try:
         folder = _new_folder(options.out)
-        if options.weights is None:
-            weights = trained_weights(options.ema)
-        else:
-            weights = released_weights(options.weights, options.tokenizer, options.ema)
-        config = sample_config(weights.sample, options)
-        num_tokens = weights.mar.num_tokens
-        check_fit(config, weights.mar.config, num_tokens)
+        say(f"reading {describe_weights(options)}")
+        sampler = load(generator=options.weights, tokenizer=options.tokenizer, ema=options.ema)
+        weights = sampler.weights
+        for remark in weights.remarks:
+            say(remark)
+        config = sampler.settings(source="command line", **changes(weights.sample, options))
         labels = class_labels(options.classes, weights.class_names)
         labels = labels.repeat_interleave(options.per_class)
         scorer = open_scorer(weights, options.reference, len(labels)) if options.score else None
-        images = generate(weights, labels, config)
+        with generation_bar("generate", len(labels)) as progress:
+            images = sampler.generate(labels, config, on_step=partial(_advance, progress))
         write(folder, images, labels, weights.class_names)
         _report(f"{folder / 'grid.png'} and {len(images)} pictures beside it")
         if scorer is not None:
@@ -80,9 +80,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--steps", type=_positive, help="generation steps, at most the tokens of an image")
     add("--head", action="append", default=[], metavar="KEY=VALUE", help="a key of sample.head, as "
         "num_steps=50 or temperature=0.95")  # fmt: skip
-    add("--weights", type=Path, metavar="FILE", help="a released generator (checkpoint-last.pth)")
-    add("--tokenizer", type=Path, metavar="FILE", help="its released tokenizer (kl16.ckpt)")
-    add("--raw", dest="ema", action="store_false", help="the raw weights, not their average (EMA)")
+    add_weights(parser)
     add("--out", type=Path, help="a new or empty folder (default: generated/001, 002, ...)")
     add("--score", action="store_true", help="compare the pictures with real images, as the stage "
         "evaluate does, and write scores.json beside them")  # fmt: skip
@@ -91,84 +89,65 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.reference is not None and not options.score:
         parser.error("--reference goes with --score")
-    if (options.weights is None) != (options.tokenizer is None):
-        parser.error("--weights and --tokenizer go together")
+    check_weights(parser, options)
     return options
 
 
-def sample_config(base: SampleConfig, options: argparse.Namespace) -> SampleConfig:
-    """Return the settings of the base with those of the command line in their place.
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which weights to draw with."""
+    add = parser.add_argument
+    add("--weights", type=Path, metavar="FILE", help="a released generator (checkpoint-last.pth)")
+    add("--tokenizer", type=Path, metavar="FILE", help="its released tokenizer (kl16.ckpt)")
+    add("--raw", dest="ema", action="store_false", help="the raw weights, not their average (EMA)")
+
+
+def check_weights(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the program where only one of two files is given."""
+    if (options.weights is None) != (options.tokenizer is None):
+        parser.error("--weights and --tokenizer go together")
+
+
+def describe_weights(options: argparse.Namespace) -> str:
+    """Return which weights the command line says."""
+    if options.weights is None:
+        return "the weights in out/"
+    return f"{options.weights} and {options.tokenizer}"
+
+
+def changes(base: SampleConfig, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the command line, as `Sampler.settings` takes them.
 
     Raises:
-        ValueError: a value is not allowed; the message names its key.
+        ValueError: `--head` is not KEY=VALUE.
     """
-    fields: dict[str, Any] = base.model_dump()
     given = {
         "seed": options.seed,
         "guidance_scale": options.guidance,
         "num_steps": options.steps,
     }
-    fields |= {key: value for key, value in given.items() if value is not None}
+    head: dict[str, Any] = {}
+    known = [name for name in base.model_dump()["head"] if name != "kind"]
     for text in options.head:
         key, equals, value = text.partition("=")
-        if not equals or key not in fields["head"]:
-            known = ", ".join(name for name in fields["head"] if name != "kind")
-            hint = params.suggest(key, fields["head"])
-            raise ValueError(f"--head {text}: expected KEY=VALUE, KEY one of {known}{hint}")
-        fields["head"][key] = YAML(typ="safe").load(value)
-    return params.parse("sample", fields, SampleConfig, Path("command line"))
+        if not equals or key not in known:
+            raise ValueError(f"--head {text}: expected KEY=VALUE, KEY one of {', '.join(known)}"
+                             f"{params.suggest(key, known)}")  # fmt: skip
+        head[key] = YAML(typ="safe").load(value)
+    return {key: value for key, value in given.items() if value is not None} | {"head": head}
 
 
 def class_labels(classes: Sequence[str] | None, names: Sequence[str]) -> Int[Tensor, " B"]:
     """Return the labels of classes, each given by its name or by its number.
-
-    Where a name is itself a number, it counts as the name.
 
     Raises:
         ValueError: there is no such class, or several have the name.
     """
     if classes is None:
         return torch.arange(min(len(names), COLUMNS))
-    labels: list[int] = []
-    for given in classes:
-        found = labels_called(given, names)
-        if len(found) > 1:
-            raise ValueError(f"--classes {given}: several classes have this name, give one of the "
-                             f"numbers {', '.join(map(str, found))}")  # fmt: skip
-        if not found and given.isdecimal() and int(given) < len(names):
-            found = [int(given)]
-        if not found:
-            hint = params.suggest(given, names)
-            raise ValueError(f"--classes {given}: is neither the name of a class{hint} nor a "
-                             f"number from 0 to {len(names) - 1}")  # fmt: skip
-        labels += found
-    return torch.tensor(labels)
-
-
-def generate(
-    weights: Weights, labels: Int[Tensor, " B"], config: SampleConfig
-) -> UInt8[Tensor, "B 3 H W"]:
-    """Generate an image for each label."""
-    device = choose_device()
-    torch.set_float32_matmul_precision("high")
-    mar, tokenizer = weights.mar.to(device), weights.tokenizer.to(device)
-    batches: list[Tensor] = []
-    with generation_bar("generate", len(labels)) as progress:
-        size = read_count("MAR_SAMPLE_BATCH", 256, least=1)
-        for indices in torch.arange(len(labels)).split(size):
-            batches.append(
-                generate_images(
-                    mar,
-                    tokenizer,
-                    labels[indices],
-                    indices.tolist(),
-                    config,
-                    latent_std=weights.latent_std,
-                    autocast=partial(autocast, device),
-                    on_step=step_counter(progress, len(indices), mar.num_tokens),
-                )
-            )
-    return torch.cat(batches)
+    try:
+        return torch.tensor(find_labels(classes, names))
+    except ValueError as error:
+        raise ValueError(f"--classes: {error}") from None
 
 
 def write(
@@ -211,6 +190,16 @@ def write_scores(
     for warning in warnings:
         say(warning)
     _report("\n".join(["", *score_table(report), "", f"  {folder / 'scores.json'}"]))
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal; what is on stdout is the result."""
+    sys.stderr.write(f"generate: {text}\n")
+    sys.stderr.flush()
+
+
+def _advance(progress: tqdm, step: Progress) -> None:
+    progress.update(step.images - progress.n)
 
 
 def _report(text: str) -> None:

@@ -1,6 +1,6 @@
-"""The weights that `stages.generate` draws with: those in `out/`, or released files."""
+"""The weights that images are sampled with: those in `out/`, or released files."""
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from stages import params, presets
 from stages.stage import OUT
 
 
+PRESETS = Path(__file__).resolve().parents[1] / presets.FOLDER
+
+
 @dataclass(frozen=True)
 class Weights:
     """All that images are generated with.
@@ -37,8 +40,9 @@ class Weights:
         tokenizer: What decodes its latents.
         latent_std: What latents were divided by in training.
         class_names: The name of each label.
-        sample: How to sample, where the command line says nothing else.
+        sample: How to sample, where nobody says something else.
         preset: Where the settings of scores stand; None is params.yaml.
+        remarks: What there is to know about released files.
     """
 
     mar: MAR
@@ -47,6 +51,7 @@ class Weights:
     class_names: list[str]
     sample: SampleConfig
     preset: str | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> int:
@@ -54,30 +59,33 @@ class Weights:
         return self.mar.latent.height * self.tokenizer.stride
 
 
-def trained_weights(ema: bool) -> Weights:
+def trained_weights(ema: bool, out: Path = OUT) -> Weights:
     """Return the weights that the pipeline made.
+
+    Args:
+        ema: Their average over the training, instead of the last ones.
+        out: The outputs of a project; its `params.yaml` lies beside them.
 
     Raises:
         ValueError: a stage that makes them has not run, or its files do not belong together.
     """
-    say("reading the weights in out/")
-    tokenizer = OUT / "train_tokenizer" / "tokenizer.safetensors"
-    classes = OUT / "prepare" / "classes.json"
-    info_path = OUT / "encode" / "latents.json"
+    tokenizer = out / "train_tokenizer" / "tokenizer.safetensors"
+    classes = out / "prepare" / "classes.json"
+    info_path = out / "encode" / "latents.json"
     for path in (tokenizer, classes, info_path):
         if not path.is_file():
             raise ValueError(f"{path} is missing; `dvc repro train_generator` makes it, "
-                             "or give --weights and --tokenizer")  # fmt: skip
+                             "or name released weights and their tokenizer")  # fmt: skip
     info = LatentsInfo.read(info_path)
     digest = seal.digest(tokenizer)
     info.check({"tokenizer": digest})
     name = "ema" if ema else "generator"
     return Weights(
-        load_mar(OUT / "train_generator" / f"{name}.safetensors", digest),
+        load_mar(out / "train_generator" / f"{name}.safetensors", digest),
         load_tokenizer(tokenizer),
         info.latent_std,
         read_class_names(classes),
-        params.load("sample", SampleConfig),
+        params.load("sample", SampleConfig, out.parent / params.FILE),
     )
 
 
@@ -87,7 +95,6 @@ def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:
     Raises:
         ValueError: a file is missing, damaged, or not of a published size.
     """
-    say(f"reading {generator} and {tokenizer}")
     found = read_generator(generator, None, which="model_ema" if ema else "model")
     shape = describe_generator(found.tensors)
     if shape.size is None or shape.num_tokens != 256:
@@ -96,7 +103,7 @@ def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:
             "tokens; for others, describe them in params.yaml and run the pipeline"
         )
     preset = f"imagenet256-mar-{shape.size[0]}-released"
-    sections = YAML(typ="safe").load(presets.resolve(preset))
+    sections = YAML(typ="safe").load(presets.resolve(preset, PRESETS))
     parsed = {
         name: params.parse(name, sections[name], kind, Path("the preset"))
         for name, kind in {
@@ -105,7 +112,7 @@ def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:
             "sample": SampleConfig,
         }.items()
     }
-    codec = _released_tokenizer(sections["tokenizer"], tokenizer)
+    codec, remarks = _released_tokenizer(sections["tokenizer"], tokenizer)
     side = parsed["data"].image_size // codec.stride
     mar = MAR(
         parsed["generator"], LatentShape(codec.latent_channels, side, side), shape.num_classes
@@ -115,8 +122,6 @@ def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:
     except ValueError as error:
         raise ValueError(f"{generator}: {error}") from None
     mar.load_state_dict(from_released(found.tensors))
-    for remark in found.remarks:
-        say(remark)
     return Weights(
         mar.requires_grad_(False).eval(),
         codec.requires_grad_(False).eval(),
@@ -124,21 +129,14 @@ def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:
         parsed["data"].collect(Surroundings(Path(), workers=0, max_pixels=1)).class_names,
         parsed["sample"],
         preset,
+        (*remarks, *found.remarks),
     )
 
 
-def _released_tokenizer(fields: dict[str, Any], path: Path) -> AutoencoderKL:
-    """Return the tokenizer of a file, described by the section of a preset."""
+def _released_tokenizer(fields: dict[str, Any], path: Path) -> tuple[AutoencoderKL, Sequence[str]]:
+    """Return the tokenizer of a file that a preset describes, and remarks about it."""
     section = ReleasedAutoencoder.model_validate({**fields, "path": str(path.absolute())})
     codec = AutoencoderKL(section)
     found = read_tokenizer(section, codec, base=Path())
     codec.load_state_dict(to_ours(section, found.tensors, codec))
-    for remark in found.remarks:
-        say(remark)
-    return codec
-
-
-def say(text: str) -> None:
-    """Tell the person at the terminal; what is on stdout is the result."""
-    sys.stderr.write(f"generate: {text}\n")
-    sys.stderr.flush()
+    return codec, found.remarks

@@ -124,6 +124,9 @@ def guidance_at(config: SampleConfig, num_known: int, num_tokens: int) -> float:
     return 1 + (config.guidance_scale - 1) * num_known / num_tokens
 
 
+OnTokens = Callable[[Tensor, Tensor], None]
+
+
 @dataclass(frozen=True)
 class KnownTokens:
     """Tokens that are given: a generation fills in the others (inpainting, outpainting, edits)."""
@@ -142,6 +145,7 @@ def generate(
     known: KnownTokens | None = None,
     cached: bool = True,
     on_step: Callable[[int], None] | None = None,
+    on_tokens: OnTokens | None = None,
 ) -> Shaped[Tensor, "B c H W"]:
     """Generate normalised latents, or code indices, of the given classes.
 
@@ -153,6 +157,8 @@ def generate(
         known: Tokens to keep.
         cached: Whether causal attention keeps keys and values.
         on_step: Is called after each generation step with the number of tokens known in an image.
+        on_tokens: Is called after each generation step with all tokens (B, N, C), and with the
+            positions (B, M) of those that are still to be drawn.
 
     Raises:
         ValueError: the config does not fit the model.
@@ -187,6 +193,8 @@ def generate(
         hidden = num_left
         if on_step is not None:
             on_step(model.num_tokens - hidden)
+        if on_tokens is not None:
+            on_tokens(tokens, orders[:, :hidden])
     return model.unpatchify(tokens)
 
 

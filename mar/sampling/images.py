@@ -1,23 +1,26 @@
 """From classes to images: draw latents, undo their scale, decode.
 
-Shapes: B batch, H W an image.
+Shapes: B batch, N tokens of an image, M tokens still to be drawn, C channels of a token, H W an
+image.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from mar.data.images import to_uint8
 from mar.model.mar import MAR
-from mar.sampling.generate import KnownTokens, SampleConfig, draw_noise, generate
+from mar.sampling.generate import KnownTokens, OnTokens, SampleConfig, draw_noise, generate
 from mar.tokenizers.codec import decode_tokens
 from mar.tokenizers.interface import Tokenizer
 
 
 DECODED = 64  # images at a time: decoding takes more memory for an image than generating
+GREY = 128  # of what is not drawn yet
 
 
 @torch.no_grad()
@@ -32,6 +35,7 @@ def generate_images(
     autocast: Callable[[], AbstractContextManager[object]],
     known: KnownTokens | None = None,
     on_step: Callable[[int], None] | None = None,
+    on_tokens: OnTokens | None = None,
     on_latents: Callable[[Tensor], None] | None = None,
 ) -> UInt8[Tensor, "B 3 H W"]:
     """Generate the images `indices` of a run, each from random numbers of its own.
@@ -47,19 +51,72 @@ def generate_images(
             float32, as in the metrics of a tokenizer.
         known: Tokens to keep, from `mar.sampling.editing.keep`.
         on_step: Is called after each generation step with the number of tokens known in an image.
+        on_tokens: Is called after each generation step with the tokens and with the positions of
+            those still to be drawn, which `picture_so_far` takes.
         on_latents: Is called with what is decoded.
 
     Raises:
-        ValueError: an image came out as NaN.
+        ValueError: an image came out as nan or infinite; the message has its index.
     """
     device = next(model.parameters()).device
     noise = draw_noise(model, indices, config).to(device)
     with autocast():
-        latents = generate(model, labels.to(device), noise, config, known=known, on_step=on_step)
+        latents = generate(
+            model,
+            labels.to(device),
+            noise,
+            config,
+            known=known,
+            on_step=on_step,
+            on_tokens=on_tokens,
+        )
     if on_latents is not None:
         on_latents(latents)
-    parts = [
-        decode_tokens(tokenizer, latents[start : start + DECODED], latent_std)
-        for start in range(0, len(latents), DECODED)
-    ]
-    return torch.cat([to_uint8(part).cpu() for part in parts])
+    parts: list[Tensor] = []
+    for start in range(0, len(latents), DECODED):
+        decoded = decode_tokens(tokenizer, latents[start : start + DECODED], latent_std)
+        _check_finite(decoded, indices[start : start + DECODED])
+        parts.append(to_uint8(decoded).cpu())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def picture_so_far(
+    model: MAR,
+    tokenizer: Tokenizer,
+    tokens: Shaped[Tensor, "B N C"],
+    hidden: Int[Tensor, "B M"],
+    *,
+    latent_std: float,
+) -> UInt8[Tensor, "B 3 H W"]:
+    """Decode a generation that is under way; what is not drawn yet is grey.
+
+    Args:
+        model: The model that generates.
+        tokenizer: What the latents are decoded with.
+        tokens: The tokens drawn so far.
+        hidden: The positions of the others.
+        latent_std: What the latents were divided by in training.
+    """
+    decoded = decode_tokens(tokenizer, model.unpatchify(tokens), latent_std)
+    images = to_uint8(decoded.nan_to_num())
+    undrawn = torch.zeros(tokens.shape[:2], device=tokens.device).scatter(1, hidden, 1.0)
+    undrawn = undrawn.reshape(-1, 1, model.rows, model.columns)
+    undrawn = interpolate(undrawn, size=images.shape[2:], mode="nearest")  # (B, 1, H, W)
+    return images.masked_fill(undrawn > 0, GREY).cpu()
+
+
+def _check_finite(decoded: Float[Tensor, "B 3 H W"], indices: Sequence[int]) -> None:
+    """Refuse images that hold nan or infinity, which bytes would show as black or white.
+
+    Raises:
+        ValueError: the message has their number and the index of the first.
+    """
+    finite = decoded.isfinite().flatten(1).all(dim=1)  # (B,)
+    if not finite.all():
+        first = indices[int(finite.int().argmin())]
+        raise ValueError(
+            f"{int((~finite).sum())} of {len(indices)} images hold nan or infinite values, image "
+            f"{first} first: the generator or the tokenizer is trained too little, or nothing "
+            "bounds what is drawn (sample.head.x_0_bound)"
+        )

@@ -27,6 +27,36 @@ def labels_called(name: str, class_names: Sequence[str]) -> list[int]:
     return [label for label, known in enumerate(class_names) if normalize("NFC", known) == wanted]
 
 
+def find_labels(classes: Sequence[int | str], class_names: Sequence[str]) -> list[int]:
+    """Return the number of each class that a person asks for, by its name or by its number.
+
+    Text that is both a name and a number is the name; an integer is always the number.
+
+    Raises:
+        ValueError: there is no such class, or several have the name.
+    """
+    return [_find(given, class_names) for given in classes]
+
+
+def _find(given: int | str, names: Sequence[str]) -> int:
+    found = [] if isinstance(given, int) else labels_called(given, names)
+    if len(found) > 1:
+        numbers = ", ".join(map(str, found))
+        raise ValueError(
+            f"{given!r}: several classes have this name, give one of the numbers {numbers}"
+        )
+    if found:
+        return found[0]
+    number = str(given)
+    if number.isdecimal() and int(number) < len(names):
+        return int(number)
+    close = difflib.get_close_matches(number, names, n=1)
+    hint = f", did you mean {close[0]!r}?" if close else ""
+    raise ValueError(
+        f"{given!r} is neither the name of a class{hint} nor a number from 0 to {len(names) - 1}"
+    )
+
+
 def _resolve(chosen: int | str, names: Sequence[str]) -> int:
     if isinstance(chosen, int):
         if chosen >= len(names):

@@ -15,6 +15,7 @@ from mar.evaluation.reference import ReferenceInfo
 from mar.sampling.generate import SampleConfig
 from mar.sampling.store import SampleSet
 from stages import generate, params
+from stages.sampler import load
 from stages.scoring import Scorer
 
 
@@ -52,9 +53,10 @@ def test_options_change_the_pictures_and_the_folder(trained: Path) -> None:
 
 
 def test_settings_come_from_the_command_line_and_else_from_params(trained: Path) -> None:
+    sampler = load()
     base = params.load("sample", SampleConfig)
     options = generate.parse(["--guidance", "3", "--steps", "2", "--head", "num_steps=7"])
-    config = generate.sample_config(base, options)
+    config = sampler.settings(**generate.changes(base, options))
     assert (config.guidance_scale, config.num_steps, config.seed) == (3.0, 2, base.seed)
     assert config.model_dump()["head"] == {**base.model_dump()["head"], "num_steps": 7}
 
@@ -62,7 +64,10 @@ def test_settings_come_from_the_command_line_and_else_from_params(trained: Path)
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--classes", "eleven"], "--classes eleven: is neither the name of a class nor a number"),
+        (
+            ["--classes", "eleven"],
+            "--classes: 'eleven' is neither the name of a class nor a number",
+        ),
         (["--classes", "10"], "nor a number from 0 to 9"),
         (["--head", "temprature=1"], "one of num_steps, .*, x_0_bound; did you mean"),
         (["--head", "temperature=cold"], "sample.head.temperature: .*, got 'cold'"),
@@ -88,14 +93,6 @@ def test_weights_that_are_not_there_are_named(
         generate.main([])
     error = capsys.readouterr().err
     assert "out/train_tokenizer/tokenizer.safetensors is missing; `dvc repro" in error
-
-
-def test_a_name_wins_over_a_number_and_a_doubled_name_is_refused() -> None:
-    names = ["crane", "1", "0", "crane"]
-    assert generate.class_labels(["1", "0", "3"], names).tolist() == [1, 2, 3]
-    with pytest.raises(ValueError, match=r"several classes have this name, give one of .* 0, 3"):
-        generate.class_labels(["crane"], names)
-    assert generate.class_labels(None, names).tolist() == [0, 1, 2, 3]
 
 
 def test_the_scores_of_the_same_pictures_are_those_of_the_stage(

@@ -1,9 +1,11 @@
 """Classes to generate are found by number and by name, and never guessed."""
 
+import re
+
 import pytest
 from sample_configs import sample_config
 
-from mar.sampling.labels import resolve_labels
+from mar.sampling.labels import find_labels, resolve_labels
 
 
 NAMES = ["cat", "dog", "caf\u00e9", "crane", "crane"]
@@ -48,3 +50,20 @@ def test_a_number_that_is_another_classs_name_is_refused() -> None:
 
 def test_a_section_may_mix_names_and_numbers() -> None:
     assert sample_config(labels=["cat", 3]).labels == ["cat", 3]
+
+
+def test_a_name_that_is_a_number_wins_over_the_number_of_a_class() -> None:
+    names = ["crane", "1", "0", "crane"]
+    assert find_labels(["1", "0", "3", 0, 2], names) == [1, 2, 3, 0, 2]
+    with pytest.raises(ValueError, match=r"several classes have this name, give one of .* 0, 3"):
+        find_labels(["crane"], names)
+
+
+@pytest.mark.parametrize("asked", ["lepard", 4, -1])
+def test_a_class_that_does_not_exist_is_named(asked: int | str) -> None:
+    hint = ", did you mean 'leopard'?" if asked == "lepard" else ""
+    expected = (
+        f"^{asked!r} is neither the name of a class{re.escape(hint)} nor a number from 0 to 1$"
+    )
+    with pytest.raises(ValueError, match=expected):
+        find_labels([asked], ["leopard", "hare"])
