@@ -57,6 +57,7 @@ def make_trainer(width: int, blocks: int) -> Trainer[MAR]:
         "weight_decay": 0.02,
         "gradient_clip": 3.0,
         "ema_decay": 0.9999,
+        "averages": None,
         "curve_steps": 1,
         "preview_steps": 1,
     }

@@ -40,6 +40,7 @@ TRAINING = TrainingConfig(
     weight_decay=0.02,
     gradient_clip=3.0,
     ema_decay=0.9999,
+    averages=None,
     curve_steps=100,
     preview_steps=100,
 )

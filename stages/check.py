@@ -27,7 +27,7 @@ from mar.tokenizer_training.trainer import check_size as check_losses
 from mar.tokenizers.interface import TokenizerSection
 from mar.tokenizers.registry import latent_shape
 from mar.training.generator import TrainingConfig
-from mar.training.trainer import OptimisationConfig
+from mar.training.trainer import OptimisationConfig, long_average_warning
 from stages import params
 from stages.stage import root
 
@@ -73,8 +73,10 @@ def check_all(path: Path = params.FILE) -> dict[str, Any]:
 def config_warnings(configs: dict[str, Any]) -> list[str]:
     """Return what is allowed but likely a mistake, one sentence each."""
     latent = latent_shape(configs["tokenizer"], configs["data"].image_size)
-    doubt = narrow_denoiser_warning(configs["generator"], latent)
-    return [] if doubt is None else [doubt]
+    doubts = [narrow_denoiser_warning(configs["generator"], latent)]
+    for name in ("tokenizer_training", "training"):
+        doubts.append(long_average_warning(f"{name}.ema_decay", configs[name]))
+    return [doubt for doubt in doubts if doubt is not None]
 
 
 def check_classes(configs: dict[str, Any], classes: Path) -> list[str]:
@@ -107,6 +109,7 @@ def _check_fit(configs: dict[str, Any]) -> None:
         _check_warmup(name, configs[name])
     _check_phases(configs["tokenizer"], configs["tokenizer_training"])
     _check_sources(configs)
+    _check_weights(sample, configs["training"])
     if not configs["data"].has_images:
         _check_without_images(configs)
     reference = configs["reference"]
@@ -128,6 +131,16 @@ def _check_warmup(name: str, config: OptimisationConfig) -> None:
             f"{name}.warmup_steps: must be less than {name}.steps, {config.steps}, "
             f"got {config.warmup_steps}"
         )
+
+
+def _check_weights(sample: SampleConfig, training: TrainingConfig) -> None:
+    """Refuse an average to be rebuilt where the training keeps none."""
+    if isinstance(sample.weights, str) or (training.averages and training.steps):
+        return
+    raise ValueError(
+        "sample.weights: must be 'ema' or 'raw', as training.averages is null or training.steps 0, "
+        f"got {sample.weights.model_dump()}"
+    )
 
 
 def _check_scores_are_of_another_network(configs: dict[str, Any]) -> None:

@@ -98,7 +98,8 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--weights", type=Path, metavar="FILE", help="a released generator (checkpoint-last.pth)")
     add("--tokenizer", type=Path, metavar="FILE", help="its released tokenizer (kl16.ckpt)")
-    add("--raw", dest="ema", action="store_false", help="the raw weights, not their average (EMA)")
+    add("--raw", dest="ema", action="store_false", default=None, help="the raw weights, not "
+        "those of sample.weights (or, of a released file, not their average)")  # fmt: skip
 
 
 def check_weights(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

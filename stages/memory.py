@@ -103,9 +103,10 @@ def _train_generator() -> Needs:
     if not config.steps:
         return {"generator": 2 * FLOAT * _count(model)}
     widths = section.widths
+    averages = len(config.averages.widths) if config.averages else 0
     in_flight = min(config.batch_size, _micro_batch())
     return {
-        "generator": TRAINED * FLOAT * _count(model) // _spread(),
+        "generator": (TRAINED + averages) * FLOAT * _count(model) // _spread(),
         "training.batch_size": 2 * FLOAT * config.batch_size * moments,
         "data.image_size": HALF
         * in_flight

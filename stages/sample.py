@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from mar.data.class_names import read_class_names
 from mar.evaluation.image_grid import label_grid
 from mar.files import atomic, seal
 from mar.latents.info import LatentsInfo
-from mar.model.mar import MAR, load_mar
+from mar.model.mar import MAR
 from mar.sampling.generate import SampleConfig, balanced_labels
 from mar.sampling.images import generate_images
 from mar.sampling.labels import resolve_labels
@@ -24,14 +25,14 @@ from mar.sampling.reach import Reach
 from mar.sampling.store import SampleSet, shard_path, write_shard
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
-from stages import pictures
+from stages import chosen_weights, pictures
 from stages.generation_progress import generation_bar, step_counter
 from stages.stage import Stage, read_count, run
 
 
 INFO = Path("out/encode/latents.json")
 TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
-GENERATOR = Path("out/train_generator/ema.safetensors")
+GENERATOR = Path("out/train_generator")
 CLASSES = Path("out/prepare/classes.json")
 SHOWN = 100  # images in the grid
 
@@ -91,7 +92,7 @@ def main(stage: Stage) -> None:
     if not distributed.is_main():
         return
     if warning := Reach.of(reaches).warning():
-        sys.stderr.write(f"{stage.name}: {warning}\n")
+        _say(stage, warning)
     # Of this start alone: an earlier one, that was killed, may have made some or all.
     speed = num_missing / (time.monotonic() - started) if num_missing else None
     stage.log_speeds(images_per_second=speed)
@@ -105,14 +106,20 @@ def _load(stage: Stage, class_names: list[str]) -> Generation:
     info = LatentsInfo.read(INFO)
     digest = seal.digest(TOKENIZER)
     info.check({"tokenizer": digest})
-    model = load_mar(GENERATOR, digest).to(stage.device)
+    model = chosen_weights.load(GENERATOR, config.weights, digest, partial(_say, stage))
+    model.to(stage.device)
     decoder = load_tokenizer(TOKENIZER).to(stage.device)
     chosen = resolve_labels(config.labels, class_names)
-    if chosen is not None and distributed.is_main():
+    if chosen is not None:
         described = ", ".join(f"{label} ({class_names[label]})" for label in chosen)
-        sys.stderr.write(f"{stage.name}: images of the classes {described}\n")
+        _say(stage, f"images of the classes {described}")
     labels = balanced_labels(config.num_images, chosen, model.num_classes)
     return Generation(model, decoder, labels, config, Reach(info.largest, info.latent_std))
+
+
+def _say(stage: Stage, text: str) -> None:
+    if distributed.is_main():
+        sys.stderr.write(f"{stage.name}: {text}\n")
 
 
 def _missing(stage: Stage, paths: Sequence[Path]) -> list[int]:

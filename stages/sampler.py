@@ -242,7 +242,7 @@ def load(
     *,
     generator: str | Path | None = None,
     tokenizer: str | Path | None = None,
-    ema: bool = True,
+    ema: bool | None = None,
     device: torch.device | str | None = None,
 ) -> Sampler:
     """Load weights and put them on a device.
@@ -252,7 +252,8 @@ def load(
             says how to sample.
         generator: Instead of them, a released generator (`checkpoint-last.pth`).
         tokenizer: And its released tokenizer (`kl16.ckpt`).
-        ema: The weights averaged over the training, instead of the last ones.
+        ema: The weights averaged over the training, or the last ones; None is what `sample.weights`
+            says, and of released files the average.
         device: By default that of `MAR_DEVICE`, else the first accelerator, else the CPU.
 
     Raises:
@@ -261,7 +262,7 @@ def load(
     if (generator is None) != (tokenizer is None):
         raise ValueError("a released generator and its tokenizer go together, got one of them")
     if generator is not None and tokenizer is not None:
-        weights = released_weights(Path(generator), Path(tokenizer), ema)
+        weights = released_weights(Path(generator), Path(tokenizer), ema is not False)
     else:
         weights = trained_weights(ema, Path(out))
     chosen = choose_device() if device is None else torch.device(device)

@@ -19,6 +19,7 @@ from mar.training.generator import (
     train,
 )
 from stages import released, train_loop
+from stages.snapshots import Snapshots
 from stages.stage import Stage, run
 
 
@@ -27,7 +28,7 @@ TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
 
 
 def main(stage: Stage) -> None:
-    """Train, and write the raw and the averaged weights, and curves."""
+    """Train, and write the raw weights and their averages, and curves."""
     image_size = stage.params("data.image_size", int)
     config = stage.params("training", TrainingConfig)
     info = LatentsInfo.read(LATENTS.with_suffix(".json"))
@@ -53,6 +54,8 @@ def main(stage: Stage) -> None:
     stage.preflight(cache=cache, weights=TOKENIZER, image_size=image_size)
     trainer = new_trainer(model.to(stage.device), config, given, parallel=stage.parallel)
 
+    snapshots = Snapshots(stage, trainer, config.averages)
+
     def preview(step: int) -> None:
         if (ema := trainer.whole_ema()) is not None:
             stage.preview("samples", model=ema, info=info, step=step)
@@ -65,11 +68,13 @@ def main(stage: Stage) -> None:
         ),
         preview,
         broken_samples=partial(broken_samples, trainer, cache, config, autocast=stage.autocast),
+        after_step=snapshots.keep,
         mfu=lambda rate: mfu(model, config.batch_size, rate, stage.device),
     )
     for name, whole in (("generator", trainer.whole_model), ("ema", trainer.whole_ema)):
         if (found := whole()) is not None:
             save_mar(stage.out / f"{name}.safetensors", found, info.tokenizer)
+    snapshots.publish()
     metrics: dict[str, float] = {
         "steps": config.steps,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

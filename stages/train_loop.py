@@ -32,6 +32,7 @@ def run(
     measures: Mapping[str, Callable[[], float | None]] | None = None,
     *,
     broken_samples: Callable[[int], list[str]],
+    after_step: Callable[[int], None] = lambda step: None,
     mfu: Callable[[float], float | None] = lambda images_per_second: None,
 ) -> History:
     """Take the steps that are left and return the curves; `curves.csv` holds them as well.
@@ -44,6 +45,7 @@ def run(
         measures: What is measured beside each picture, where it can be; each has a curve of its
             own, `<name>.csv`: they have few points, and plots take an empty cell for zero.
         broken_samples: Names the samples of the batch of a step (from 0) whose loss is not finite.
+        after_step: Is called after each step, before its checkpoint is written.
         mfu: The share of the GPUs' peak (MFU) at a number of images per second, where it is known.
 
     Raises:
@@ -53,7 +55,7 @@ def run(
         stage.work / "checkpoints", keep=read_count("MAR_KEEP_CHECKPOINTS", 2, least=1)
     )
     training = _Training(
-        stage, trainer, checkpoints, steps, preview, measures or {}, broken_samples, mfu
+        stage, trainer, checkpoints, steps, preview, measures or {}, broken_samples, after_step, mfu
     )
     training.resume()
     training.run()
@@ -74,6 +76,7 @@ class _Training:
     preview: Callable[[int], None]
     measures: Mapping[str, Callable[[], float | None]]
     broken_samples: Callable[[int], list[str]]
+    after_step: Callable[[int], None]
     mfu: Callable[[float], float | None]
     history: History = field(default_factory=list[dict[str, float | int]])
 
@@ -161,6 +164,8 @@ class _Training:
         with DeferredSignals() as signals, progress_bar as progress:
             for step in self.steps():
                 progress.update()
+                with speed.paused():
+                    self.after_step(step.index)
                 last = step.index == config.steps
                 point = step.index % config.curve_steps == 0 or last
                 pictured = step.index % config.preview_steps == 0 or last

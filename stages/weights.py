@@ -11,7 +11,7 @@ from mar.data.class_names import read_class_names
 from mar.files import seal
 from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape
-from mar.model.mar import MAR, load_mar
+from mar.model.mar import MAR
 from mar.released.contents import read_generator
 from mar.released.generator import ReleasedGenerator
 from mar.released.names import from_released, to_released
@@ -24,7 +24,7 @@ from mar.sources.source import Surroundings
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.kl import AutoencoderKL
 from mar.tokenizers.registry import load_tokenizer
-from stages import params, presets
+from stages import chosen_weights, params, presets
 from stages.stage import OUT
 
 
@@ -42,7 +42,7 @@ class Weights:
         class_names: The name of each label.
         sample: How to sample, where nobody says something else.
         preset: Where the settings of scores stand; None is params.yaml.
-        remarks: What there is to know about released files.
+        remarks: What there is to know about released files, or about a rebuilt average.
     """
 
     mar: MAR
@@ -59,11 +59,11 @@ class Weights:
         return self.mar.latent.height * self.tokenizer.stride
 
 
-def trained_weights(ema: bool, out: Path = OUT) -> Weights:
+def trained_weights(ema: bool | None, out: Path = OUT) -> Weights:
     """Return the weights that the pipeline made.
 
     Args:
-        ema: Their average over the training, instead of the last ones.
+        ema: Their average over the training, or the last ones; None is what `sample.weights` says.
         out: The outputs of a project; its `params.yaml` lies beside them.
 
     Raises:
@@ -79,13 +79,16 @@ def trained_weights(ema: bool, out: Path = OUT) -> Weights:
     info = LatentsInfo.read(info_path)
     digest = seal.digest(tokenizer)
     info.check({"tokenizer": digest})
-    name = "ema" if ema else "generator"
+    sample = params.load("sample", SampleConfig, out.parent / params.FILE)
+    choice = sample.weights if ema is None else ("ema" if ema else "raw")
+    remarks: list[str] = []
     return Weights(
-        load_mar(out / "train_generator" / f"{name}.safetensors", digest),
+        chosen_weights.load(out / "train_generator", choice, digest, remarks.append),
         load_tokenizer(tokenizer),
         info.latent_std,
         read_class_names(classes),
-        params.load("sample", SampleConfig, out.parent / params.FILE),
+        sample,
+        remarks=tuple(remarks),
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import Discriminator, Field, Tag
 from torch import Tensor
 
 from mar import seeds
+from mar.averaging.choice import WeightsChoice
 from mar.config import Config, name_or_fields
 from mar.heads.base import Condition, Noise, SamplerSection
 from mar.heads.registry import HEADS, SamplerConfig
@@ -33,6 +34,10 @@ class SampleConfig(Config):
 
     seed: int = Field(ge=0, description="seed of orders and noise")
     num_images: int = Field(gt=0, description="images to generate")
+    weights: WeightsChoice = Field(
+        description="of the generator: ema (that of training.ema_decay), raw (those trained last), "
+        "or an average rebuilt after the training: {width: 0.15} or {decay: 0.999}"
+    )
     labels: list[ClassChoice] | None = Field(
         min_length=1,
         description="classes to cycle through, by number (counted from 0, in the order of "

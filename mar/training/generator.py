@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Int, Shaped
+from pydantic import Field
 from torch import Tensor
 
 from mar import distributed, seeds
+from mar.averaging.power import AveragesConfig
 from mar.data.batches import batch_indices
 from mar.distributed import Parallel
 from mar.latents.cache import LatentCache
@@ -28,6 +30,10 @@ from mar.training.trainer import (
 
 class TrainingConfig(OptimisationConfig):
     """Section `training` of `params.yaml`: how the generator is trained."""
+
+    averages: AveragesConfig | None = Field(
+        description="further averages, kept so that any other can be rebuilt; null for none"
+    )
 
 
 class InitialWeights(NamedTuple):
@@ -74,7 +80,8 @@ def new_trainer(
     model.load_state_dict({**model.state_dict(), **chosen})
     groups = partial(_groups, weight_decay=config.weight_decay)
     # Nothing is divided among processes that take no step.
-    trainer = Trainer(model, groups, config, parallel if config.steps else "none")
+    widths = config.averages.widths if config.averages and config.steps else ()
+    trainer = Trainer(model, groups, config, parallel if config.steps else "none", widths)
     if given is not None and not config.steps:
         model.load_state_dict(given.model)
     return trainer

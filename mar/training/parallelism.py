@@ -9,7 +9,7 @@ rounding.
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, Literal, TypeVar
 
@@ -80,12 +80,12 @@ class FSDP(Replicas[M]):
 
     is_spread = True
 
-    def __init__(self, model: M, ema: M) -> None:
+    def __init__(self, model: M, averages: Sequence[M]) -> None:
         super().__init__(model)
         self.factor = float(distributed.num_processes())  # FSDP takes the mean over processes
         # Where weights are put together again: with the buffers of the model, and in CPU memory.
-        self._whole = copy.deepcopy(ema).cpu() if distributed.is_main() else None
-        for spread in (model, ema):
+        self._whole = copy.deepcopy(averages[0]).cpu() if distributed.is_main() else None
+        for spread in (model, *averages):
             for module in spread.modules():
                 if isinstance(module, nn.ModuleList):
                     for block in module:
@@ -111,12 +111,12 @@ class FSDP(Replicas[M]):
         return self._whole
 
 
-def divide(model: M, ema: M, parallel: Parallel | Literal["none"]) -> Replicas[M]:
+def divide(model: M, averages: Sequence[M], parallel: Parallel | Literal["none"]) -> Replicas[M]:
     """Divide a training among the processes; of one process alone nothing changes.
 
     Args:
         model: What is trained; under FSDP its parameters become shards, in place.
-        ema: Its average, likewise.
+        averages: Its averages, likewise; at least one.
         parallel: How.
     """
     if not distributed.is_distributed():
@@ -127,7 +127,7 @@ def divide(model: M, ema: M, parallel: Parallel | Literal["none"]) -> Replicas[M
         case "ddp":
             return DDP(model)
         case "fsdp":
-            return FSDP(model, ema)
+            return FSDP(model, averages)
 
 
 def add_up_gradients(parameters: Iterable[nn.Parameter]) -> None:

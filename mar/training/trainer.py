@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mar import distributed
+from mar.averaging import power
 from mar.config import Config
 from mar.distributed import Parallel
 from mar.training import parallelism
@@ -24,6 +25,7 @@ from mar.training.parallelism import local_tensor, whole_tensor
 
 M = TypeVar("M", bound=nn.Module)
 
+MOST_INITIAL = 0.01  # of averaged weights, without a warning; ours
 MAX_SKIPPED = 10  # steps in a row without a finite gradient; ours
 
 Average = Callable[[list[Tensor], list[Tensor], int | None], None]  # averages, values, unused
@@ -117,6 +119,7 @@ class Trainer(Generic[M]):
         model: The model.
         network: What computes the loss: the model, or what wraps it for several processes.
         ema: The averaged weights.
+        averages: Further averages, by a power of the step, by their relative widths.
         optimizer: AdamW.
         step: The number of steps taken.
     """
@@ -127,6 +130,7 @@ class Trainer(Generic[M]):
         group: Callable[[M], list[ParameterGroup]],
         config: OptimisationConfig,
         parallel: Parallel | Literal["none"] = "none",
+        widths: Sequence[float] = (),
     ) -> None:
         """Begin the average with the model's weights, and divide both among the processes.
 
@@ -136,10 +140,12 @@ class Trainer(Generic[M]):
             config: How to train.
             parallel: How processes work together ("none": gradients are added up after the
                 backward pass).
+            widths: Of further averages (`mar.averaging`); each takes as much memory as the model.
         """
         self.ema = copy.deepcopy(model).requires_grad_(False).eval()
         self.model = model
-        self.processes = parallelism.divide(model, self.ema, parallel)
+        self.averages = {width: copy.deepcopy(self.ema) for width in widths}
+        self.processes = parallelism.divide(model, [self.ema, *self.averages.values()], parallel)
         self.network = self.processes.network
         self.config = config
         self.optimizer = torch.optim.AdamW(
@@ -199,6 +205,7 @@ class Trainer(Generic[M]):
             None,
         )
         self.step += 1
+        self._average_by_powers()
         loss = totals.pop("loss")
         limit = min(MAX_SKIPPED, self.config.steps)
         return Step(
@@ -213,6 +220,15 @@ class Trainer(Generic[M]):
             limit,
         )
 
+    def _average_by_powers(self) -> None:
+        """Bring the further averages up to the step just taken."""
+        for width, average in self.averages.items():
+            get_ema_multi_avg_fn(power.decay(width, self.step))(
+                [local_tensor(p) for p in average.parameters()],
+                [local_tensor(p) for p in self.model.parameters()],
+                None,
+            )
+
     def add_up_gradients(self) -> None:
         """Make each gradient the sum over all processes, if the backward pass has not done so."""
         self.processes.add_up_gradients()
@@ -224,6 +240,7 @@ class Trainer(Generic[M]):
             "ema": self.ema,
             "optimizer": OptimizerState(self.optimizer),
             "counts": self._counts,
+            **{f"average_{index}": each for index, each in enumerate(self.averages.values())},
         }
 
     def save(self, checkpoints: Checkpoints, history: History) -> None:
@@ -257,6 +274,10 @@ class Trainer(Generic[M]):
     def whole_ema(self) -> M | None:
         """Return the averaged weights, as `whole_model` does."""
         return self.processes.whole(self.ema)
+
+    def whole_average(self, width: float) -> M | None:
+        """Return the further average of a relative width, as `whole_model` does."""
+        return self.processes.whole(self.averages[width])
 
 
 class _Counts(nn.Module):
@@ -307,6 +328,18 @@ def learning_rate(config: OptimisationConfig, step: int) -> float:
         return config.lr
     progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
     return config.lr * (1 + math.cos(math.pi * progress)) / 2
+
+
+def long_average_warning(key: str, config: OptimisationConfig) -> str | None:
+    """Return a warning if averaged weights would largely be the initial ones, else None."""
+    share = config.ema_decay**config.steps
+    if not config.steps or share < MOST_INITIAL:
+        return None
+    return (
+        f"{key} {config.ema_decay} is long for {config.steps} steps: {100 * share:.0f} % of the "
+        "averaged weights will be the weights that the training begins with; with "
+        f"{MOST_INITIAL ** (1 / config.steps):.4g} they are {100 * MOST_INITIAL:.0f} %"
+    )
 
 
 def parameter_groups(

@@ -33,6 +33,7 @@ def sample_config(kind: str = "diffusion", **changes: Any) -> SampleConfig:
     fields: dict[str, Any] = {
         "seed": 0,
         "num_images": 8,
+        "weights": "ema",
         "labels": None,
         "num_steps": 5,
         "order": "random",

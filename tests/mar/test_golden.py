@@ -233,6 +233,7 @@ def test_whole_generation(name: str) -> None:
     config = SampleConfig(
         seed=0,
         num_images=len(golden["labels"]),
+        weights="ema",
         labels=None,
         num_steps=case["num_iter"],
         order="random",

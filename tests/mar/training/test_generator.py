@@ -41,6 +41,7 @@ def make_config(**changes: Any) -> TrainingConfig:
         "weight_decay": 0.02,
         "gradient_clip": 3.0,
         "ema_decay": 0.9,
+        "averages": {"widths": [0.05, 0.1], "snapshots": 2, "dtype": "float32"},
         "curve_steps": 1,
         "preview_steps": 1,
         **changes,
@@ -92,8 +93,13 @@ def state(trainer: Trainer) -> dict[str, Tensor]:
     """Return all numbers that a training has."""
     moments = trainer.optimizer.state_dict()["state"]
     optimizer = {f"{i} {key}": value for i, part in moments.items() for key, value in part.items()}
-    ema = {f"ema {name}": value for name, value in trainer.ema.state_dict().items()}
-    return {**trainer.model.state_dict(), **ema, **optimizer}
+    averages = {"ema": trainer.ema, **trainer.averages}
+    averaged = {
+        f"{which} {name}": value
+        for which, model in averages.items()
+        for name, value in model.state_dict().items()
+    }
+    return {**trainer.model.state_dict(), **averaged, **optimizer}
 
 
 def assert_same_state(first: Trainer, second: Trainer) -> None:
@@ -217,6 +223,7 @@ def test_a_tiny_generator_learns_eight_latents_by_heart(
     sampling = SampleConfig(
         seed=0,
         num_images=COUNT,
+        weights="ema",
         labels=None,
         num_steps=4,
         order="random",

@@ -28,13 +28,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     assert first is not None
     assert rest is not None
     losses, norms = first.losses + rest.losses, first.norms + rest.norms
-    return folder.parent / "half", Outcome(losses, norms, rest.model, rest.ema)
+    return folder.parent / "half", Outcome(losses, norms, rest.model, rest.ema, rest.average)
 
 
 def check(outcome: Outcome, expected: Outcome, first: int = 0) -> None:
     assert outcome.losses == pytest.approx(expected.losses[first:], rel=1e-5)
     assert outcome.norms == pytest.approx(expected.norms[first:], rel=1e-4)
-    for found, wanted in ((outcome.model, expected.model), (outcome.ema, expected.ema)):
+    for found, wanted in zip(outcome[2:], expected[2:], strict=True):
         assert found.keys() == wanted.keys()
         for name, value in wanted.items():
             torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5, msg=name)

@@ -53,18 +53,20 @@ TRAINING = {
     "weight_decay": 0.02,
     "gradient_clip": 0.5,
     "ema_decay": 0.9,
+    "averages": {"widths": [0.1], "snapshots": 2, "dtype": "float32"},
     "curve_steps": 1,
     "preview_steps": 1,
 }
 
 
 class Outcome(NamedTuple):
-    """What a training came to: its losses, gradient norms, and raw and averaged weights."""
+    """What a training came to: its losses, gradient norms, raw and averaged weights."""
 
     losses: list[float]
     norms: list[float]
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
+    average: dict[str, Tensor]
 
 
 def write_cache(folder: Path) -> None:
@@ -116,7 +118,7 @@ def run(
     checkpoints.wait()
     distributed.barrier()
     states: list[dict[str, Tensor]] = []
-    for whole in (trainer.whole_model, trainer.whole_ema):
+    for whole in (trainer.whole_model, trainer.whole_ema, lambda: trainer.whole_average(0.1)):
         if (found := whole()) is not None:
             states.append({name: value.clone() for name, value in found.state_dict().items()})
     if not states:
