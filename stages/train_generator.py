@@ -10,7 +10,7 @@ from mar.latents.info import TRANSFORM, LatentsInfo, latent_std
 from mar.model.compilation import compile_blocks
 from mar.model.flops import mfu
 from mar.model.mar import MAR, save_mar
-from mar.released.generator import GeneratorSource
+from mar.released.generator import GeneratorSource, fitted
 from mar.training.generator import (
     InitialWeights,
     TrainingConfig,
@@ -49,7 +49,10 @@ def main(stage: Stage) -> None:
     given = None
     if section.source == "released":
         found = released.read(stage, "generator", section, model)
-        given = InitialWeights(section.to_ours(found.chosen), section.to_ours(found.model))
+        given = InitialWeights(
+            fitted(section.to_ours(found.chosen), model),
+            fitted(section.to_ours(found.model), model),
+        )
     cache = LatentCache(LATENTS, info, on_device=stage.cache_on_device)
     stage.preflight(cache=cache, weights=TOKENIZER, image_size=image_size)
     trainer = new_trainer(model.to(stage.device), config, given, parallel=stage.parallel)

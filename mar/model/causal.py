@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, pad, scaled_dot_product_attention
 
 from mar.model.block import Block
+from mar.model.conditions import TextShape
 from mar.model.masking import expand_index, gather_tokens
 from mar.model.transformer import LayerNorm, TokenTransformer, Widths, blocks
 
@@ -80,8 +81,8 @@ class CausalBlock(Block):
 class CausalTransformer(TokenTransformer):
     """The encoder's and the decoder's blocks as one stack with a causal mask.
 
-    The mask covers the K condition tokens too. They all hold the same condition, and the last of
-    them, where the first token is predicted, attends to all of them. So attention needs no mask
+    The mask covers the K condition tokens too. The last of them, where the first token is
+    predicted, attends to all of them. So attention needs no mask
     tensor, and any prefix of the input can be computed alone.
     """
 
@@ -93,6 +94,7 @@ class CausalTransformer(TokenTransformer):
         num_codes: int | None = None,
         num_tokens: int,
         num_classes: int,
+        text: TextShape | None = None,
         condition_tokens: int,
         dropout: float,
         next_position: bool,
@@ -109,6 +111,7 @@ class CausalTransformer(TokenTransformer):
             channels=channels,
             num_codes=num_codes,
             num_classes=num_classes,
+            text=text,
             condition_tokens=condition_tokens,
         )
         depth = widths.encoder_blocks + widths.decoder_blocks
@@ -131,9 +134,9 @@ class CausalTransformer(TokenTransformer):
         if self.next_position is not None:
             nn.init.normal_(self.next_position, generator=rng)
 
-    def slots(self, condition: Float[Tensor, "B D"]) -> Float[Tensor, "B K D"]:
-        """Embed the condition, as K tokens that all hold it."""
-        x = condition[:, None] + self.position[:, : self.condition_tokens]  # (B, K, D)
+    def slots(self, condition: Float[Tensor, "B K D"]) -> Float[Tensor, "B K D"]:
+        """Embed the condition tokens."""
+        x = condition + self.position[:, : self.condition_tokens]  # (B, K, D)
         return self.z_proj_ln(x)
 
     def embed(
@@ -167,7 +170,7 @@ class CausalTransformer(TokenTransformer):
         self,
         tokens: Shaped[Tensor, "B N C"],
         sequence: Int[Tensor, "B S"],
-        condition: Float[Tensor, "B D"],
+        condition: Float[Tensor, "B K D"],
     ) -> Float[Tensor, "B S D"]:
         """Return z of the first S positions of a sequence, each given the tokens before it."""
         places = [self.slots(condition), self.embed(tokens, sequence[:, :-1])]
@@ -177,7 +180,7 @@ class CausalTransformer(TokenTransformer):
         self,
         tokens: Shaped[Tensor, "B N C"],
         sequence: Int[Tensor, "B N"],
-        condition: Float[Tensor, "B D"],
+        condition: Float[Tensor, "B K D"],
     ) -> Float[Tensor, "B N D"]:
         """Return the condition z of every position, given the tokens before it and the class."""
         z = self.predict(tokens, sequence, condition)  # (B, N, D), in the order of the sequence
@@ -185,7 +188,7 @@ class CausalTransformer(TokenTransformer):
 
     def predictor(
         self,
-        condition: Float[Tensor, "B D"],
+        condition: Float[Tensor, "B K D"],
         sequence: Int[Tensor, "B N"],
         *,
         cached: bool = True,
@@ -204,7 +207,7 @@ class CausalPredictor:
     def __init__(
         self,
         transformer: CausalTransformer,
-        condition: Float[Tensor, "B D"],
+        condition: Float[Tensor, "B K D"],
         sequence: Int[Tensor, "B N"],
         *,
         cached: bool,

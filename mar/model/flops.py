@@ -52,17 +52,21 @@ def step_flops(model: MAR, batch_size: int, num_hidden: int | None = None) -> in
     if num_hidden is None:
         num_hidden = round(mean_hidden(model.config.mask_ratio, model.num_tokens))
     with torch.device("meta"):
-        twin = MAR(model.config, model.latent, model.num_classes, model.codebook_size)
+        sizes = (model.latent, model.num_classes, model.codebook_size)
+        twin = MAR(model.config, *sizes, text=model.text)
         channels = 1 if model.config.is_discrete else model.latent.channels
         dtype = torch.int64 if model.config.is_discrete else torch.float32
         shape = (batch_size, channels, model.latent.height, model.latent.width)
-        latents, labels = torch.empty(shape, dtype=dtype), torch.empty(batch_size, dtype=torch.long)
+        latents, given = (
+            torch.empty(shape, dtype=dtype),
+            twin.transformer.condition.nothing(batch_size),
+        )
         orders = torch.empty(batch_size, model.num_tokens, dtype=torch.long)
         dropped = torch.empty(batch_size, dtype=torch.bool)
     one = twin.head.draw(1, num_hidden, torch.Generator())
     head = tuple(draw.to("meta").expand(batch_size, *draw.shape[1:]) for draw in one)
     with FlopCounterMode(display=False) as counter:
-        twin.train()(latents, labels, TrainingDraws(orders, num_hidden, dropped, head)).backward()
+        twin.train()(latents, given, TrainingDraws(orders, num_hidden, dropped, head)).backward()
     return counter.get_total_flops()
 
 

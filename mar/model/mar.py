@@ -5,6 +5,7 @@ c channels of a latent, H W latent grid.
 """
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from mar.heads.registry import HEADS, HeadConfig
 from mar.latents.posterior import LatentShape
 from mar.model import masking
 from mar.model.causal import CausalTransformer, check_one_stack
+from mar.model.conditions import TextShape
 from mar.model.transformer import Predictor, Transformer, Widths
 
 
@@ -54,11 +56,13 @@ class GeneratorConfig(Config):
         gt=0, le=1_000, description="side of the square of latents that makes a token"
     )
     condition_tokens: int = Field(
-        gt=0, le=65_536, description="slots that hold the class (MAR: buffer size)"
+        gt=0,
+        le=65_536,
+        description="slots that hold the class, or the tokens of a text (MAR: buffer size)",
     )
     dropout: float = Field(ge=0, lt=1, description="dropout on attention and on projections")
     label_drop: float = Field(
-        ge=0, lt=1, description="share of samples trained without their class"
+        ge=0, lt=1, description="share of samples trained without their class or text"
     )
     mask_ratio: MaskRatio | None = Field(
         description="shares of hidden tokens in training; null if causal"
@@ -104,6 +108,8 @@ class MAR(nn.Module):
         latent: LatentShape,
         num_classes: int,
         codebook_size: int | None = None,
+        *,
+        text: TextShape | None = None,
     ) -> None:
         """Make the layers.
 
@@ -112,6 +118,7 @@ class MAR(nn.Module):
             latent: The shape of an image's latents.
             num_classes: Classes of the data.
             codebook_size: Codes of the tokenizer; needed where tokens are indices.
+            text: What is given of a text, where images are conditioned on one and not on a class.
 
         Raises:
             ValueError: sizes do not fit together, or the tokenizer does not fit the head.
@@ -121,6 +128,7 @@ class MAR(nn.Module):
         self.config = cut_down(config, GeneratorConfig)
         self.latent = latent
         self.num_classes = num_classes
+        self.text = text
         self.codebook_size = codebook_size
         self.rows = latent.height // config.patch_size
         self.columns = latent.width // config.patch_size
@@ -139,6 +147,7 @@ class MAR(nn.Module):
             num_codes=num_codes,
             num_tokens=self.num_tokens,
             num_classes=num_classes,
+            text=text,
             condition_tokens=config.condition_tokens,
             dropout=config.dropout,
         )
@@ -162,7 +171,7 @@ class MAR(nn.Module):
         return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=self.rows, p=p, q=p)
 
     def draw(self, batch: int, rng: torch.Generator) -> TrainingDraws:
-        """Draw one mask ratio for a batch, and each sample's order, dropped class and noise."""
+        """Draw one mask ratio for a batch, and each sample's order, dropped condition and noise."""
         config = self.config
         num_hidden = self.num_tokens
         if (ratios := config.mask_ratio) is not None:
@@ -180,16 +189,21 @@ class MAR(nn.Module):
         return masking.raster_orders(batch, self.num_tokens, rng.device)
 
     def forward(
-        self, latents: Shaped[Tensor, "B c H W"], labels: Int[Tensor, " B"], draws: TrainingDraws
+        self,
+        latents: Shaped[Tensor, "B c H W"],
+        given: Shaped[Tensor, "B ..."],
+        draws: TrainingDraws,
     ) -> Float[Tensor, ""]:
         """Return the mean loss over the hidden tokens; under causal attention, over all tokens.
+
+        What is given is the class of each sample, or its text (`mar.model.conditions`).
 
         Hidden tokens are selected before the head. The original computes the head's loss for all
         tokens and discards the visible ones: the same expectation, more work.
         """
         tokens = self.patchify(latents)  # (B, N, C)
         hidden, visible = masking.split_orders(draws.orders, draws.num_hidden)
-        condition = self.transformer.condition(labels, draws.dropped)
+        condition = self.transformer.condition(given, draws.dropped)
         if isinstance(self.transformer, CausalTransformer):
             z = self.transformer(tokens, draws.orders.flip(1), condition)  # (B, M = N, D)
         else:
@@ -198,7 +212,7 @@ class MAR(nn.Module):
 
     def predictor(
         self,
-        labels: Int[Tensor, " B"],
+        given: Shaped[Tensor, "B ..."],
         dropped: Bool[Tensor, " B"],
         orders: Int[Tensor, "B N"],
         *,
@@ -207,13 +221,13 @@ class MAR(nn.Module):
         """Return a function that predicts z of the tokens drawn in each step of one generation.
 
         Args:
-            labels: The class of each sample.
-            dropped: Where the null class replaces the class.
+            given: The class of each sample, or its text.
+            dropped: Which samples are generated without.
             orders: Order of the tokens, of which the last is generated first; bidirectional
                 attention does not depend on it.
             cached: Whether causal attention keeps keys and values.
         """
-        condition = self.transformer.condition(labels, dropped)
+        condition = self.transformer.condition(given, dropped)
         if isinstance(self.transformer, CausalTransformer):
             return self.transformer.predictor(condition, orders.flip(1), cached=cached)
         return self.transformer.predictor(condition)
@@ -225,6 +239,7 @@ def save_mar(path: Path, model: MAR, tokenizer: str) -> None:
         "generator": model.config.model_dump(),
         "latent": asdict(model.latent),
         "num_classes": model.num_classes,
+        "text": model.text and asdict(model.text),
         "codebook_size": model.codebook_size,
         "tokenizer": tokenizer,
     }
@@ -250,9 +265,17 @@ def load_mar(path: Path, tokenizer: str) -> MAR:
     except ValueError as error:
         raise ValueError(f"{path} holds a generator of another version: {error}") from None
     latent = LatentShape(**description["latent"])
-    model = MAR(config, latent, description["num_classes"], description["codebook_size"])
+    sizes = (description["num_classes"], description["codebook_size"])
+    text = description.get("text")  # absent in files from before there was any
+    model = MAR(config, latent, *sizes, text=text and TextShape(**text))
+    tensors = {_moved(name): value for name, value in tensors.items()}
     weights.load_into(model, tensors, path)
     return model.requires_grad_(False).eval()
+
+
+def _moved(name: str) -> str:
+    """Return where a tensor is today, which a file may hold under an earlier name."""
+    return re.sub(r"^transformer\.(?=class_embedding|null_embedding)", CONDITION, name)
 
 
 def check_size(config: GeneratorConfig, latent: LatentShape, codebook_size: int | None) -> None:
@@ -319,6 +342,7 @@ def _named(width: int, num_blocks: int, num_heads: int) -> Widths:
     )
 
 
+CONDITION = "transformer.condition."  # how the names of the condition's tensors begin
 SIZES = {  # MAR, section 4.1 and Table 4
     "base": _named(768, 12, 12),
     "large": _named(1024, 16, 16),

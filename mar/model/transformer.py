@@ -9,14 +9,16 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mar.activation_checkpointing import Checkpointed
 from mar.config import Config
+from mar.model import conditions
 from mar.model.block import Block
+from mar.model.conditions import TextShape
 from mar.model.masking import expand_index, gather_tokens
 
 
@@ -49,7 +51,7 @@ Predictor = Callable[
 
 
 class TokenTransformer(Checkpointed):
-    """What both transformers share: the embeddings of class and tokens, and initial weights."""
+    """What both transformers share: the embeddings of condition and tokens, initial weights."""
 
     def __init__(
         self,
@@ -58,13 +60,13 @@ class TokenTransformer(Checkpointed):
         channels: int,
         num_codes: int | None,
         num_classes: int,
+        text: TextShape | None,
         condition_tokens: int,
     ) -> None:
         """Make the layers; with `num_codes`, tokens are indices into a codebook of that size."""
         super().__init__()
         self.condition_tokens = condition_tokens  # (MAR: buffer)
-        self.class_embedding = nn.Embedding(num_classes, width)
-        self.null_embedding = nn.Parameter(torch.empty(1, width))
+        self.condition = conditions.condition_tokens(num_classes, text, width, condition_tokens)
         self.z_proj = (
             nn.Linear(channels, width) if num_codes is None else IndexEmbedding(num_codes, width)
         )
@@ -76,26 +78,24 @@ class TokenTransformer(Checkpointed):
         | what                                             | weight         | bias |
         |--------------------------------------------------|----------------|------|
         | Linear                                           | Xavier uniform | 0    |
-        | embeddings, null vector, mask token, positions   | N(0, 0.02)     |      |
+        | embeddings, null vectors, mask token, positions  | N(0, 0.02)     |      |
         | LayerNorm                                        | 1              | 0    |
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=rng)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02, generator=rng)
-        for parameter in self.parameters(recurse=False):
+        for parameter in (
+            *self.condition.parameters(recurse=False),
+            *self.parameters(recurse=False),
+        ):
             nn.init.normal_(parameter, std=0.02, generator=rng)
-
-    def condition(
-        self, labels: Int[Tensor, " B"], dropped: Bool[Tensor, " B"]
-    ) -> Float[Tensor, "B D"]:
-        """Embed the class of each sample, or the null class where it is dropped."""
-        return torch.where(dropped[:, None], self.null_embedding, self.class_embedding(labels))
 
 
 class Transformer(TokenTransformer):
@@ -113,6 +113,7 @@ class Transformer(TokenTransformer):
         num_codes: int | None = None,
         num_tokens: int,
         num_classes: int,
+        text: TextShape | None = None,
         condition_tokens: int,
         dropout: float,
     ) -> None:
@@ -122,6 +123,7 @@ class Transformer(TokenTransformer):
             channels=channels,
             num_codes=num_codes,
             num_classes=num_classes,
+            text=text,
             condition_tokens=condition_tokens,
         )
         length = condition_tokens + num_tokens
@@ -139,14 +141,14 @@ class Transformer(TokenTransformer):
         self,
         tokens: Shaped[Tensor, "B N C"],
         visible: Int[Tensor, "B V"],
-        condition: Float[Tensor, "B D"],
+        condition: Float[Tensor, "B K D"],
     ) -> Float[Tensor, "B L D"]:
-        """Encode the visible tokens behind K slots that all hold the condition."""
+        """Encode the visible tokens behind the K condition tokens."""
         count = self.condition_tokens
         known = gather_tokens(tokens, visible)  # (B, V, C)
         of_slots, of_tokens = torch.split(self.encoder_position[0], [count, tokens.shape[1]])
         x = self.z_proj(known) + functional.embedding(visible, of_tokens)  # (B, V, D)
-        slots = condition[:, None] + of_slots  # (B, K, D)
+        slots = condition + of_slots  # (B, K, D)
         x = self.z_proj_ln(torch.cat([slots, x], dim=1))  # (B, L, D)
         for block in self.encoder_blocks:
             x = self.apply_block(block, x)
@@ -183,13 +185,13 @@ class Transformer(TokenTransformer):
         self,
         tokens: Shaped[Tensor, "B N C"],
         visible: Int[Tensor, "B V"],
-        condition: Float[Tensor, "B D"],
+        condition: Float[Tensor, "B K D"],
         drawn: Int[Tensor, "B M"] | None = None,
     ) -> Float[Tensor, "B M E"]:
-        """Return the condition z of drawn positions, or of all, given visible tokens and class."""
+        """Return z of drawn positions, or of all, given visible tokens and the condition."""
         return self.decode(self.encode(tokens, visible, condition), visible, drawn)
 
-    def predictor(self, condition: Float[Tensor, "B D"]) -> Predictor:
+    def predictor(self, condition: Float[Tensor, "B K D"]) -> Predictor:
         """Return a function that predicts z of the drawn positions, which come in any order."""
 
         def predict(

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from mar.model.mar import GeneratorConfig
+from mar.model.mar import CONDITION, MAR, GeneratorConfig
 from mar.released.file import ReleasedFile
 from mar.released.names import CLASSES, from_released
 
@@ -31,7 +31,7 @@ class ReleasedGenerator(GeneratorConfig, ReleasedFile):
     )
     classes: Literal["released", "new"] = Field(
         description="the file's class embedding, or a new one for the classes of the data, which "
-        "begins with random numbers and has to be trained"
+        "begins with random numbers and has to be trained; new where texts take its place"
     )
 
     def to_ours(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -42,6 +42,22 @@ class ReleasedGenerator(GeneratorConfig, ReleasedFile):
     def is_new(self, name: str) -> bool:
         """Say whether a tensor of the file, by its released name, is not taken."""
         return self.classes == "new" and name == CLASSES
+
+
+def fitted(weights: Mapping[str, Tensor], model: MAR) -> dict[str, Tensor]:
+    """Return the weights of a class-conditional model as a model of the same sizes takes them.
+
+    With texts it begins as that model without a class: its null vector is in each slot, and texts
+    add nothing to it yet.
+    """
+    others = {name: value for name, value in weights.items() if not name.startswith(CONDITION)}
+    released = {
+        name.removeprefix(CONDITION): value
+        for name, value in weights.items()
+        if name.startswith(CONDITION)
+    }
+    condition = model.transformer.condition.adopt(released)
+    return others | {CONDITION + name: value for name, value in condition.items()}
 
 
 # Section `generator` of `params.yaml`.

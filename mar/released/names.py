@@ -13,8 +13,8 @@ Table = Sequence[tuple[str, str]]
 
 # (released, ours): prefixes of whole names; the first that fits is used.
 GENERATOR_NAMES = (
-    ("fake_latent", "transformer.null_embedding"),
-    ("class_emb.", "transformer.class_embedding."),
+    ("fake_latent", "transformer.condition.null_embedding"),
+    ("class_emb.", "transformer.condition.class_embedding."),
     ("encoder_pos_embed_learned", "transformer.encoder_position"),
     ("decoder_pos_embed_learned", "transformer.decoder_position"),
     ("diffusion_pos_embed_learned", "transformer.head_position"),

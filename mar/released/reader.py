@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mar.model.mar import MAR
@@ -47,6 +48,10 @@ def read_generator(section: ReleasedGenerator, model: MAR, *, base: Path) -> Gen
         ValueError: the file is missing, another one, damaged, or its tensors do not fit.
     """
     check_layout(section)
+    if model.text is not None:  # but for its texts, it must be the file's
+        sizes = (model.latent, model.num_classes, model.codebook_size)
+        with torch.device("meta"):
+            model = MAR(model.config, *sizes)
     path = section.place(base)
     chosen = contents.read_generator(path, section.sha256, which=section.weights)
     trained = chosen

@@ -143,7 +143,7 @@ class KnownTokens:
 @torch.no_grad()
 def generate(
     model: MAR,
-    labels: Int[Tensor, " B"],
+    given: Shaped[Tensor, "B ..."],
     noise: SamplingNoise,
     config: SampleConfig,
     *,
@@ -152,11 +152,11 @@ def generate(
     on_step: Callable[[int], None] | None = None,
     on_tokens: OnTokens | None = None,
 ) -> Shaped[Tensor, "B c H W"]:
-    """Generate normalised latents, or code indices, of the given classes.
+    """Generate normalised latents, or code indices, of the given classes or texts.
 
     Args:
         model: The model, in evaluation mode.
-        labels: The class of each image.
+        given: The class of each image, or its text (`mar.model.conditions`).
         noise: The randomness of each image.
         config: How to sample; with known tokens, no more steps are taken than tokens are hidden.
         known: Tokens to keep.
@@ -182,7 +182,7 @@ def generate(
         num_steps = min(num_steps, hidden)
     counts = masking.num_hidden_after(hidden, num_steps) if hidden else []
     samplers = [config.head.at_step(step, len(counts)) for step in range(len(counts))]
-    draw = _Drawing(model, labels, orders, noise, config, samplers, cached=cached)
+    draw = _Drawing(model, given, orders, noise, config, samplers, cached=cached)
     for step, num_left in enumerate(counts):
         # The original's linear schedule counts one token as hidden in the last step.
         scale = guidance_at(config, model.num_tokens - max(num_left, 1), model.num_tokens)
@@ -209,7 +209,7 @@ class _Drawing:
     def __init__(
         self,
         model: MAR,
-        labels: Int[Tensor, " B"],
+        given: Shaped[Tensor, "B ..."],
         orders: Int[Tensor, "B N"],
         noise: SamplingNoise,
         config: SampleConfig,
@@ -220,12 +220,13 @@ class _Drawing:
         self.head = model.head
         self.noise = noise
         self.samplers = samplers  # of each generation step
-        self.copies = 1 if config.guidance_scale == 1 else 2  # with class, without
-        dropped = (
-            torch.arange(self.copies, device=labels.device).repeat_interleave(len(labels)) == 1
-        )
+        self.copies = 1 if config.guidance_scale == 1 else 2  # with condition, without
+        dropped = torch.arange(self.copies, device=given.device).repeat_interleave(len(given)) == 1
         self.predict: Predictor = model.predictor(
-            labels.repeat(self.copies), dropped, orders.repeat(self.copies, 1), cached=cached
+            torch.cat([given] * self.copies),
+            dropped,
+            orders.repeat(self.copies, 1),
+            cached=cached,
         )
 
     def __call__(
@@ -263,7 +264,7 @@ class _Drawing:
         )
 
     def _condition(self, tokens: Tensor, visible: Tensor, drawn: Tensor, scale: float) -> Condition:
-        """Return z of the drawn positions as rows, with class and, if guided, without."""
+        """Return z of the drawn positions as rows, with what is given and, if guided, without."""
         copies = self.copies
         z = self.predict(
             tokens.repeat(copies, 1, 1), visible.repeat(copies, 1), drawn.repeat(copies, 1)
@@ -293,7 +294,7 @@ def check_fit(config: SampleConfig, generator: GeneratorConfig, num_tokens: int)
     if config.guidance_scale > 1 and generator.label_drop == 0:
         raise ValueError(
             "sample.guidance_scale: must be 1 where generator.label_drop is 0, as the prediction "
-            f"without class is not trained; got {config.guidance_scale}"
+            f"without class or text is not trained; got {config.guidance_scale}"
         )
     # A bidirectional model trained with random orders can generate in any order.
     learnt_any = generator.order == "random" and generator.attention == "bidirectional"

@@ -1,4 +1,4 @@
-"""From classes to images: draw latents, undo their scale, decode.
+"""From classes or texts to images: draw latents, undo their scale, decode.
 
 Shapes: B batch, N tokens of an image, M tokens still to be drawn, C channels of a token, H W an
 image.
@@ -27,7 +27,7 @@ GREY = 128  # of what is not drawn yet
 def generate_images(
     model: MAR,
     tokenizer: Tokenizer,
-    labels: Int[Tensor, " B"],
+    given: Shaped[Tensor, "B ..."],
     indices: Sequence[int],
     config: SampleConfig,
     *,
@@ -43,7 +43,7 @@ def generate_images(
     Args:
         model: The model, in evaluation mode.
         tokenizer: What the latents are decoded with.
-        labels: The class of each image.
+        given: The class of each image, or its text.
         indices: The number of each image, from which its noise is drawn.
         config: How to sample.
         latent_std: What the latents were divided by in training.
@@ -63,7 +63,7 @@ def generate_images(
     with autocast():
         latents = generate(
             model,
-            labels.to(device),
+            given.to(device),
             noise,
             config,
             known=known,

@@ -200,7 +200,7 @@ def _losses(
         with trainer.accumulate(last=start + micro_batch >= len(latents)):
             with autocast():
                 loss = trainer.network(latents[part], labels[part], draws[part])
-            yield loss * (len(labels[part]) / config.batch_size), {}
+            yield loss * (len(latents[part]) / config.batch_size), {}
 
 
 def _device(model: MAR) -> torch.device:

@@ -193,7 +193,7 @@ def test_a_generator_is_fine_tuned_on_other_classes() -> None:
     params["sample"]["labels"] = [9]
     write_params(params)
     trained, average = fine_tune()
-    begun, name = released("model_ema"), "transformer.class_embedding.weight"
+    begun, name = released("model_ema"), "transformer.condition.class_embedding.weight"
     assert begun[name].shape == (7, 16)
     for found in (trained, average):
         assert found.keys() == begun.keys()

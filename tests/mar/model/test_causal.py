@@ -65,7 +65,7 @@ def tokens(rng: torch.Generator) -> Tensor:
 
 @pytest.fixture
 def condition(rng: torch.Generator) -> Tensor:
-    return torch.randn(2, WIDTH, generator=rng)
+    return torch.randn(2, SLOTS, WIDTH, generator=rng)
 
 
 # What a place sees
@@ -89,7 +89,7 @@ def test_a_place_sees_the_class_and_the_tokens_before_it_alone(
             )
             assert rows(by_token[sample]) == set(order[:place])
             assert rows(by_token[1 - sample]) == set()
-            assert rows(by_class) == {sample}
+            assert rows(by_class.flatten(1)) == {sample}
 
 
 def test_places_know_the_unshuffled_positions_of_what_they_see_and_of_what_they_predict(
@@ -348,7 +348,10 @@ def test_checkpointing_recomputes_the_blocks_and_changes_nothing(
     assert calls == ["0", "1", "2", "3"]
     recomputed = outcome(transformer, tokens, condition, checkpointing=True)
     assert calls[4:] == ["0", "1", "2", "3", "3", "2", "1", "0"]
-    unused = {"class_embedding.weight", "null_embedding"}  # `condition` is given
+    unused = {
+        "condition.class_embedding.weight",
+        "condition.null_embedding",
+    }  # `condition` is given
     assert {"z", *dict(transformer.named_parameters())} - kept.keys() == unused
     assert kept.keys() == recomputed.keys()
     assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
@@ -388,9 +391,9 @@ def test_initial_weights_are_those_of_the_table() -> None:
 
     transformer = initial(0)
     small = {
-        "class_embedding.weight",
+        "condition.class_embedding.weight",
         "head_position",
-        "null_embedding",
+        "condition.null_embedding",
         "position",
     }
     std = dict.fromkeys(small, 0.02) | {"next_position": 1.0}

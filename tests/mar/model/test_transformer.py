@@ -86,14 +86,6 @@ def test_without_visible_tokens_the_class_alone_decides(
     assert not torch.allclose(z[0, 0], z[0, 1], atol=1e-3)  # positions differ all the same
 
 
-def test_dropped_classes_are_the_null_class(transformer: Transformer) -> None:
-    labels, dropped = torch.tensor([2, 2, 4]), torch.tensor([True, False, True])
-    condition = transformer.condition(labels, dropped)
-    assert torch.equal(condition[0], transformer.null_embedding[0])
-    assert torch.equal(condition[1], transformer.class_embedding.weight[2])
-    assert torch.equal(condition[2], transformer.null_embedding[0])
-
-
 def test_a_predictor_gives_z_of_the_drawn_positions(
     transformer: Transformer, tokens: Tensor, condition: Tensor
 ) -> None:
@@ -197,12 +189,12 @@ def test_initial_weights_are_those_of_the_table() -> None:
     known = {id(parameter) for parameter in seen}
     others = {n: p for n, p in transformer.named_parameters() if id(p) not in known}
     assert sorted(others) == [
-        "class_embedding.weight",
+        "condition.class_embedding.weight",
+        "condition.null_embedding",
         "decoder_position",
         "encoder_position",
         "head_position",
         "mask_token",
-        "null_embedding",
     ]
     for name, parameter in others.items():
         tolerance = 4 / math.sqrt(2 * parameter.numel())

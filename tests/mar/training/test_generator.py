@@ -303,7 +303,7 @@ def test_without_a_step_both_sets_are_there_and_no_latent_is_read(
 
 def test_what_is_not_given_is_drawn_from_the_seed(tiny_model: MAR) -> None:
     """As a training would draw it that begins with random weights alone."""
-    name = "transformer.class_embedding.weight"
+    name = "transformer.condition.class_embedding.weight"
     weights, drawn = given(tiny_model), new_trainer(tiny_model, make_config(seed=3)).model
     expected = drawn.state_dict()[name].clone()
     kept = {key: value for key, value in weights.chosen.items() if key != name}
