@@ -7,6 +7,7 @@ Shapes: B batch, M tokens with a loss, R rows (tokens, of any images), C channel
 width of z, A independent draws of (t, eps) for each token.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection, guide
 from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size
 
 
+Solver = Literal["euler", "adams", "heun", "midpoint"]
 TIME_SCALE = 1000  # the denoiser embeds times from 0 to 1000; a flow's run from 0 to 1
 
 
@@ -43,8 +45,9 @@ class FlowSampler(AnnealedSampler):
 
     kind: Literal["flow"]
     num_steps: int = Field(gt=0, le=10_000, description="steps of the solver for a token")
-    solver: Literal["euler", "heun"] = Field(
-        description="euler (order 1), or heun (order 2, twice the network calls)"
+    solver: Solver = Field(
+        description="euler (order 1), adams (order 2, as many network calls), or with twice the "
+        "calls heun or midpoint (order 2)"
     )
     temperature: float = Field(gt=0, description="scale of the initial noise of a token")
 
@@ -107,12 +110,37 @@ class RectifiedFlow(Head):
                 given, null = self.denoiser.denoise(torch.cat([x_t, x_t]), y + time).chunk(2)
                 return guide(null, given, condition.scale)
 
-            x = sampler.temperature * noise.initial
-            step = 1 / sampler.num_steps
-            for index in range(sampler.num_steps):
-                t = 1 - index * step
-                slope = velocity(x, t)
-                if sampler.solver == "heun":
-                    slope = (slope + velocity(x - step * slope, t - step)) / 2
-                x = x - step * slope
-            return x
+            start = sampler.temperature * noise.initial
+            return solve(velocity, start, num_steps=sampler.num_steps, solver=sampler.solver)
+
+
+def solve(
+    velocity: Callable[[Tensor, float], Tensor],
+    start: Float[Tensor, "R C"],
+    *,
+    num_steps: int,
+    solver: Solver,
+) -> Float[Tensor, "R C"]:
+    """Integrate dx/dt = velocity(x, t) from t = 1 to t = 0 in equal steps.
+
+    Args:
+        velocity: From x (R, C) and t.
+        start: x at t = 1.
+        num_steps: Of the solver.
+        solver: `euler`, `heun` (its slope is the mean of those at both ends of a step), `midpoint`
+            (the slope in the middle of a step), or `adams` (Adams-Bashforth of order 2: the slope
+            is extrapolated from this step's and the one's before; the first step is Euler's).
+    """
+    x, before = start, None
+    step = 1 / num_steps
+    for index in range(num_steps):
+        t = 1 - index * step
+        slope = here = velocity(x, t)
+        if solver == "heun":
+            slope = (here + velocity(x - step * here, t - step)) / 2
+        elif solver == "midpoint":
+            slope = velocity(x - step / 2 * here, t - step / 2)
+        elif solver == "adams" and before is not None:
+            slope = (3 * here - before) / 2
+        x, before = x - step * slope, here
+    return x
