@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from mar.evaluation.score_names import find, parts
 from pipelines.clone import Clone
 
 
@@ -64,7 +65,9 @@ def read(
     """Read what the stages of an experiment measured; speeds are known of stages that ran here."""
     stages = ("reconstruct", "train_generator", "evaluate")
     restored, trained, scored = (clone.metrics(reference, stage) for stage in stages)
-    distance = next(name for name in DISTANCES if name in scored["samples"])
+    distance = next(name for name in scored["samples"] if parts(name).base in DISTANCES)
+    real_fid = find(scored["held_out"], parts(distance).base)
+    assert real_fid is not None  # rows are compared with a split of real images
     images = trained["steps"] * params["training"]["batch_size"]
     training, sampling = (
         speeds.get(stage, {}).get("images_per_second") for stage in ("train_generator", "sample")
@@ -76,7 +79,7 @@ def read(
         experiment=reference.rpartition("/")[2],
         distance=distance,
         fid=scored["samples"][distance],
-        real_fid=scored["held_out"][distance],
+        real_fid=real_fid,
         classifier_accuracy=scored["samples"].get("classifier_accuracy"),
         real_classifier_accuracy=scored["held_out"].get("classifier_accuracy"),
         psnr=restored.get("psnr"),

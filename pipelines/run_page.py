@@ -12,6 +12,7 @@ from urllib.parse import quote
 from PIL import Image
 from prefect.artifacts import create_markdown_artifact
 
+from mar.evaluation.score_names import find, parts
 from mar.files import atomic
 
 
@@ -22,10 +23,14 @@ LABELS = {
     "fd_dinov2": "DINOv2 distance (lower is better)",
     "is": "Inception Score (higher is better)",
     "kid": "KID (lower is better)",
+    "sfid": "sFID (lower is better)",
+    "inf": "FID of infinitely many images",
+    "mmd": "MMD, Gaussian kernel (lower is better)",
     "precision": "precision (higher is better)",
     "recall": "recall (higher is better)",
     "accuracy": "accuracy: images that are recognised as their class",
 }
+PLUS_MINUS = "\u00b1"
 HEADLINE = ("fid", "fd_dinov2", "accuracy")
 
 
@@ -105,20 +110,34 @@ def duration(seconds: float) -> str:
 
 
 def _scores(scores: dict[str, Any]) -> str:
+    count = scores["num_reference"]
+    real = "published statistics" if count is None else f"{count:,} real ones"
     lines = [
         "## Scores",
         "",
         f"{scores['num_samples']:,} generated images, and {scores['num_held_out']:,} real ones "
-        f"that were held out, each against {scores['num_reference']:,} real ones. Features: "
+        f"that were held out, each against {real}. Features: "
         f"`{scores['extractor']}`; reference: `{scores['reference']}`.",
         "",
         "| score | generated | real, held out |",
         "|---|---:|---:|",
     ]
-    for name, value in scores["samples"].items():
-        real = scores["held_out"].get(name)
-        lines.append(f"| {_label(name)} | {_number(name, value)} | {_number(name, real)} |")
+    for name in scores["samples"]:
+        base, num_images, is_spread = parts(name)
+        if is_spread:
+            continue
+        label = _label(base) + (f", of {num_images:,} images" if num_images else "")
+        cells = [_with_spread(scores[group], base) for group in ("samples", "held_out")]
+        lines.append(f"| {label} | {cells[0]} | {cells[1]} |")
+    if scores.get("warnings"):
+        lines += ["", scores["warnings"]]
     return "\n".join(lines)
+
+
+def _with_spread(scores: dict[str, float], base: str) -> str:
+    spread = find(scores, base, spread=True)
+    after = "" if spread is None else f" {PLUS_MINUS} {_number(base, spread)}"
+    return f"{_number(base, find(scores, base))}{after}"
 
 
 def _stages(outcomes: Sequence[Outcome]) -> str:
@@ -155,13 +174,14 @@ def _count(outcomes: Sequence[Outcome]) -> str:
 
 def _headline(scores: dict[str, Any]) -> str:
     """Return the scores that tell most, in the 40 characters that fit on a card."""
-    parts: list[str] = []
+    found: list[str] = []
     for name, value in scores.get("samples", {}).items():
-        if _kind(name) in HEADLINE:
-            label = re.split(r" \(|:", _label(name), maxsplit=1)[0]
-            label = label.removeprefix("classifier ") if parts else label
-            parts.append(f"{label} {_number(name, value)}")
-    return ", ".join(parts)
+        base, _, is_spread = parts(name)
+        if _kind(base) in HEADLINE and not is_spread:
+            label = re.split(r" \(|:", _label(base), maxsplit=1)[0]
+            label = label.removeprefix("classifier ") if found else label
+            found.append(f"{label} {_number(base, value)}")
+    return ", ".join(found)
 
 
 def _kind(name: str) -> str:
@@ -172,7 +192,7 @@ def _kind(name: str) -> str:
 def _label(name: str) -> str:
     """Return a score's name for people: `classifier_fid` is the classifier's FID."""
     kind = _kind(name)
-    features = name.removesuffix(kind).strip("_").replace("_", " ")
+    features = name.removesuffix(kind).removesuffix("fid_").strip("_").replace("_", " ")
     return f"{features} {LABELS.get(kind, kind)}".strip()
 
 

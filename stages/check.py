@@ -11,8 +11,8 @@ from typing import Any
 from mar.data.class_names import read_class_names
 from mar.evaluation.classifier_extractor import ClassifierReference
 from mar.evaluation.extractor_registry import ReferenceConfig
-from mar.evaluation.metrics import EvaluateConfig, check_sizes
-from mar.evaluation.reference import find_published, has_images
+from mar.evaluation.metrics import EvaluateConfig, fit_sizes, fit_warnings
+from mar.evaluation.published import find_published, has_images
 from mar.latents.info import LatentsConfig
 from mar.model.mar import GeneratorConfig, check_size, narrow_denoiser_warning
 from mar.released.generator import GeneratorSource
@@ -76,7 +76,20 @@ def config_warnings(configs: dict[str, Any]) -> list[str]:
     doubts = [narrow_denoiser_warning(configs["generator"], latent)]
     for name in ("tokenizer_training", "training"):
         doubts.append(long_average_warning(f"{name}.ema_decay", configs[name]))
-    return [doubt for doubt in doubts if doubt is not None]
+    known = [doubt for doubt in doubts if doubt is not None]
+    return [*known, *_count_warnings(configs)]
+
+
+def _count_warnings(configs: dict[str, Any]) -> list[str]:
+    """Return what scores lack for want of images, as far as it is known before they are there."""
+    sample, reference = configs["sample"], configs["reference"]
+    published = find_published(reference, root())
+    has_features = published is None or has_images(published)
+    fitted = fit_sizes(
+        configs["evaluate"], sample.num_images, reference.num_features if has_features else 0
+    )
+    name = "images (sample.num_images, reference.num_features)"
+    return fit_warnings(name, configs["evaluate"], fitted)
 
 
 def check_classes(configs: dict[str, Any], classes: Path) -> list[str]:
@@ -112,16 +125,10 @@ def _check_fit(configs: dict[str, Any]) -> None:
     _check_weights(sample, configs["training"])
     if not configs["data"].has_images:
         _check_without_images(configs)
-    reference = configs["reference"]
-    published = find_published(reference, root())
-    check_sizes(
-        configs["evaluate"],
-        "samples (sample.num_images)",
-        sample.num_images,
-        # Where a published file is not there yet, `evaluate` tells what it finds.
-        num_features=0 if published and not has_images(published) else reference.num_features,
-        inception_score=reference.has_inception_score,
-    )
+    if sample.num_images < 2:
+        raise ValueError(
+            f"sample.num_images: must be 2 or more to be scored, got {sample.num_images}"
+        )
 
 
 def _check_warmup(name: str, config: OptimisationConfig) -> None:

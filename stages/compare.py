@@ -16,6 +16,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from mar.evaluation.score_names import parts
 from stages import changes, headline, lineage, mlflow_store, params
 from stages.pipeline_run import OUT, TAG, numbers_of
 
@@ -38,6 +39,7 @@ COLUMNS = {  # the numbers shown, by their names in a pipeline's run
     "classifier_accuracy": "accuracy",
     "psnr": "PSNR",
 }
+COUNT_NOTE = "FID/500: of so few images, and only comparable with as many"
 FOOTNOTE = "* by the classifier of stage reference, not by Inception"
 
 
@@ -117,7 +119,7 @@ def distinct(rows: Sequence[Row]) -> list[Row]:
     kept: dict[str, Row] = {}
     names: set[str] = set()
     for row in rows:
-        scores = {key: f"{row.numbers[key]:.6g}" for key in COLUMNS if key in row.numbers}
+        scores = {key: f"{row.numbers[key]:.6g}" for key in _columns([row])}
         same = json.dumps([row.values, scores], sort_keys=True)
         if row.name == WORKSPACE or (scores and same not in kept and row.name not in names):
             kept[same] = row
@@ -127,9 +129,10 @@ def distinct(rows: Sequence[Row]) -> list[Row]:
 
 def table(rows: Sequence[Row], committed: Mapping[str, str] | None) -> str:
     """Return the rows as text of at most `WIDTH` columns."""
-    keys = [key for key in COLUMNS if any(key in row.numbers for row in rows)]
+    keys = _columns(rows)
     while sum(map(len, map(_head, keys))) > WIDTH - NAME_WIDTH - 2 - LEAST_ROOM:
-        keys.remove([key for key in keys if "fid" not in key][-1])  # of several extractors
+        others = [key for key in keys if "fid" not in key]
+        keys.remove((others or keys)[-1])  # of several extractors, or numbers of images
     heads = [_head(key) for key in keys]
     room = WIDTH - NAME_WIDTH - 2 - sum(map(len, heads))
     lines = [f"{'experiment':{NAME_WIDTH}} {'changed keys':{room}} {''.join(heads)}".rstrip()]
@@ -143,8 +146,10 @@ def table(rows: Sequence[Row], committed: Mapping[str, str] | None) -> str:
         ]
         lines.append(f"{_cut(row.name):{NAME_WIDTH}} {first:{room}} {''.join(cells)}".rstrip())
         lines += [f"{'':{NAME_WIDTH}} {text}" for text in more]
-    if any(head.endswith("*") for head in heads):
+    if any("*" in head for head in heads):
         lines += ["", FOOTNOTE]
+    if any("/" in head for head in heads):
+        lines += ["", COUNT_NOTE]
     if any(row.name == WORKSPACE and not row.numbers for row in rows):
         lines += ["", f"{WORKSPACE}: out/ is not of these parameters and this code; run: dvc repro"]
     return "\n".join(lines)
@@ -196,8 +201,22 @@ def _as_text(values: Mapping[str, Any]) -> dict[str, str]:
     return {key: str(value) for key, value in values.items()}
 
 
+def _columns(rows: Sequence[Row]) -> list[str]:
+    """Return the numbers to show; a distance of few images is one for each number of images."""
+    names = sorted({name for row in rows for name in row.numbers}, key=_order)
+    return [name for name in names if _order(name)[0] < len(COLUMNS)]
+
+
+def _order(name: str) -> tuple[int, int]:
+    base, num_images, is_spread = parts(name)
+    known = base in COLUMNS and not is_spread
+    return (list(COLUMNS).index(base) if known else len(COLUMNS), num_images or 0)
+
+
 def _head(key: str) -> str:
-    return f"{COLUMNS[key]:>{max(7, len(COLUMNS[key]) + 1)}}"
+    base, num_images, _ = parts(key)
+    text = f"{COLUMNS[base]}{'' if num_images is None else f'/{num_images}'}"
+    return f"{text:>{max(7, len(text) + 1)}}"
 
 
 def _cut(text: str) -> str:

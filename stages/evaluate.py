@@ -12,9 +12,15 @@ from mar.evaluation.confusion import confusion_picture
 from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.extractors import Extractor, Features
 from mar.evaluation.image_grid import label_grid
-from mar.evaluation.metrics import EvaluateConfig, check_sizes, distance_to_reference, score
+from mar.evaluation.metrics import (
+    EvaluateConfig,
+    class_warning,
+    distance_to_reference,
+    score,
+)
 from mar.evaluation.real_images import RealImages
 from mar.evaluation.reference import Reference
+from mar.evaluation.score_names import bases, find
 from mar.files import atomic
 from mar.sampling.store import SampleSet
 from stages import pictures
@@ -35,25 +41,36 @@ def main(stage: Stage) -> None:
     size = {"height": samples.height, "width": samples.width}
     real = RealImages.load(REFERENCE, section, base=stage.root, **size)
     extractor, reference = real.extractor, real.reference
-    check_sizes(
-        config,
-        "samples",
-        len(samples),
-        num_features=real.info.num_features,
-        inception_score=extractor.names.inception_score is not None,
-    )
+    fitted = real.fit(config, "samples", len(samples))
+    warnings = stage.warn([*fitted.warnings, class_warning(samples.labels, samples.num_classes)])
     batches = extractors.extract(extractor, samples, name="samples", device=stage.device, workers=0)
     if not distributed.is_main():
         extractors.do_share(batches)
         return
     found = extractors.gather(batches)
-    scores = score(found, samples.labels, reference, names=extractor.names, config=config)
+    scores = score(found, samples.labels, reference, names=extractor.names, config=fitted.config)
 
-    columns = {"samples": scores, "held_out": real.info.held_out}
-    table = pd.DataFrame(columns).rename_axis("metric")
-    atomic.write_text(stage.out / "scores.csv", table.to_csv())
-    stage.write_metrics(real.report(scores, len(samples)))
+    atomic.write_text(stage.out / "scores.csv", _table(scores, real.info.held_out))
+    report = real.report(scores, len(samples))
+    stage.write_metrics(report | {"warnings": " ".join(f"{text}." for text in warnings)})
+    described = ("extractor", "reference", "num_samples")
+    stage.run.tags({key: str(report[key]) for key in described} | {"warnings": "\n".join(warnings)})
     _draw(stage, extractor, samples, found, reference)
+
+
+def _table(scores: dict[str, float], held_out: dict[str, float]) -> str:
+    """Return scores and their spreads beside those of real images, as CSV.
+
+    The counts of few images are no part of a row's name, as both columns have one.
+    """
+    columns = {"samples": scores, "held_out": held_out}
+    rows = [
+        {"metric": base}
+        | {name: find(found, base) for name, found in columns.items()}
+        | {f"{name}_std": find(found, base, spread=True) for name, found in columns.items()}
+        for base in bases(scores, held_out)
+    ]
+    return pd.DataFrame(rows).to_csv(index=False)
 
 
 def _draw(

@@ -21,7 +21,7 @@ NAMES = [
 ]
 
 
-SCORES = re.compile(r"(\w+_)?(fid|fd|kid|kd|is|inception_score|precision|recall)(_\w+)?")
+SCORES = re.compile(r"(\w+_)?(s?fid|fd|kid|kd|mmd|is|inception_score|precision|recall)(_\w+)?")
 
 
 def is_time(name: str) -> bool:

@@ -61,8 +61,7 @@ def main(stage: Stage) -> None:
         use.update(part.codes)
     if not distributed.is_main():
         return
-    if warning := distance.sample_count_warning():
-        sys.stderr.write(f"{stage.name}: {warning}\n")
+    stage.warn(distance.count_warnings())
     stage.write_metrics(
         {
             **scores.compute(),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
+from torch import Tensor
 
 from mar import distributed
 from mar.data.dataset import ImageSet
@@ -10,15 +11,10 @@ from mar.evaluation import extractors
 from mar.evaluation.classifier import save_classifier
 from mar.evaluation.classifier_extractor import ClassifierReference
 from mar.evaluation.extractor_registry import ReferenceConfig
-from mar.evaluation.metrics import EvaluateConfig, check_sizes, score
-from mar.evaluation.reference import (
-    INFO,
-    STATISTICS,
-    ReferenceInfo,
-    find_published,
-    has_images,
-    measure,
-)
+from mar.evaluation.extractors import Features
+from mar.evaluation.metrics import EvaluateConfig, score
+from mar.evaluation.real_images import RealImages
+from mar.evaluation.reference import INFO, STATISTICS, ReferenceInfo, measure
 from mar.files import atomic
 from stages import classifier_training
 from stages.images import open_images
@@ -29,24 +25,12 @@ MANIFEST = Path("out/prepare/manifest.parquet")
 
 
 def main(stage: Stage) -> None:
-    """Measure the training split, and score the held-out one as an example of good scores."""
+    """Measure the real images, and score held-out ones as an example of good scores."""
     image_size = stage.params("data.image_size", int)
     config = stage.params("reference", ReferenceConfig)
-    evaluate = stage.params("evaluate", EvaluateConfig)
     train = open_images(stage, MANIFEST, "train", image_size)
     held_out = open_images(stage, MANIFEST, "held_out", image_size)
-    published = find_published(config, stage.root)
-    num_features = min(config.num_features, len(train))
-    if published is not None and not has_images(published):
-        num_features = 0
-    if len(held_out):
-        check_sizes(
-            evaluate,
-            "held-out images",
-            len(held_out),
-            num_features=num_features,
-            inception_score=config.has_inception_score,
-        )
+    measured = held_out if config.split == "held_out" else train
 
     folder = stage.out / "extractor"
     # In one process: several would have to agree on every bit of the network that measures.
@@ -55,33 +39,48 @@ def main(stage: Stage) -> None:
     reference = measure(
         config,
         extractor,
-        train,
+        measured,
         device=stage.device,
         workers=stage.workers,
         base=stage.root,
     )
-    found = extractors.extract(
-        extractor, held_out, name="held-out images", device=stage.device, workers=stage.workers
+    # What is compared with itself is no example, and one image has no covariance.
+    scored = measured is not held_out and len(held_out) > 1
+    batches = extractors.extract(
+        extractor,
+        held_out,
+        name="held-out images",
+        device=stage.device,
+        workers=stage.workers if scored else 0,
     )
     if reference is None:
-        extractors.do_share(found)
+        if scored:
+            extractors.do_share(batches)
         return
     reference.save(folder / STATISTICS)
-    scores = {}
-    if len(held_out):
-        gathered, labels = extractors.gather(found), held_out.labels
-        scores = score(gathered, labels, reference, names=extractor.names, config=evaluate)
-    info = ReferenceInfo.describe(extractor, reference, image_size, len(held_out), scores)
+    info = ReferenceInfo.describe(extractor, reference, image_size)
+    if scored:
+        found = extractors.gather(batches)
+        info = _score(stage, RealImages(info, extractor, reference), found, held_out.labels)
     info.write(folder / INFO)
     stage.write_metrics(
         {
-            "held_out": scores,
+            "held_out": info.held_out,
             "extractor": info.extractor,
             "reference": info.id,
             "num_reference": info.num_reference,
             "num_held_out": info.num_held_out,
         }
     )
+
+
+def _score(stage: Stage, real: RealImages, found: Features, labels: Tensor) -> ReferenceInfo:
+    """Return the description of the real images, with the scores of those that were held out."""
+    config = stage.params("evaluate", EvaluateConfig)
+    fitted = real.fit(config, "held-out images", len(labels))
+    stage.warn(fitted.warnings)
+    scores = score(found, labels, real.reference, names=real.extractor.names, config=fitted.config)
+    return real.info.model_copy(update={"num_held_out": len(labels), "held_out": scores})
 
 
 def _train(stage: Stage, config: ReferenceConfig, images: ImageSet, path: Path) -> None:

@@ -186,6 +186,9 @@ class Silent:
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Do nothing."""
 
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Do nothing."""
+
     def picture(self, path: Path, name: str = "") -> None:
         """Do nothing."""
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mar.evaluation.score_names import find, parts
+
 
 def score_table(report: Mapping[str, Any]) -> list[str]:
     """Return what scores were measured with, and each beside that of real images, in lines."""
@@ -13,10 +15,18 @@ def score_table(report: Mapping[str, Any]) -> list[str]:
         f"{report['num_samples']} generated images against {real} "
         f"(extractor {report['extractor']}, reference {report['reference']}):",
         "",
-        f"  {'':24}{'generated':>12}{'real, held out':>18}",
+        f"  {'':24}{'generated':>12}{'':11}{'real, held out':>14}",
     ]
     for name, value in report["samples"].items():
-        held_out = report["held_out"].get(name)
-        beside = "" if held_out is None else f"{held_out:18.4f}"
-        lines.append(f"  {name:24}{value:12.4f}{beside}")
+        base, _, is_spread = parts(name)
+        if is_spread:
+            continue
+        spread = find(report["samples"], base, spread=True)
+        held_out = find(report["held_out"], base)
+        cells = [
+            f"{value:12.4f}",
+            f"{'' if spread is None else f' +- {spread:.4f}':11}",
+            "" if held_out is None else f"{held_out:14.4f}",
+        ]
+        lines.append(f"  {name:24}{''.join(cells)}".rstrip())
     return lines

@@ -16,7 +16,7 @@ from torch import Tensor
 from mar.evaluation import extractors
 from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.extractors import Features, ReferenceSection
-from mar.evaluation.metrics import EvaluateConfig, fit_sizes, sample_count_warning, score
+from mar.evaluation.metrics import EvaluateConfig, class_warning, score
 from mar.evaluation.real_images import RealImages
 from mar.evaluation.reference import INFO, ReferenceInfo
 from stages import params, presets
@@ -110,16 +110,13 @@ class Scorer:
         batches = extractors.extract(extractor, pixels, name="pictures", device=device, workers=0)
         found = extractors.gather(batches)
         self._check_classes(found)
-        fitted = fit_sizes(self.config, len(images), self.real.info.num_features)
+        fitted, warnings = self.real.fit(self.config, "images", len(images))
+        if warning := class_warning(labels, len(self.class_names)):
+            warnings.append(warning)
         names, reference = extractor.names, self.real.reference
         scores = score(found, labels, reference, names=names, config=fitted)
-        warnings = [
-            sample_count_warning(names.fid, len(images), found.features.shape[1]),
-            _class_warning(labels, self.class_names),
-            _settings_warning(self.config, fitted),
-        ]
         report = self.real.report(scores, len(images)) | {"evaluate": fitted.model_dump()}
-        return report, [warning for warning in warnings if warning is not None]
+        return report, warnings
 
     def _check_classes(self, found: Features) -> None:
         if self.real.extractor.names.accuracy is None or found.logits is None:
@@ -146,19 +143,3 @@ def _section(kind: str) -> ReferenceSection:
 def _preset_section(preset: str, section: str, kind: Any) -> Any:
     content = YAML(typ="safe").load(presets.resolve(preset))
     return params.parse(section, content[section], kind, Path(f"the preset {preset}"))
-
-
-def _class_warning(labels: Int[Tensor, " B"], class_names: Sequence[str]) -> str | None:
-    chosen = len(labels.unique())
-    if chosen == len(class_names):
-        return None
-    return (
-        f"the pictures are of {chosen} of {len(class_names)} classes, the real images of all: only "
-        "the accuracy and the precision do not suffer from that"
-    )
-
-
-def _settings_warning(config: EvaluateConfig, fitted: EvaluateConfig) -> str | None:
-    before, now = config.model_dump(), fitted.model_dump()
-    changed = [f"{key} {now[key]} (not {before[key]})" for key in now if now[key] != before[key]]
-    return f"for want of images, evaluate has {', '.join(changed)}" if changed else None

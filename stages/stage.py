@@ -5,7 +5,7 @@ How a stage is started, checked, locked, resumed and tracked is in `stages.runne
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -37,6 +37,10 @@ class Record(Protocol):
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log numbers at a step."""
+        ...
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Log what numbers were measured with, as text."""
         ...
 
     def picture(self, path: Path, name: str = "") -> None:
@@ -139,6 +143,13 @@ class Stage:
         self.run.metrics(values)
         if distributed.is_main():
             atomic.write_json(self.out / "metrics.json", values)
+
+    def warn(self, warnings: Iterable[str | None]) -> list[str]:
+        """Tell a person what is likely a mistake or misread; return what was said."""
+        said = [warning for warning in warnings if warning is not None]
+        if distributed.is_main():
+            sys.stderr.writelines(f"{self.name}: {warning}\n" for warning in said)
+        return said
 
     def log_speeds(self, **values: float | None) -> None:
         """Log what differs from run to run: to MLflow, and to `work/speeds/<stage>.json`."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from mar.files import atomic
 from stages import changes, git, lineage, once, pipeline_run
-from stages.mlflow_store import Store, connect, reason
+from stages.mlflow_store import MOST_CHARACTERS, Store, connect, reason
 from stages.stage import root
 
 
@@ -93,6 +93,17 @@ class Run:
         now = int(time.time() * 1000)
 
         self._send(lambda store: store.log_numbers(str(self.id), numbers, steps, now))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Tag the run, and the pipeline's, with what the numbers were measured with."""
+        kept = {f"mar.{key}": value[:MOST_CHARACTERS] for key, value in values.items()}
+        self._note("tags", kept)
+
+        def log(store: Store) -> None:
+            store.log_tags(str(self.id), kept)
+            store.log_tags(self._pipeline, kept)
+
+        self._send(log)
 
     def picture(self, path: Path, name: str = "") -> None:
         """Log a picture file as an artifact, in folder `name`."""

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 
 from mar.evaluation.classifier import Classifier, ClassifierConfig, load_classifier
-from mar.evaluation.extractors import Extractor, ReferenceSection, ScoreNames
+from mar.evaluation.extractors import Extractor, ReferenceSection
+from mar.evaluation.score_names import ScoreNames
 
 
 NAME = "mar-classifier"  # among torch-fidelity's extractors
@@ -23,17 +24,18 @@ SCORES = {
     "classifier": ScoreNames(
         fid="classifier_fid",
         kid="classifier_kid",
+        mmd="classifier_mmd",
         precision="classifier_precision",
         recall="classifier_recall",
         rfid="classifier_rfid",
         inception_score="classifier_is",
-        inception_score_std="classifier_is_std",
         accuracy="classifier_accuracy",
     ),
     # Of a single class there is nothing to learn, and the Inception score is always 1.
     "untrained": ScoreNames(
         fid="untrained_fid",
         kid="untrained_kid",
+        mmd="untrained_mmd",
         precision="untrained_precision",
         recall="untrained_recall",
         rfid="untrained_rfid",
@@ -80,8 +82,6 @@ register_feature_extractor(NAME, ClassifierExtractor)
 
 class ClassifierReference(ReferenceSection):
     """Compare by the features of a classifier trained on the real training split."""
-
-    has_inception_score = True
 
     extractor: Literal["classifier"] = Field(description="a small network of our own")
     classifier: ClassifierConfig = Field(description="the network and its training")

@@ -2,7 +2,7 @@
 
 A new one is a file with its section and a line in `mar.evaluation.extractor_registry`.
 
-Shapes: B images, S their side in pixels, F features, K classes.
+Shapes: B images, S their side in pixels, F features, K classes, P spatial features.
 """
 
 import hashlib
@@ -14,39 +14,29 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from mar import distributed
 from mar.config import Config
+from mar.data.manifest import Split
 from mar.data.workers import map_chunks, ranges
+from mar.evaluation.score_names import ScoreNames
 
 
 BATCH = 64  # images; torch-fidelity's default
 
 
-class ScoreNames(NamedTuple):
-    """What the scores by an extractor are called; None for a score that has no meaning with it.
+class Features(NamedTuple):
+    """Outputs of an extractor; logits only if it has classes, spatial features only of Inception.
 
-    The plain names belong to Inception: no other number is called FID.
+    50,000 images of Inception take 1 GB (20 kB each), and scoring them another.
     """
 
-    fid: str
-    kid: str
-    precision: str
-    recall: str
-    rfid: str
-    inception_score: str | None = None
-    inception_score_std: str | None = None
-    accuracy: str | None = None  # where the extractor's classes are those of the data
-
-
-class Features(NamedTuple):
-    """Outputs of an extractor; logits only if it has classes."""
-
     features: Float[Tensor, "B F"]
-    logits: Float[Tensor, "B K"] | None
+    logits: Float[Tensor, "B K"] | None = None
+    spatial: Float[Tensor, "B P"] | None = None
 
 
 @runtime_checkable
@@ -71,7 +61,8 @@ class Extractor:
 
     Attributes:
         kind: Which one, as the section says; `untrained` is a classifier of a single class.
-        module: Takes uint8 images and returns features and, where it has them, logits.
+        module: Takes uint8 images and returns features and, where it has them, logits and spatial
+            features.
         names: What the scores by it are called.
     """
 
@@ -85,29 +76,48 @@ class Extractor:
 
 
 class StatisticsFile(NamedTuple):
-    """A file of statistics that others measured, and the number of features in it."""
+    """A file of statistics that others measured, and the number of features in it.
+
+    Attributes:
+        path: Where it is.
+        sha256: Its digest, if it is to be compared.
+        width: Features.
+        spatial_width: Spatial features; None where the extractor has none.
+    """
 
     path: str
     sha256: str | None
     width: int
+    spatial_width: int | None = None
 
 
 class ReferenceSection(Config, ABC):
     """Section `reference` of `params.yaml`, whatever the extractor.
 
     Attributes:
-        has_inception_score: Whether it has logits, of which that is computed.
+        takes_statistics: Whether a file of statistics can take the place of images.
     """
 
-    has_inception_score: ClassVar[bool] = False
+    takes_statistics: ClassVar[bool] = False
 
+    split: Split | None = Field(
+        description="the images to compare with: train or held_out; null where a file of "
+        "statistics takes their place"
+    )
     num_features: int = Field(
         ge=2, description="real images whose features are kept for KID, precision and recall"
     )
 
+    @field_validator("split")
+    @classmethod
+    def _check_split(cls, value: Split | None) -> Split | None:
+        if value is None and not cls.takes_statistics:
+            raise ValueError("must be train or held_out")
+        return value
+
     @property
     def statistics_file(self) -> StatisticsFile | None:
-        """The published statistics to compare with, instead of the training split's."""
+        """The published statistics to compare with, instead of those of a split."""
         return None
 
     @abstractmethod
@@ -196,12 +206,12 @@ def extract_batch(
     """
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with exact:
-        features, *logits = (output.cpu() for output in extractor.module(images.to(device)))
-    if not features.isfinite().all():
+        found = Features(*(output.cpu() for output in extractor.module(images.to(device))))
+    if not all(output.isfinite().all() for output in found if output is not None):
         raise ValueError(
             f"the extractor {extractor.kind} returned nan or infinity for images from {first} on"
         )
-    return Features(features, logits[0] if logits else None)
+    return found
 
 
 def do_share(batches: Iterable[Features]) -> None:
@@ -212,9 +222,9 @@ def do_share(batches: Iterable[Features]) -> None:
 
 def gather(batches: Iterable[Features]) -> Features:
     """Join batches into one."""
-    features, logits = zip(*batches, strict=True)
-    known = [part for part in logits if part is not None]
-    return Features(torch.cat(features), torch.cat(known) if known else None)
+    features, *others = zip(*batches, strict=True)
+    known = ([part for part in parts if part is not None] for parts in others)
+    return Features(torch.cat(features), *(torch.cat(parts) if parts else None for parts in known))
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

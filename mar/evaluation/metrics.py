@@ -1,25 +1,30 @@
-"""Scores of images against real ones: Frechet distance, Inception score, KID, precision and recall.
+"""Scores of images against real ones: Frechet distances, Inception score, KID, MMD, precision,
+recall.
 
-torch-fidelity computes them from the features of any extractor. Only with Inception's features do
-they have their well-known names.
+torch-fidelity computes them from the features of any extractor, but for the MMD and the Frechet
+distances, which are tested against it. Only with Inception's features do they have their well-known
+names.
 
 Shapes: B images, K classes, F features.
 """
 # torch-fidelity has no types:
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import torch
 from jaxtyping import Float32, Int
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_isc import (
     KEY_METRIC_ISC_MEAN,
     KEY_METRIC_ISC_STD,
     isc_features_to_metric,
 )
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_kid import (
+    KEY_METRIC_KID_MEAN,
+    KEY_METRIC_KID_STD,
+    kid_features_to_metric,
+)
 from torch_fidelity.metric_prc import (
     KEY_METRIC_PRECISION,
     KEY_METRIC_RECALL,
@@ -27,21 +32,26 @@ from torch_fidelity.metric_prc import (
 )
 
 from mar.config import Config
-from mar.evaluation.extractors import Features, ScoreNames
-from mar.evaluation.reference import Moments, Reference, Statistics
-
-
-ROWS = 2000  # of distances in memory at a time
-# Images for each feature, below which a Frechet distance is much too large. The authors of the FID
-# advise at least 10,000 images for Inception's 2,048 features (github.com/bioinf-jku/TTUR).
-PER_FEATURE = 5
+from mar.evaluation.extractors import Features
+from mar.evaluation.mmd import mmd
+from mar.evaluation.reference import Reference
+from mar.evaluation.score_names import SPREAD, ScoreNames, is_few, with_count
+from mar.evaluation.statistics import ROWS, Statistics, frechet_distance, measure_features
+from mar.evaluation.uncertainty import bootstrap_spread, distance_at_infinity, share_spread
 
 
 class EvaluateConfig(Config):
-    """Section `evaluate` of `params.yaml`: how features are compared."""
+    """Section `evaluate` of `params.yaml`: how features are compared.
+
+    `is_splits`, `kid_subset_size` and `neighbours` are lowered where there are fewer images.
+    """
 
     is_splits: int = Field(
         ge=1, description="parts whose Inception scores are averaged; published ones use 10"
+    )
+    is_shuffle: bool = Field(
+        description="whether the parts are random, as torch-fidelity's, or in the order of the "
+        "images, as ADM's"
     )
     kid_subsets: int = Field(
         ge=1, le=100_000, description="random subsets whose kernel distances are averaged"
@@ -52,46 +62,23 @@ class EvaluateConfig(Config):
         description="k of precision and recall: the manifold around an image reaches to its k-th "
         "neighbour (usually 3)",
     )
-    seed: int = Field(ge=0, lt=2**32, description="chooses the splits and subsets")
+    bootstrap: int = Field(
+        ge=0, le=10_000, description="resamples that tell a distance's spread; 0 for none"
+    )
+    infinity_points: int = Field(
+        ge=0,
+        le=1000,
+        description="subsets from which the Frechet distance is extrapolated to infinitely many "
+        "images (15 in the paper); 0 leaves it out",
+    )
+    seed: int = Field(ge=0, lt=2**32, description="chooses the splits, subsets and resamples")
 
-
-def check_sizes(
-    config: EvaluateConfig,
-    name: str,
-    num_images: int,
-    *,
-    num_features: int,
-    inception_score: bool,
-) -> None:
-    """Check before any work that there are as many images as the settings need.
-
-    Args:
-        config: The settings.
-        name: What the images are called.
-        num_images: How many are to be scored.
-        num_features: How many real images they are compared with in KID, precision and recall; 0
-            where these are not computed.
-        inception_score: Whether the extractor gives one.
-
-    Raises:
-        ValueError: a setting is larger than a set of images.
-    """
-    limits: list[tuple[str, int, int, str]] = []
-    if inception_score:
-        limits.append(("is_splits", config.is_splits, num_images, name))
-    if num_features:
-        fewest = min(
-            (num_images, name), (num_features, "real images kept (reference.num_features)")
-        )
-        limits += [
-            ("kid_subset_size", config.kid_subset_size, *fewest),
-            ("neighbours", config.neighbours, fewest[0] - 1, f"{fewest[1]} minus one"),
-        ]
-    for key, value, most, what in limits:
-        if value > most:
-            raise ValueError(
-                f"evaluate.{key}: must be at most {most}, the number of {what}, got {value}"
-            )
+    @field_validator("bootstrap", "infinity_points")
+    @classmethod
+    def _refuse_one(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("must be 0, or 2 or more")
+        return value
 
 
 def fit_sizes(config: EvaluateConfig, num_images: int, num_features: int) -> EvaluateConfig:
@@ -113,19 +100,41 @@ def fit_sizes(config: EvaluateConfig, num_images: int, num_features: int) -> Eva
     )
 
 
-def sample_count_warning(name: str, count: int, width: int) -> str | None:
-    """Return a warning if a Frechet distance is of too few images for its features, else None.
+def fit_warnings(name: str, config: EvaluateConfig, fitted: EvaluateConfig) -> list[str]:
+    """Return a warning if settings were lowered for want of images (what they are called)."""
+    before, now = config.model_dump(), fitted.model_dump()
+    changed = [f"{key} {now[key]} (not {before[key]})" for key in now if now[key] != before[key]]
+    return [f"for want of {name}, evaluate has {', '.join(changed)}"] if changed else []
 
-    Args:
-        name: What the distance is called.
-        count: How many images it is of.
-        width: How many features an image has.
-    """
-    if count >= PER_FEATURE * width:
+
+def reference_warnings(names: ScoreNames, reference: Reference) -> list[str]:
+    """Return warnings about scores that a reference cannot give, or that it makes too large."""
+    warnings: list[str] = []
+    count = reference.statistics.count
+    if count is not None and is_few(count, reference.width):
+        warnings.append(
+            f"the reference has {count} images, which are few for {reference.width} features: "
+            f"{names.fid} is too large, also that of many samples; compare it only with the same "
+            "reference"
+        )
+    if not len(reference.features):
+        warnings.append(
+            f"{reference.source} has no images (arr_0): no {names.kid}, {names.mmd}, "
+            f"{names.precision} and {names.recall}"
+        )
+    if names.sfid is not None and reference.spatial is None:
+        warnings.append(f"{reference.source} has no mu_s and sigma_s: no {names.sfid}")
+    return warnings
+
+
+def class_warning(labels: Int[Tensor, " B"], num_classes: int) -> str | None:
+    """Return a warning if images are not of all classes that the real ones are of, else None."""
+    chosen = len(labels.unique())
+    if chosen == num_classes:
         return None
     return (
-        f"{name} is too large, as {count} images are too few for the covariance of {width} "
-        "features; compare it only with that of as many images"
+        f"the pictures are of {chosen} of {num_classes} classes, the real images of all: only "
+        "the accuracy and the precision do not suffer from that"
     )
 
 
@@ -137,56 +146,40 @@ def score(
     names: ScoreNames,
     config: EvaluateConfig,
 ) -> dict[str, float]:
-    """Return the scores of images by their names.
+    """Return the scores of images by their names, each with its spread where that is known.
 
-    KID, precision and recall need kept features of real images, the Inception score needs logits.
-    The accuracy is the share of images whose label the extractor predicts.
+    KID, MMD, precision and recall need kept features of real images, the Inception score needs
+    logits, sFID the spatial features of both. The accuracy is the share of images whose label the
+    extractor predicts.
+
+    Args:
+        found: The images' features; at least two.
+        labels: Their classes.
+        reference: What they are compared with.
+        names: What the scores are called.
+        config: The settings, which fit the number of images (`fit_sizes`).
     """
-    scores = {KEY_METRIC_FID: frechet_distance(_measure(found.features), reference.statistics)}
+    scores = _distances(names.fid, found.features, reference.statistics, config)
+    if config.infinity_points:
+        scores[names.fid_infinity] = distance_at_infinity(
+            found.features, reference.statistics, points=config.infinity_points, seed=config.seed
+        )
+    if names.sfid and found.spatial is not None and reference.spatial is not None:
+        scores |= _distances(names.sfid, found.spatial, reference.spatial, config)
     if names.inception_score is not None and found.logits is not None:
-        scores |= isc_features_to_metric(found.logits, config.is_splits, rng_seed=config.seed)
-        if config.is_splits == 1:
-            del scores[KEY_METRIC_ISC_STD]  # one part has no spread
+        scores |= _inception_score(names.inception_score, found.logits, config)
     if len(reference.features):
-        scores |= kid_features_to_metric(
-            found.features.double(),
-            reference.features.double(),
-            kid_subsets=config.kid_subsets,
-            kid_subset_size=config.kid_subset_size,
-            rng_seed=config.seed,
-            verbose=False,
-        )
-        scores |= prc_features_to_metric(
-            found.features,
-            reference.features,
-            prc_neighborhood=config.neighbours,
-            prc_batch_size=ROWS,
-            save_cpu_ram=True,
-            verbose=False,
-        )
-    chosen = {
-        KEY_METRIC_FID: names.fid,
-        KEY_METRIC_ISC_MEAN: names.inception_score,
-        KEY_METRIC_ISC_STD: names.inception_score_std,
-        KEY_METRIC_KID_MEAN: names.kid,
-        KEY_METRIC_PRECISION: names.precision,
-        KEY_METRIC_RECALL: names.recall,
-    }
-    named = {name: float(scores[key]) for key, name in chosen.items() if name and key in scores}
+        scores |= _neighbour_scores(names, found.features, reference.features, config)
     if names.accuracy is not None and found.logits is not None:
-        named[names.accuracy] = classifier_accuracy(found.logits, labels)
-    return named
+        accuracy = classifier_accuracy(found.logits, labels)
+        scores[names.accuracy] = accuracy
+        scores[names.accuracy + SPREAD] = share_spread(accuracy, len(labels))
+    return scores
 
 
 def classifier_accuracy(logits: Float32[Tensor, "B K"], labels: Int[Tensor, " B"]) -> float:
     """Return the share of images whose most probable class is their label."""
     return float((logits.argmax(dim=1) == labels).double().mean())
-
-
-def frechet_distance(first: Statistics, second: Statistics) -> float:
-    """Return |m - n|^2 + tr(A + B - 2 (A B)^(1/2)) of means m, n and covariances A, B (FID)."""
-    pair = [{"mu": s.mean.numpy(), "sigma": s.covariance.numpy()} for s in (first, second)]
-    return float(fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID])
 
 
 def distance_to_reference(found: Features, reference: Reference) -> Float32[Tensor, " B"]:
@@ -198,8 +191,79 @@ def distance_to_reference(found: Features, reference: Reference) -> Float32[Tens
     return torch.cat(nearest)
 
 
-def _measure(features: Float32[Tensor, "B F"]) -> Statistics:
-    moments = Moments(features.shape[1])
-    for batch in torch.split(features, ROWS):
-        moments.update(batch)
-    return moments.statistics()
+def _distances(
+    name: str, features: Float32[Tensor, "B F"], real: Statistics, config: EvaluateConfig
+) -> dict[str, float]:
+    """Return a Frechet distance and its spread over other samples."""
+    count, width = features.shape
+    name = with_count(name, count, width)
+
+    def distance(some: Float32[Tensor, "B F"]) -> float:
+        return frechet_distance(measure_features(some), real)
+
+    scores = {name: distance(features)}
+    if config.bootstrap:
+        scores[name + SPREAD] = bootstrap_spread(
+            lambda indices: distance(features[indices]),
+            count,
+            resamples=config.bootstrap,
+            seed=config.seed,
+        )
+    return scores
+
+
+def _inception_score(
+    name: str, logits: Float32[Tensor, "B K"], config: EvaluateConfig
+) -> dict[str, float]:
+    """Return the Inception score; its spread is that of the splits, or of resamples for one."""
+    splits, seed = config.is_splits, config.seed
+    found = isc_features_to_metric(logits, splits, shuffle=config.is_shuffle, rng_seed=seed)
+    scores = {name: float(found[KEY_METRIC_ISC_MEAN])}
+    if splits > 1:
+        scores[name + SPREAD] = float(found[KEY_METRIC_ISC_STD])
+    elif config.bootstrap:
+        scores[name + SPREAD] = bootstrap_spread(
+            lambda some: isc_features_to_metric(logits[some], 1, False)[KEY_METRIC_ISC_MEAN],
+            len(logits),
+            resamples=config.bootstrap,
+            seed=seed,
+        )
+    return scores
+
+
+def _neighbour_scores(
+    names: ScoreNames,
+    features: Float32[Tensor, "B F"],
+    real: Float32[Tensor, "K F"],
+    config: EvaluateConfig,
+) -> dict[str, float]:
+    """Return what compares single images: KID (its spread is that of the subsets), MMD, and the
+    shares of images within the manifold of the others.
+    """
+    kid = kid_features_to_metric(
+        features.double(),
+        real.double(),
+        kid_subsets=config.kid_subsets,
+        kid_subset_size=config.kid_subset_size,
+        rng_seed=config.seed,
+        verbose=False,
+    )
+    scores = {names.kid: float(kid[KEY_METRIC_KID_MEAN])}
+    if config.kid_subsets > 1:
+        scores[names.kid + SPREAD] = float(kid[KEY_METRIC_KID_STD])
+    scores[names.mmd] = mmd(features, real)
+    shares = prc_features_to_metric(
+        features,
+        real,
+        prc_neighborhood=config.neighbours,
+        prc_batch_size=ROWS,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    for name, key, count in (
+        (names.precision, KEY_METRIC_PRECISION, len(features)),
+        (names.recall, KEY_METRIC_RECALL, len(real)),
+    ):
+        scores[name] = float(shares[key])
+        scores[name + SPREAD] = share_spread(scores[name], count)
+    return scores

@@ -2,11 +2,25 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mar.evaluation import extractors
 from mar.evaluation.extractors import Extractor, ReferenceSection
+from mar.evaluation.metrics import (
+    EvaluateConfig,
+    fit_sizes,
+    fit_warnings,
+    reference_warnings,
+)
 from mar.evaluation.reference import INFO, STATISTICS, Reference, ReferenceInfo
+from mar.evaluation.score_names import count_warnings
+
+
+class Fitted(NamedTuple):
+    """Settings that fit a number of images, and warnings."""
+
+    config: EvaluateConfig
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,29 @@ class RealImages:
         extractor = extractors.load(section, folder, base=base)
         info.check(extractor, height=height, width=width)
         return cls(info, extractor, Reference.load(folder / STATISTICS))
+
+    def fit(self, config: EvaluateConfig, name: str, num_images: int) -> Fitted:
+        """Return the settings that so many images bear, and what a person should know of them.
+
+        Args:
+            config: Section `evaluate` of `params.yaml`.
+            name: What the images are called.
+            num_images: How many are to be scored.
+
+        Raises:
+            ValueError: there are fewer than two, which have no covariance.
+        """
+        if num_images < 2:
+            raise ValueError(f"scores need 2 images or more, got {num_images} ({name})")
+        fitted = fit_sizes(config, num_images, self.info.num_features)
+        return Fitted(
+            fitted,
+            [
+                *fit_warnings(name, config, fitted),
+                *reference_warnings(self.extractor.names, self.reference),
+                *count_warnings(self.extractor.names.fid, num_images, self.reference.width),
+            ],
+        )
 
     def report(self, scores: dict[str, float], num_samples: int) -> dict[str, Any]:
         """Return scores beside those of real images, and what they were measured with."""

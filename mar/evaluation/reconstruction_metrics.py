@@ -19,8 +19,8 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from mar.evaluation.extractors import Extractor, extract_batch
-from mar.evaluation.metrics import frechet_distance, sample_count_warning
-from mar.evaluation.reference import Moments, Statistics
+from mar.evaluation.score_names import count_warnings, with_count
+from mar.evaluation.statistics import Moments, Statistics, frechet_distance
 
 
 @runtime_checkable
@@ -182,12 +182,14 @@ class ReconstructionDistance:
             return {}
         name = self._extractor.names.rfid
         found = self._reconstructions.statistics()
-        return {
+        distances = {
             f"{name}_held_out": frechet_distance(found, self._originals.statistics()),
             f"{name}_train": frechet_distance(found, self._train),
         }
-
-    def sample_count_warning(self) -> str | None:
-        """Return a warning if there are too few images for their features."""
         count, width = self._originals.count, len(self._train.mean)
-        return sample_count_warning(self._extractor.names.rfid, count, width) if count else None
+        return {with_count(key, count, width): value for key, value in distances.items()}
+
+    def count_warnings(self) -> list[str]:
+        """Return warnings if there are too few images for their features."""
+        count, width = self._originals.count, len(self._train.mean)
+        return count_warnings(self._extractor.names.rfid, count, width) if count else []

@@ -3,25 +3,23 @@
 They are measured in one pass that keeps no image, so the whole of ImageNet fits; or they are read
 from a file that others published.
 
-Shapes: B images, K images whose features are kept, F features, S side of an image in pixels.
+Shapes: B images, K images whose features are kept, F features.
 """
-# torch.from_numpy has no types:
-# pyright: reportUnknownMemberType=false
 
 import hashlib
-import zipfile
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float32
 from pydantic import Field
 from torch import Tensor
 
 from mar import distributed
 from mar.config import Config
+from mar.data.manifest import Split
 from mar.data.spread import spread
 from mar.evaluation.extractors import (
     Extractor,
@@ -32,17 +30,23 @@ from mar.evaluation.extractors import (
     do_share,
     extract,
 )
+from mar.evaluation.published import find_published, read_published
+from mar.evaluation.statistics import Moments, Statistics
 from mar.files import seal, weights
 from mar.files.downloads import check_file
 
 
 INFO, STATISTICS = "reference.json", "statistics.safetensors"  # in the folder of a reference
+SOURCES: dict[Split, str] = {"train": "training split", "held_out": "held-out split"}
 
 
 class ReferenceInfo(Config):
     """What a reference was measured with, and the scores of held-out real images against it."""
 
-    id: str = Field(description="digest of the extractor's weights and of all statistics")
+    id: str = Field(
+        description="what was measured, how many images of which size, by which extractor, and a "
+        "digest of its weights and of all statistics"
+    )
     extractor: str = Field(description="the network whose features are compared")
     weights: str = Field(description="SHA-256 of its weights")
     source: str = Field(description="where the real images or their statistics come from")
@@ -51,34 +55,37 @@ class ReferenceInfo(Config):
         description="real images measured; null for published statistics, which do not say"
     )
     num_features: int = Field(description="real images whose features are kept")
-    num_held_out: int = Field(description="real images of the held-out split")
-    held_out: dict[str, float] = Field(description="scores of the held-out split")
+    num_held_out: int = Field(description="real images that were held out, and are scored")
+    held_out: dict[str, float] = Field(description="their scores; none if they are the reference")
 
     @classmethod
     def describe(
-        cls,
-        extractor: Extractor,
-        reference: "Reference",
-        image_size: int,
-        num_held_out: int,
-        held_out: dict[str, float],
+        cls, extractor: Extractor, reference: "Reference", image_size: int
     ) -> "ReferenceInfo":
         """Describe a reference.
 
-        Its id is a digest of all that scores depend on: scores with one id can be compared.
+        Its id ends with a digest of all that scores depend on: scores with one id can be compared.
         """
         weights = extractor.digest()
         content = f"{extractor.kind} {weights} {reference.digest()}"
+        count = reference.statistics.count
+        parts = [
+            re.sub(r"[^\w.]+", "_", reference.source),
+            "unknown_count" if count is None else str(count),
+            f"{image_size}px",
+            extractor.kind,
+            hashlib.sha256(content.encode()).hexdigest()[:12],
+        ]
         return cls(
-            id=hashlib.sha256(content.encode()).hexdigest()[:12],
+            id="-".join(parts),
             extractor=extractor.kind,
             weights=weights,
             source=reference.source,
             image_size=image_size,
             num_reference=reference.statistics.count,
             num_features=len(reference.features),
-            num_held_out=num_held_out,
-            held_out=held_out,
+            num_held_out=0,
+            held_out={},
         )
 
     @classmethod
@@ -123,49 +130,6 @@ class ReferenceInfo(Config):
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Mean and covariance of the features of images.
-
-    Attributes:
-        mean: Of each feature.
-        covariance: The unbiased one.
-        count: Of the images; None if the file that others published does not say.
-    """
-
-    mean: Float64[Tensor, " F"]
-    covariance: Float64[Tensor, "F F"]
-    count: int | None
-
-
-class Moments:
-    """Mean and covariance of features that come in batches, in float64.
-
-    The batches are merged by the formula of Chan et al. (1979), which subtracts no large numbers
-    of nearly the same size.
-    """
-
-    def __init__(self, width: int) -> None:
-        self.count = 0
-        self._mean = torch.zeros(width, dtype=torch.float64)
-        self._scatter = torch.zeros(width, width, dtype=torch.float64)
-
-    def update(self, features: Float32[Tensor, "B F"]) -> None:
-        """Add the features of more images."""
-        x = features.double()
-        mean, count = x.mean(dim=0), len(x)
-        centred = x - mean
-        shift = mean - self._mean
-        total = self.count + count
-        self._scatter += centred.T @ centred + shift.outer(shift) * (self.count * count / total)
-        self._mean += shift * (count / total)
-        self.count = total
-
-    def statistics(self) -> Statistics:
-        """Return the mean and the unbiased covariance of all features added so far."""
-        return Statistics(self._mean, self._scatter / (self.count - 1), self.count)
-
-
-@dataclass(frozen=True)
 class Reference:
     """What the features of generated images are compared with.
 
@@ -173,12 +137,19 @@ class Reference:
         statistics: Of the features of all real images, for the Frechet distance.
         features: Of some real images, for KID, precision and recall; empty if a published file has
             statistics without images.
-        source: "training split", or the name of the published file.
+        source: The split, or the name of the published file.
+        spatial: Of their spatial features, for sFID; None if they are not known.
     """
 
     statistics: Statistics
     features: Float32[Tensor, "K F"]
     source: str
+    spatial: Statistics | None = None
+
+    @property
+    def width(self) -> int:
+        """The number of features."""
+        return len(self.statistics.mean)
 
     def digest(self) -> str:
         """Return the SHA-256 of the statistics and the features, in hexadecimal."""
@@ -199,15 +170,23 @@ class Reference:
         tensors, description = weights.load(path)
         if description.keys() != {"count", "source"}:
             raise ValueError(f"{path} does not hold the statistics of real images")
-        statistics = Statistics(tensors["mean"], tensors["covariance"], description["count"])
-        return cls(statistics, tensors["features"], description["source"])
+        count = description["count"]
+        statistics = Statistics(tensors["mean"], tensors["covariance"], count)
+        spatial = None
+        if "spatial_mean" in tensors:
+            spatial = Statistics(tensors["spatial_mean"], tensors["spatial_covariance"], count)
+        return cls(statistics, tensors["features"], description["source"], spatial)
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {
+        tensors = {
             "mean": self.statistics.mean,
             "covariance": self.statistics.covariance,
             "features": self.features,
         }
+        if self.spatial is not None:
+            tensors["spatial_mean"] = self.spatial.mean
+            tensors["spatial_covariance"] = self.spatial.covariance
+        return tensors
 
 
 def measure(
@@ -219,14 +198,14 @@ def measure(
     workers: int,
     base: Path = Path(),
 ) -> Reference | None:
-    """Measure the training images, or read the published statistics that the config names.
+    """Measure a split of the images, or read the published statistics that the config names.
 
     Several processes share the work; the main one alone returns the reference, others None.
 
     Args:
         config: Section `reference` of `params.yaml`.
         extractor: The network that computes features.
-        images: The training split; not read where published statistics take its place.
+        images: The split that the config names; not read where published statistics take its place.
         device: Where the network works.
         workers: Processes that read images.
         base: The folder that a relative path of the published statistics starts from.
@@ -238,111 +217,54 @@ def measure(
     path, file = find_published(config, base), config.statistics_file
     if path is not None and file is not None:
         check_file(path, file.sha256, key="reference.statistics")
-        published = read_published(path, width=file.width, image_size=images.image_size)
+        published = read_published(path, file, image_size=images.image_size)
         kept = published.keep(config.num_features)
         batches = extract(extractor, kept, name=path.name, device=device, workers=0)
         if not distributed.is_main():
             do_share(batches)
             return None
         features = [torch.empty(0, file.width), *(batch.features for batch in batches)]
-        return Reference(published.statistics, torch.cat(features), path.name)
-    batches = extract(extractor, images, name="training split", device=device, workers=workers)
+        return Reference(published.statistics, torch.cat(features), path.name, published.spatial)
+    source = SOURCES[config.split or "train"]
+    batches = extract(extractor, images, name=source, device=device, workers=workers)
     if not distributed.is_main():
         do_share(batches)
         return None
-    return summarise(batches, count=len(images), num_features=config.num_features)
+    return summarise(batches, count=len(images), num_features=config.num_features, source=source)
 
 
-def find_published(config: ReferenceSection, base: Path) -> Path | None:
-    """Return the path of the published statistics that a section names, None if it names none."""
-    file = config.statistics_file
-    return None if file is None else base / Path(file.path).expanduser()
-
-
-def has_images(statistics: Path) -> bool:
-    """Return whether a file of published statistics exists and holds images too, as KID needs."""
-    try:
-        with np.load(statistics, allow_pickle=False) as file:
-            return "arr_0" in file.files
-    except (ValueError, OSError, AttributeError, zipfile.BadZipFile):
-        return False
-
-
-def summarise(batches: Iterable[Features], *, count: int, num_features: int) -> Reference:
+def summarise(
+    batches: Iterable[Features],
+    *,
+    count: int,
+    num_features: int,
+    source: str = SOURCES["train"],
+) -> Reference:
     """Return the statistics of the features of all images, and the features of some.
 
     Args:
         batches: The features, in the order of the images.
         count: Of all images.
         num_features: Of images whose features are kept, evenly spread over all of them.
+        source: What the images are.
     """
     kept = spread(count, num_features)
     moments: Moments | None = None
+    spatial: Moments | None = None
     parts: list[Tensor] = []
-    for batch, _ in batches:
+    for batch, _, layout in batches:
         moments = moments or Moments(batch.shape[1])
         inside = (kept >= moments.count) & (kept < moments.count + len(batch))
         parts.append(batch[kept[inside] - moments.count])
         moments.update(batch)
+        if layout is not None:
+            spatial = spatial or Moments(layout.shape[1])
+            spatial.update(layout)
     assert moments is not None
     assert moments.count == count
-    return Reference(moments.statistics(), torch.cat(parts), "training split")
-
-
-@dataclass(frozen=True)
-class PublishedStatistics:
-    """Statistics that others measured, and some of their images.
-
-    Attributes:
-        statistics: Of the features of their images.
-        images: Some of the images, uint8 (N, S, S, 3); N is 0 if the file holds none.
-    """
-
-    statistics: Statistics
-    images: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def image_size(self) -> int:
-        """The side of an image in pixels."""
-        return self.images.shape[1]
-
-    def stack(self, indices: list[int]) -> UInt8[Tensor, "B 3 S S"]:
-        """Return some of the images as one tensor."""
-        return torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2)
-
-    def keep(self, wanted: int) -> "PublishedStatistics":
-        """Return the same statistics with only `wanted` of the images, evenly spread."""
-        return PublishedStatistics(self.statistics, self.images[spread(len(self), wanted).numpy()])
-
-
-def read_published(path: Path, *, width: int, image_size: int) -> PublishedStatistics:
-    """Read the statistics mu and sigma, and images (arr_0) if there are any, from an .npz of ADM.
-
-    Args:
-        path: The file.
-        width: Features that the extractor has.
-        image_size: The side of the images to be scored, in pixels.
-
-    Raises:
-        ValueError: the file lacks mu or sigma, or they are of another number of features, or its
-            images are of another size.
-    """
-    images = np.zeros((0, image_size, image_size, 3), np.uint8)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            mean, covariance = (torch.from_numpy(file[name]).double() for name in ("mu", "sigma"))
-            images = file["arr_0"] if "arr_0" in file.files else images
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"reference.statistics: {path} is no .npz with mu and sigma: {error}"
-        ) from None
-    shapes = {"mu": mean.shape, "sigma": covariance.shape, "arr_0": images.shape[1:]}
-    expected = {"mu": (width,), "sigma": (width, width), "arr_0": (image_size, image_size, 3)}
-    for name, shape in expected.items():
-        if shapes[name] != shape:
-            found = tuple(shapes[name])
-            raise ValueError(f"reference.statistics: {path} has {name} {found}, expected {shape}")
-    return PublishedStatistics(Statistics(mean, covariance, None), images)
+    return Reference(
+        moments.statistics(),
+        torch.cat(parts),
+        source,
+        None if spatial is None else spatial.statistics(),
+    )

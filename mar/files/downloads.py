@@ -46,6 +46,26 @@ def locate(
     return found
 
 
+def locate_checked(
+    path: str | None, sha256: str | None, published: PublishedFile, *, key: str, base: Path = Path()
+) -> Path:
+    """Return a weight file as `locate` does; one without a given digest must be the published one.
+
+    Raises:
+        ValueError: the file is missing, another one, or cannot be downloaded.
+    """
+    found = locate(path, sha256, published, key=key, base=base)
+    if path is not None and sha256 is None:
+        content = atomic.digest(found)
+        if not content.startswith(published.hash_prefix):
+            raise ValueError(
+                f"{key}_sha256: is null, so {found} must be the published "
+                f"{Path(published.url).name}, whose SHA-256 begins with {published.hash_prefix}, "
+                f"but it has {content}"
+            )
+    return found
+
+
 def find_download(published: PublishedFile) -> Path | None:
     """Return an earlier download of a published file, if there is one.
 

@@ -65,6 +65,20 @@ def test_scores_are_readable_beside_those_of_real_images(show: Show) -> None:
     assert card.startswith("classifier FID 0.1959, accuracy 97.6 % !")
 
 
+def test_scores_of_few_images_say_so_and_how_far_they_spread(project: Path, show: Show) -> None:
+    few = {"classifier_fid_500": 0.25, "classifier_fid_500_std": 0.0125, "classifier_fid_inf": 0.2}
+    held_out = {"classifier_fid_359": 0.125}
+    changes = {"samples": few, "held_out": held_out, "num_reference": None, "warnings": "Few!"}
+    (project / "out/evaluate/metrics.json").write_text(json.dumps(SCORES | changes))
+    text, card = show(RAN)
+    row = "| classifier FID (lower is better), of 500 images | 0.25 \u00b1 0.0125 | 0.125 |"
+    assert row in text
+    assert "| classifier FID of infinitely many images | 0.2 |  |" in text
+    assert "each against published statistics" in text
+    assert "Few!" in text
+    assert card.startswith("classifier FID 0.25 !")
+
+
 def test_samples_are_a_picture_of_bounded_size_on_the_card_and_in_the_text(show: Show) -> None:
     for text, width in zip(show(RAN), (1000, 400), strict=True):
         (picture,) = pictures(text)

@@ -58,6 +58,15 @@ def test_inceptions_scores_and_the_classifiers_are_told_apart() -> None:
     assert compare.FOOTNOTE in text
 
 
+def test_distances_of_few_images_have_columns_of_their_own() -> None:
+    rows = [row("a", {"classifier_fid_500": 3.0, "classifier_fid_500_std": 0.1}), row("b")]
+    head, few, many, *rest = compare.table(rows, COMMITTED).splitlines()
+    assert head.split()[3:5] == ["FID*", "FID*/500"]
+    assert few.split()[2:4] == ["-", "3.000"]
+    assert many.split()[2:4] == ["0.1959", "-"]
+    assert compare.COUNT_NOTE in rest
+
+
 def test_what_is_not_committed_yet_is_compared_with_nothing() -> None:
     assert "guidance" not in compare.table([row("a", sample_in_guidance_scale=2)], None)
 

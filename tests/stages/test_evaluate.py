@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from mar.data.dataset import ImageSet
 from mar.evaluation.reference import ReferenceInfo
+from mar.evaluation.score_names import bases, find
 from mar.files import seal
 from mar.sampling.store import shard_path, write_shard
 from mar.tokenizers.pixels import PixelsConfig
@@ -27,6 +28,7 @@ PARAMS = """
 data: {source: digits, image_size: 16, held_out_fraction: 0.2, seed: 0}
 reference:
   extractor: classifier
+  split: train
   num_features: 400
   classifier:
     seed: 0
@@ -39,16 +41,26 @@ reference:
     shift: 1
     flip: false
     noise: 20.0
-evaluate: {is_splits: 1, kid_subsets: 10, kid_subset_size: 100, neighbours: 3, seed: 0}
+evaluate:
+  is_splits: 1
+  is_shuffle: true
+  kid_subsets: 10
+  kid_subset_size: 100
+  neighbours: 3
+  bootstrap: 3
+  infinity_points: 3
+  seed: 0
 """
-SCORES = {
+SCORES = (
     "classifier_fid",
+    "classifier_fid_inf",
     "classifier_is",
     "classifier_kid",
+    "classifier_mmd",
     "classifier_precision",
     "classifier_recall",
     "classifier_accuracy",
-}
+)
 MANIFEST = Path("out/prepare/manifest.parquet")
 
 
@@ -106,18 +118,25 @@ def test_real_images_score_well_and_blurred_ones_badly() -> None:
     evaluate.main(stage("evaluate"))
     bad = metrics("evaluate")
 
-    assert set(good["samples"]) == set(good["held_out"]) == SCORES
+    assert bases(good["samples"]) == bases(good["held_out"]) == list(SCORES)
     assert good["held_out"] == bad["held_out"] == metrics("reference")["held_out"]
     assert good["held_out"]["classifier_accuracy"] > 0.75  # eighty steps are few
     assert good["samples"]["classifier_precision"] > 0.95  # they are the real images
-    assert bad["samples"]["classifier_fid"] > 3 * good["samples"]["classifier_fid"]
+    assert bad["samples"]["classifier_fid_250"] > 3 * good["samples"]["classifier_fid_250"]
+    assert good["held_out"]["classifier_fid_359"] > 0
+    assert "classifier_fid_250 is too large, as 250 images are too few" in good["warnings"]
+    assert "the reference has 1438 images, which are few for 16 features" in good["warnings"]
     assert bad["samples"]["classifier_accuracy"] < good["samples"]["classifier_accuracy"]
     assert good["reference"] == bad["reference"] == metrics("reference")["reference"]
     assert (good["num_samples"], good["num_reference"], good["num_held_out"]) == (250, 1438, 359)
 
     table = pd.read_csv("out/evaluate/scores.csv").set_index("metric")
-    assert table["samples"].to_dict() == pytest.approx(bad["samples"])
-    assert table["held_out"].to_dict() == pytest.approx(bad["held_out"])
+    assert list(table.index) == list(SCORES)  # whatever the counts of both columns are
+    for name, scores in (("samples", bad["samples"]), ("held_out", bad["held_out"])):
+        values, spreads = table[name].to_dict(), table[f"{name}_std"].to_dict()
+        assert values["classifier_fid"] == pytest.approx(find(scores, "classifier_fid"))
+        spread = find(scores, "classifier_fid", spread=True)
+        assert spreads["classifier_fid"] == pytest.approx(spread)
     pictures = {path.name for path in Path("out/evaluate/pictures").iterdir()}
     assert pictures == {"confusion.png", "farthest.png"}
     curves = pd.read_csv("out/reference/curves.csv")
@@ -156,7 +175,7 @@ def test_a_picture_that_fails_is_reported_after_the_scores(
     write_samples(*real_images(100))
     MANIFEST.unlink()
     evaluate.main(stage("evaluate"))
-    assert set(metrics("evaluate")["samples"]) == SCORES
+    assert bases(metrics("evaluate")["samples"]) == list(SCORES)
     assert "evaluate: cannot draw farthest.png: IndexError" in capsys.readouterr().err
     with Image.open("out/evaluate/pictures/farthest.png") as picture:
         assert picture.size == (600, 40)  # the reason
@@ -178,9 +197,9 @@ def test_images_of_one_class_are_scored_by_an_extractor_called_untrained() -> No
     write_samples(*real_images(100))
     evaluate.main(stage("evaluate"))
     assert metrics("evaluate")["extractor"] == "untrained"
-    expected = {f"untrained_{name}" for name in ("fid", "kid", "precision", "recall")}
-    assert set(metrics("evaluate")["samples"]) == expected
-    assert set(metrics("reference")["held_out"]) == expected
+    expected = [f"untrained_{it}" for it in ("fid", "fid_inf", "kid", "mmd", "precision", "recall")]
+    assert bases(metrics("evaluate")["samples"]) == expected
+    assert bases(metrics("reference")["held_out"]) == expected
 
 
 @pytest.mark.usefixtures("project")
@@ -203,24 +222,40 @@ def test_samples_of_another_size_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_too_few_samples_are_refused() -> None:
-    write_samples(*real_images(99))
-    message = r"evaluate\.kid_subset_size: must be at most 99, the number of samples, got 100"
-    with pytest.raises(ValueError, match=message):
+def test_a_few_samples_are_scored_with_settings_that_they_bear(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images, labels = real_images(16)
+    write_samples(images[:5], labels[:5])
+    evaluate.main(stage("evaluate"))
+    found = metrics("evaluate")
+    assert find(found["samples"], "classifier_kid") == found["samples"]["classifier_kid"]
+    assert "classifier_fid_5" in found["samples"]
+    said = capsys.readouterr().err
+    assert "for want of samples, evaluate has kid_subset_size 5 (not 100)" in said
+    classes = len(labels[:5].unique())
+    assert f"evaluate: the pictures are of {classes} of 10 classes, the real images of all" in said
+    write_samples(images[:1], labels[:1])
+    with pytest.raises(ValueError, match=r"scores need 2 images or more, got 1 \(samples\)"):
         evaluate.main(stage("evaluate"))
 
 
 @pytest.mark.usefixtures("project")
-def test_subsets_larger_than_the_held_out_split_are_refused_before_any_training() -> None:
-    shutil.rmtree("out/reference")
-    text = PARAMS.replace("kid_subset_size: 100", "kid_subset_size: 360")
-    Path("params.yaml").write_text(text)
-    message = (
-        r"evaluate\.kid_subset_size: must be at most 359, the number of held-out images, got 360"
-    )
-    with pytest.raises(ValueError, match=message):
-        reference.main(stage("reference"))
-    assert not Path("out/reference").exists()
+def test_the_held_out_split_may_be_the_reference_and_smaller_than_a_subset(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = PARAMS.replace("split: train", "split: held_out")
+    Path("params.yaml").write_text(text.replace("kid_subset_size: 100", "kid_subset_size: 360"))
+    reference.main(stage("reference"))
+    found = metrics("reference")
+    assert str(found["reference"]).startswith("held_out_split-359-16px-classifier-")
+    assert (found["held_out"], found["num_held_out"], found["num_reference"]) == ({}, 0, 359)
+    write_samples(*real_images(400))
+    evaluate.main(stage("evaluate"))
+    assert metrics("evaluate")["samples"]["classifier_fid_400"] > 0
+    assert "evaluate has kid_subset_size 359 (not 360)" in capsys.readouterr().err
+    table = pd.read_csv("out/evaluate/scores.csv").set_index("metric")
+    assert list(table["held_out"].dropna()) == []
 
 
 @pytest.mark.usefixtures("project")
@@ -233,6 +268,7 @@ def test_missing_inception_weights_are_named_by_every_stage(
         monkeypatch.setenv("DVC_ROOT", root)
     settings = {
         "extractor": "inception",
+        "split": "train",
         "num_features": 400,
         "weights": "inception.pth",
         "weights_sha256": None,

@@ -254,6 +254,7 @@ def test_without_images_nothing_may_need_them(content: dict[str, Any], tmp_path:
     assert "reference.statistics: must be a file" in refuse(tmp_path, content)
     content["reference"] = {
         "extractor": "inception",
+        "split": None,
         "num_features": 1000,
         "weights": None,
         "weights_sha256": None,
@@ -407,14 +408,16 @@ CAUSAL = {
             "got 900",
         ),
         (
-            {"evaluate.is_splits": 3000},
-            "evaluate.is_splits: must be at most 2000, the number of samples (sample.num_images), "
-            "got 3000",
+            {"sample.num_images": 1},
+            "sample.num_images: must be 2 or more to be scored, got 1",
         ),
         (
-            {"reference.num_features": 100},
-            "evaluate.kid_subset_size: must be at most 100, the number of real images kept "
-            "(reference.num_features), got 200",
+            {"reference.split": None},
+            "reference.split: must be train or held_out, got None",
+        ),
+        (
+            {"evaluate.bootstrap": 1},
+            "evaluate.bootstrap: must be 0, or 2 or more, got 1",
         ),
         (
             {"training.lr": float("inf")},
@@ -493,30 +496,34 @@ def test_a_phase_that_would_never_begin_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_a_subset_for_kid_is_no_concern_where_there_is_no_kid(
-    content: dict[str, Any], tmp_path: Path
-) -> None:
+def test_settings_for_more_images_are_warned_of(content: dict[str, Any], tmp_path: Path) -> None:
     """Published statistics without images give no KID, precision and recall."""
     statistics = tmp_path / "statistics.npz"
     content["reference"] = {
-        "extractor": "inception", "num_features": 1000, "weights": None, "weights_sha256": None,
-        "statistics": str(statistics), "statistics_sha256": None,
+        "extractor": "inception", "split": None, "num_features": 1000, "weights": None,
+        "weights_sha256": None, "statistics": str(statistics), "statistics_sha256": None,
     }  # fmt: skip
     content["evaluate"]["kid_subset_size"] = 1500
     numbers = {"mu": np.zeros(2048), "sigma": np.eye(2048)}
     np.savez(statistics, **numbers)
-    check.check_all(write(tmp_path, content))
+    assert check.config_warnings(check.check_all(write(tmp_path, content))) == []
     np.savez(statistics, **numbers, arr_0=np.zeros((2, 16, 16, 3), np.uint8))
+    assert check.config_warnings(check.check_all(write(tmp_path, content))) == [
+        "for want of images (sample.num_images, reference.num_features), evaluate has "
+        "kid_subset_size 1000 (not 1500)"
+    ]
+
+
+def test_a_reference_is_a_split_or_a_file(content: dict[str, Any], tmp_path: Path) -> None:
+    content["reference"] = {
+        "extractor": "inception", "split": "train", "num_features": 1000, "weights": None,
+        "weights_sha256": None, "statistics": "adm.npz", "statistics_sha256": None,
+    }  # fmt: skip
     assert refuse(tmp_path, content) == (
-        "params.yaml: evaluate.kid_subset_size: must be at most 1000, the number of real images "
-        "kept (reference.num_features), got 1500"
+        "params.yaml: reference.statistics: must be null, as reference.split says which images "
+        "are compared with, got 'adm.npz'"
     )
-
-
-def test_splits_are_no_concern_where_there_is_no_inception_score(
-    content: dict[str, Any], tmp_path: Path
-) -> None:
-    content["evaluate"]["is_splits"] = 5000
-    assert "evaluate.is_splits: must be at most 2000" in refuse(tmp_path, content)
-    content["reference"] = {"extractor": "dinov2", "num_features": 1000, "size": "l"}
-    check.check_all(write(tmp_path, content))
+    content["reference"] |= {"split": None, "statistics": None}
+    assert refuse(tmp_path, content) == (
+        "params.yaml: reference.statistics: must be a file, as reference.split is null, got None"
+    )

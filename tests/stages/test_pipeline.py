@@ -13,6 +13,7 @@ import torch
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from mar.evaluation.score_names import bases
 from mar.files.atomic import digest
 from mar.latents.cache import LatentCache
 from mar.latents.info import LatentsInfo
@@ -71,10 +72,12 @@ def test_the_tokenizers_curves_tell_how_well_it_gives_held_out_images_back(finis
 def test_scores_stand_beside_those_of_real_images(finished: Path) -> None:
     scores = metrics(finished, "evaluate")
     assert scores["extractor"] == "classifier"
-    assert set(scores["samples"]) == set(scores["held_out"])
-    assert scores["samples"]["classifier_fid"] > scores["held_out"]["classifier_fid"]
+    assert bases(scores["samples"]) == bases(scores["held_out"])
+    assert scores["samples"]["classifier_fid_30"] > scores["held_out"]["classifier_fid_359"]
     text = summary.summarise(finished / "out")
-    assert "classifier_fid" in text
+    row = next(line.split() for line in text.splitlines() if "classifier_fid_30" in line)
+    assert row[2] == "+-"
+    assert float(row[4]) == pytest.approx(scores["held_out"]["classifier_fid_359"], abs=1e-4)
     assert "grid.png" in text
 
 
@@ -85,9 +88,10 @@ def test_reconstructions_are_scored_against_a_named_reference(finished: Path) ->
         name: reference[name] for name in ("extractor", "reference", "num_reference")
     }
     assert found["num_images"] == metrics(finished, "prepare")["num_held_out"]
-    assert found["classifier_rfid_held_out"] > 0
+    assert found["classifier_rfid_held_out_359"] > 0
     # The tokenizer is hardly trained: its images are further from real ones than those held out.
-    assert found["classifier_rfid_train"] > reference["held_out"]["classifier_fid"]
+    real = reference["held_out"]["classifier_fid_359"]
+    assert found["classifier_rfid_train_359"] > real
     encoded = metrics(finished, "encode")
     assert found["latents"]["std"] == pytest.approx(encoded["std"], rel=0.1)
     assert found["latents"]["kl"] == pytest.approx(encoded["kl"], rel=0.1)
@@ -117,7 +121,13 @@ def test_every_stage_has_a_run_below_the_pipelines(finished: Path, tracking_uri:
     assert "loss" in trained.data.metrics
     inputs = client.download_artifacts(trained.info.run_id, "inputs.json")
     assert "out/encode/latents.json" in json.loads(Path(inputs).read_text())
-    assert children["evaluate"].data.metrics["samples/classifier_fid"] > 0
+    evaluated = children["evaluate"].data
+    assert evaluated.metrics["samples/classifier_fid_30"] > 0
+    for tags in (evaluated.tags, pipeline.data.tags):
+        assert tags["mar.reference"] == metrics(finished, "reference")["reference"]
+        assert (tags["mar.extractor"], tags["mar.num_samples"]) == ("classifier", "30")
+        assert "classifier_fid_30 is too large, as 30 images" in tags["mar.warnings"]
+    assert "classifier_fid_30" in pipeline.data.metrics
     pictures = client.list_artifacts(children["sample"].info.run_id)
     assert "grid.png" in [picture.path for picture in pictures]
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch_fidelity import FeatureExtractorInceptionV3
 
 from mar.files import weights
+from mar.files.atomic import digest
 from mar.latents.info import LatentsInfo
 from mar.released.contents import read_generator, read_tokenizer
 from mar.released.names import from_released
@@ -238,9 +239,10 @@ def inception(tmp_path: Path) -> dict[str, Any]:
     np.savez(statistics, mu=np.zeros(2048), sigma=np.eye(2048))
     return {
         "extractor": "inception",
+        "split": None,
         "num_features": 100,
         "weights": str(weights),
-        "weights_sha256": None,
+        "weights_sha256": digest(weights),
         "statistics": str(statistics),
         "statistics_sha256": None,
     }

@@ -3,7 +3,6 @@
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,16 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metri
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
 from mar.evaluation.classifier_extractor import SCORES
-from mar.evaluation.dinov2 import DinoReference
-from mar.evaluation.extractors import Extractor, Features, digest_tensors, extract, gather
-from mar.evaluation.inception import WIDTH, InceptionReference
-from mar.evaluation.reference import measure, read_published
+from mar.evaluation.dinov2 import DinoReference, DinoV2, resize_positions
+from mar.evaluation.extractors import (
+    Extractor,
+    Features,
+    digest_tensors,
+    extract,
+    extract_batch,
+    gather,
+)
+from mar.evaluation.inception import SPATIAL_WIDTH, WIDTH, InceptionReference
 from mar.files.atomic import digest
 
 
@@ -26,12 +31,15 @@ CPU = torch.device("cpu")
 def inception(**values: object) -> InceptionReference:
     settings = {
         "extractor": "inception",
+        "split": "train",
         "num_features": 3,
         "weights": None,
         "weights_sha256": None,
         "statistics": None,
         "statistics_sha256": None,
     }
+    if isinstance(path := values.get("weights"), str) and Path(path).is_file():
+        settings["weights_sha256"] = digest(Path(path))
     return InceptionReference.model_validate({**settings, **values})
 
 
@@ -166,8 +174,33 @@ def test_scores_by_inception_are_those_of_torch_fidelity_called_whole(weights: P
     assert found[KEY_METRIC_KID_MEAN] > 1e-3  # the two sets differ
 
 
+def test_spatial_features_are_the_first_seven_channels_of_mixed_6(weights: Path) -> None:
+    """By torch-fidelity's layers up to there, and then by the formulas of convolution and norm."""
+    images = Noise(256).images[:1]
+    plain = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
+    inputs: list[Tensor] = []
+    plain.Mixed_6d.register_forward_hook(lambda layer, given, output: inputs.append(given[0]))
+    plain(images)
+    x, layer = inputs[0][0].double(), plain.Mixed_6d.branch1x1  # (768, 17, 17)
+    convolved = torch.einsum("chw,oc->ohw", x, layer.conv.weight[:7, :, 0, 0].double())
+    norm = layer.bn
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight / (norm.running_var + 0.001).sqrt()
+    shifted = convolved - norm.running_mean[:7, None, None]
+    expected = (shifted * scale[:7, None, None] + norm.bias[:7, None, None]).clamp(min=0)
+    found = extract_batch(inception(weights=str(weights)).load(Path()), images, device=CPU, first=0)
+    assert found.spatial is not None
+    assert found.spatial.shape == (1, SPATIAL_WIDTH)
+    places = [(c, h, w) for h in range(17) for w in range(17) for c in range(7)]
+    for index, (c, h, w) in enumerate(places[::97]):
+        value = float(found.spatial[0, 97 * index])
+        assert value == pytest.approx(float(expected[c, h, w]), rel=1e-4, abs=1e-5)
+    assert float(found.spatial.std()) > 0
+
+
 def test_a_relative_weight_file_begins_at_the_base(weights: Path, tmp_path: Path) -> None:
-    config = inception(weights=weights.name)
+    config = inception(weights=weights.name, weights_sha256=digest(weights))
     assert config.load(Path("nowhere"), base=weights.parent).kind == "inception"
     with pytest.raises(ValueError, match=rf"reference\.weights: {tmp_path}/\S+ is missing"):
         config.load(Path("nowhere"), base=tmp_path)
@@ -177,13 +210,23 @@ def test_a_weight_file_may_lie_in_the_home_folder(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(weights.parent))
-    config = inception(weights=f"~/{weights.name}")
+    config = inception(weights=f"~/{weights.name}", weights_sha256=digest(weights))
     assert config.load(Path("nowhere"), base=tmp_path).kind == "inception"
 
 
 def test_weights_with_another_digest_are_refused(weights: Path) -> None:
     config = inception(weights=str(weights), weights_sha256="0" * 64)
     with pytest.raises(ValueError, match=r"reference\.weights_sha256: .*weights\.pth has [0-9a-f]"):
+        config.load(Path("nowhere"))
+
+
+def test_weights_without_a_digest_must_be_the_published_ones(weights: Path) -> None:
+    config = inception(weights=str(weights), weights_sha256=None)
+    message = (
+        r"reference\.weights_sha256: is null, so \S+weights\.pth must be the published "
+        rf"weights-inception-2015-12-05-6726825d\.pth, .* but it has {digest(weights)}"
+    )
+    with pytest.raises(ValueError, match=message):
         config.load(Path("nowhere"))
 
 
@@ -249,114 +292,76 @@ def test_an_earlier_download_of_other_weights_is_refused(
         inception().load(Path("nowhere"))
 
 
-# Published statistics
-
-
-def save_statistics(path: Path, **arrays: np.ndarray) -> str:
-    np.savez(path, allow_pickle=False, **arrays)
-    return str(path)
-
-
-def test_published_statistics_replace_the_training_split(weights: Path, tmp_path: Path) -> None:
-    mean, covariance = np.ones(WIDTH), np.eye(WIDTH)
-    images = (
-        np.arange(5, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3)
-    )
-    path = save_statistics(tmp_path / "s.npz", mu=mean, sigma=covariance, arr_0=images)
-    config = inception(weights=str(weights), statistics=path, statistics_sha256=digest(Path(path)))
-    extractor = config.load(Path("nowhere"))
-    reference = measure(config, extractor, Pictures(), device=CPU, workers=0)
-    assert reference is not None
-    assert reference.source == "s.npz"
-    relative = inception(weights=str(weights), statistics="s.npz")
-    again = measure(relative, extractor, Pictures(), device=CPU, workers=0, base=tmp_path)
-    assert again is not None
-    assert again.digest() == reference.digest()
-    path = save_statistics(tmp_path / "no images.npz", mu=mean, sigma=covariance)
-    config = inception(weights=str(weights), statistics=path)
-    without = measure(config, extractor, Pictures(), device=CPU, workers=0)
-    assert without is not None
-    assert len(without.features) == 0
-    assert reference.statistics.count is None
-    assert torch.equal(reference.statistics.covariance, torch.eye(WIDTH).double())
-    expected, _ = extractor.module(torch.from_numpy(images[[0, 1, 3]]).permute(0, 3, 1, 2))
-    assert torch.allclose(reference.features, expected, atol=1e-5)
-
-
-def test_published_statistics_may_come_without_images(tmp_path: Path) -> None:
-    path = save_statistics(tmp_path / "s.npz", mu=np.ones(3), sigma=np.eye(3))
-    published = read_published(Path(path), width=3, image_size=4)
-    assert len(published.keep(10)) == 0
-    assert published.stack([]).shape == (0, 3, 4, 4)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"mu": np.ones(3)}, r"is no \.npz with mu and sigma"),
-        ({"mu": np.ones(3), "sigma": np.eye(4)}, r"has sigma \(4, 4\), expected \(3, 3\)"),
-        ({"mu": np.ones(2), "sigma": np.eye(2)}, r"has mu \(2,\), expected \(3,\)"),
-        (
-            {"mu": np.ones(3), "sigma": np.eye(3), "arr_0": np.zeros((2, 8, 8, 3), np.uint8)},
-            r"has arr_0 \(8, 8, 3\), expected \(4, 4, 3\)",
-        ),
-    ],
-)
-def test_statistics_that_do_not_fit_are_refused(
-    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
-) -> None:
-    path = save_statistics(tmp_path / "s.npz", **arrays)
-    with pytest.raises(ValueError, match=r"reference\.statistics: .*s\.npz " + message):
-        read_published(Path(path), width=3, image_size=4)
-
-
-def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "s.npz").write_text("hello")
-    with pytest.raises(ValueError, match=r"reference\.statistics: .* is no \.npz"):
-        read_published(tmp_path / "s.npz", width=3, image_size=4)
-
-
 # DINOv2
 
-HUBCONF = """
-import torch
+
+@pytest.fixture(scope="module")
+def dino_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of the authors' layout for the smallest network with random weights (88 MB)."""
+    names = DinoV2("s").model.state_dict()
+    rng = torch.Generator().manual_seed(0)
+    values = {name: 0.1 * torch.randn(it.shape, generator=rng) for name, it in names.items()}
+    values["pos_embed"] = torch.randn(1, 37 * 37 + 1, 384, generator=rng)
+    values["mask_token"] = torch.zeros(1, 384)
+    path = tmp_path_factory.mktemp("dinov2") / "weights.pth"
+    torch.save(values, path)
+    return path
 
 
-class Network(torch.nn.Module):
-    def forward(self, x):
-        return x.mean(dim=(2, 3))
+def dino(**values: object) -> DinoReference:
+    settings = {"extractor": "dinov2", "split": "train", "num_features": 10, "size": "s"}
+    weights = {"weights": None, "weights_sha256": None}
+    return DinoReference.model_validate({**settings, **weights, **values})
 
 
-def dinov2_vitl14():
-    return Network()
-"""
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where torch.hub looks for an earlier download; the network is away."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    for variable in ("https_proxy", "HTTPS_PROXY"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody listens there
-    return tmp_path / "hub"
-
-
-def test_dinov2_sees_normalised_colours_and_knows_no_classes(hub: Path) -> None:
-    repository = hub / "facebookresearch_dinov2_main"
-    repository.mkdir(parents=True)
-    (repository / "hubconf.py").write_text(HUBCONF)
-    config = DinoReference(extractor="dinov2", num_features=10, size="l")
-    extractor = config.load(Path("nowhere"))
-    found = gather(extract(extractor, Pictures(), name="pictures", device=CPU, workers=0))
-    colours = torch.arange(150.0)[:, None] / 255
-    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    assert torch.allclose(found.features, (colours - mean) / deviation, atol=1e-4)
+def test_dinov2_sees_normalised_colours_and_knows_no_classes(dino_weights: Path) -> None:
+    extractor = dino(weights=str(dino_weights), weights_sha256=digest(dino_weights)).load(Path())
+    images = Noise(256).images[:2]
+    found = extract_batch(extractor, images, device=CPU, first=0)
     assert found.logits is None
+    assert found.features.shape == (2, 384)
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    grey = torch.full((1, 3, 16, 16), 51, dtype=torch.uint8)
+    seen: list[Tensor] = []
+    assert isinstance(extractor.module, DinoV2)
+    extractor.module.model.register_forward_hook(lambda layer, given, output: seen.append(given[0]))
+    extract_batch(extractor, grey, device=CPU, first=0)
+    colours = ((0.2 - mean) / deviation)[None, :, None, None].expand(1, 3, 224, 224)
+    assert torch.allclose(seen[0], colours, atol=1e-5)
 
 
-@pytest.mark.usefixtures("hub")
-def test_without_a_network_dinov2_says_so() -> None:
-    config = DinoReference(extractor="dinov2", num_features=10, size="s")
-    message = r"reference\.extractor: torch\.hub cannot download facebookresearch/dinov2"
+def test_positions_of_dinov2_are_interpolated_by_its_factor() -> None:
+    """Cubic convolution (Keys, 1981, with a = -0.75) at (i + 0.5) * 37 / (side + 0.1) - 0.5."""
+    rows = torch.rand(37, generator=torch.Generator().manual_seed(0))
+    square = rows[:, None].expand(37, 37).reshape(1, 37 * 37, 1)
+    token = torch.tensor([[[5.0]]])
+    found = resize_positions(torch.cat([token, square], dim=1), 16)
+    assert torch.equal(found[:, :1], token)
+    for i in range(1, 15):  # the border is continued by its last values
+        place = (i + 0.5) * 37 / 16.1 - 0.5
+        near = (1.25 * d**3 - 2.25 * d**2 + 1 for d in (place % 1, 1 - place % 1))
+        far = (-0.75 * (d**3 - 5 * d**2 + 8 * d - 4) for d in (place % 1 + 1, 2 - place % 1))
+        first, (inner, next_), (outer, last) = int(place), near, far
+        kernel = torch.tensor([outer, inner, next_, last])
+        expected = float(kernel @ rows[first - 1 : first + 3])
+        assert found[0, 1 + 16 * i + 3, 0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_weights_of_dinov2_are_checked(dino_weights: Path, tmp_path: Path) -> None:
+    path = str(dino_weights)
+    with pytest.raises(ValueError, match=r"weights_sha256: is null, so .* dinov2_vits14_pretrain"):
+        dino(weights=path).load(Path())
+    with pytest.raises(ValueError, match=r"reference\.weights: .* weights of size b: "):
+        dino(weights=path, weights_sha256=digest(dino_weights), size="b").load(Path())
+    trap = tmp_path / "weights.pth"
+    torch.save({"pos_embed": Trap(tmp_path / "sprung")}, trap)
+    with pytest.raises(ValueError, match=r"reference\.weights: .* does not hold DINOv2's weights"):
+        dino(weights=str(trap), weights_sha256=digest(trap)).load(Path())
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.usefixtures("without_network")
+def test_without_a_network_dinov2_says_which_file_it_wants() -> None:
+    message = r"reference\.weights is null and https://\S+/dinov2_vitl14_pretrain\.pth cannot be"
     with pytest.raises(ValueError, match=message):
-        config.load(Path("nowhere"))
+        dino(size="l").load(Path())

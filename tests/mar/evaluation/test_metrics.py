@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity import (
@@ -12,32 +13,41 @@ from torch_fidelity import (
     KEY_METRIC_ISC_MEAN,
     KEY_METRIC_ISC_STD,
     KEY_METRIC_KID_MEAN,
+    KEY_METRIC_KID_STD,
     KEY_METRIC_PRECISION,
     KEY_METRIC_RECALL,
     calculate_metrics,
 )
+from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from mar.evaluation import classifier_extractor, dinov2, inception
 from mar.evaluation.classifier import ClassifierConfig, new_classifier, save_classifier
 from mar.evaluation.classifier_extractor import SCORES, ClassifierReference
-from mar.evaluation.extractors import Features, ScoreNames, extract, gather
+from mar.evaluation.extractors import Features, extract, gather
 from mar.evaluation.metrics import (
     EvaluateConfig,
-    check_sizes,
+    class_warning,
     distance_to_reference,
-    frechet_distance,
+    fit_sizes,
+    fit_warnings,
+    reference_warnings,
     score,
 )
-from mar.evaluation.reference import (
-    Moments,
-    Reference,
-    ReferenceInfo,
-    Statistics,
-    summarise,
+from mar.evaluation.reference import Reference, ReferenceInfo, summarise
+from mar.evaluation.score_names import ScoreNames, parts
+from mar.evaluation.statistics import Moments, Statistics, frechet_distance
+
+
+CONFIG = EvaluateConfig(
+    is_splits=2,
+    is_shuffle=True,
+    kid_subsets=5,
+    kid_subset_size=40,
+    neighbours=3,
+    bootstrap=0,
+    infinity_points=0,
+    seed=7,
 )
-
-
-CONFIG = EvaluateConfig(is_splits=2, kid_subsets=5, kid_subset_size=40, neighbours=3, seed=7)
 BY_CLASSIFIER = SCORES["classifier"]
 CPU = torch.device("cpu")
 
@@ -123,7 +133,7 @@ def test_shifted_features_raise_the_distance_by_the_square_of_the_shift() -> Non
 def test_equal_sets_are_at_distance_zero_and_cover_each_other() -> None:
     features = normal(100, 8, 0)
     scores = score_of(Features(features, None), reference_of(features))
-    assert scores["classifier_fid"] == pytest.approx(0, abs=1e-8)
+    assert scores["classifier_fid_100"] == pytest.approx(0, abs=1e-8)
     assert scores["classifier_precision"] == scores["classifier_recall"] == 1.0
 
 
@@ -169,10 +179,10 @@ NAMES = [*SCORES.values(), inception.SCORES, dinov2.SCORES]
 @pytest.mark.parametrize("names", NAMES, ids=lambda names: names.fid)
 def test_only_inception_gives_scores_their_plain_names(names: ScoreNames) -> None:
     found = Features(normal(100, 4, 0), normal(100, 3, 1))
-    scores = set(score_of(found, reference_of(normal(100, 4, 2)), names))
-    plain = {"fid", "inception_score", "inception_score_std", "kid", "precision", "recall"}
+    scores = {parts(name).base for name in score_of(found, reference_of(normal(100, 4, 2)), names)}
+    plain = {"fid", "inception_score", "kid", "mmd", "precision", "recall"}
     assert scores & plain == (plain if names is inception.SCORES else set())
-    assert scores == {name for name in names if name is not None} - {names.rfid}
+    assert scores == {name for name in names if name is not None} - {names.rfid, names.sfid}
 
 
 def test_no_two_extractors_share_the_name_of_a_score() -> None:
@@ -183,7 +193,7 @@ def test_no_two_extractors_share_the_name_of_a_score() -> None:
 def test_statistics_without_images_give_no_scores_of_single_images() -> None:
     reference = Reference(moments_of(normal(100, 4, 0)), torch.empty(0, 4), "somewhere.npz")
     scores = score_of(Features(normal(50, 4, 1), normal(50, 3, 2)), reference, inception.SCORES)
-    assert set(scores) == {"fid", "inception_score", "inception_score_std"}
+    assert set(scores) == {"fid_50", "inception_score", "inception_score_std"}
 
 
 def test_one_split_has_no_spread() -> None:
@@ -209,43 +219,106 @@ def test_the_distance_to_the_reference_is_that_to_its_nearest_image() -> None:
     assert torch.allclose(distance_to_reference(found, reference), torch.tensor([3.0, 1.0, 0.0]))
 
 
-@pytest.mark.parametrize(
-    ("changes", "num_images", "num_features", "message"),
-    [
-        (
-            {"kid_subset_size": 100},
-            99,
-            500,
-            "evaluate.kid_subset_size: must be at most 99, the number of samples, got 100",
-        ),
-        (
-            {"kid_subset_size": 100},
-            500,
-            60,
-            r"evaluate.kid_subset_size: must be at most 60, the number of real images kept "
-            r"\(reference.num_features\), got 100",
-        ),
-        ({"neighbours": 60}, 60, 500, "evaluate.neighbours: must be at most 59, .* got 60"),
-        (
-            {"is_splits": 61},
-            60,
-            500,
-            "evaluate.is_splits: must be at most 60, the number of samples",
-        ),
-    ],
-)
-def test_settings_that_need_more_images_are_refused_by_name(
-    changes: dict[str, int], num_images: int, num_features: int, message: str
-) -> None:
-    config = CONFIG.model_copy(update=changes)
-    with pytest.raises(ValueError, match=message):
-        check_sizes(config, "samples", num_images, num_features=num_features, inception_score=True)
+def test_settings_that_need_more_images_are_lowered_and_said() -> None:
+    config = CONFIG.model_copy(update={"is_splits": 61, "kid_subset_size": 100, "neighbours": 60})
+    fitted = fit_sizes(config, 60, 500)
+    assert (fitted.is_splits, fitted.kid_subset_size, fitted.neighbours) == (60, 60, 59)
+    assert fit_sizes(config, 500, 70).kid_subset_size == 70
+    assert fit_warnings("samples", config, fitted) == [
+        "for want of samples, evaluate has is_splits 60 (not 61), kid_subset_size 60 (not 100), "
+        "neighbours 59 (not 60)"
+    ]
 
 
-def test_settings_that_just_fit_are_accepted() -> None:
-    check_sizes(CONFIG, "samples", 40, num_features=40, inception_score=True)
-    check_sizes(CONFIG, "samples", 2, num_features=0, inception_score=True)  # none is compared
-    check_sizes(CONFIG, "samples", 1, num_features=0, inception_score=False)  # no logits
+@pytest.mark.parametrize("num_features", [0, 40])
+def test_settings_that_just_fit_stay(num_features: int) -> None:
+    assert fit_sizes(CONFIG, 40, num_features) == CONFIG
+    assert fit_warnings("samples", CONFIG, CONFIG) == []
+
+
+# The ADM suite's definitions
+
+
+def test_the_numbers_of_the_adm_suite_are_those_of_its_definitions() -> None:
+    """Computed here as evaluations/evaluator.py of ADM says, with numpy and scipy alone."""
+    features, spatial, logits = normal(60, 4, 0) + 0.5, normal(60, 6, 1), 3 * normal(60, 5, 2)
+    real, real_spatial = normal(50, 4, 3), normal(50, 6, 4) * 1.5
+    reference = Reference(moments_of(real), real, "adm.npz", moments_of(real_spatial))
+    adm = CONFIG.model_copy(update={"is_splits": 3, "is_shuffle": False, "neighbours": 3})
+    found = Features(features, logits, spatial)
+    labels = torch.zeros(60, dtype=torch.int64)
+    scores = score(found, labels, reference, names=inception.SCORES, config=adm)
+
+    def frechet(first: Tensor, second: Tensor) -> float:
+        x, y = first.double().numpy(), second.double().numpy()
+        a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+        shift = x.mean(axis=0) - y.mean(axis=0)
+        return float(shift @ shift + np.trace(a) + np.trace(b) - 2 * np.trace(sqrtm(a @ b)).real)
+
+    def radii(x: np.ndarray) -> np.ndarray:
+        distances = ((x[:, None] - x[None]) ** 2).sum(axis=2)
+        return np.partition(distances, 3, axis=1)[:, 3]  # the nearest is the image itself
+
+    p = np.exp(logits.double().numpy())
+    p /= p.sum(axis=1, keepdims=True)
+    parts_of_is = [
+        np.exp((q * (np.log(q) - np.log(q.mean(axis=0)))).sum(axis=1).mean())
+        for q in (p[:20], p[20:40], p[40:])  # in the order of the images
+    ]
+    x, y = features.double().numpy(), real.double().numpy()
+    across = ((x[:, None] - y[None]) ** 2).sum(axis=2)
+    expected = {
+        "fid_60": frechet(features, real),
+        "sfid_60": frechet(spatial, real_spatial),
+        "inception_score": np.mean(parts_of_is),
+        "precision": (across <= radii(y)[None]).any(axis=1).mean(),
+        "recall": (across <= radii(x)[:, None]).any(axis=0).mean(),
+    }
+    assert {name: scores[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert 0 < scores["precision"] < 1
+
+
+def test_few_images_of_the_same_distribution_do_not_score_a_plain_fid() -> None:
+    scores = score_of(Features(normal(40, 64, 0)), reference_of(normal(3000, 64, 1)))
+    assert scores["classifier_fid_40"] > 10  # 3 of 3,000
+    assert "classifier_fid" not in scores
+    assert abs(scores["classifier_kid"]) < 0.1
+
+
+def test_spreads_stand_beside_their_scores() -> None:
+    config = CONFIG.model_copy(update={"bootstrap": 4, "infinity_points": 3, "is_splits": 1})
+    found, labels = Features(normal(90, 4, 1), normal(90, 3, 2)), torch.arange(90) % 3
+    reference = reference_of(normal(60, 4, 0))
+    scores = score(found, labels, reference, names=BY_CLASSIFIER, config=config)
+    bare = {name for name in scores if not parts(name).is_spread}
+    spreads = {name.removesuffix("_std") for name in scores if parts(name).is_spread}
+    assert bare - spreads == {"classifier_fid_inf", "classifier_mmd"}
+    assert spreads < bare
+    assert all(scores[f"{name}_std"] > 0 for name in spreads)
+    accuracy = scores["classifier_accuracy"]
+    assert scores["classifier_accuracy_std"] == (accuracy * (1 - accuracy) / 90) ** 0.5
+
+
+def test_a_distance_of_singular_covariances_is_that_of_torch_fidelity() -> None:
+    first, second = (moments_of(normal(5, 12, seed)) for seed in (0, 1))
+    pair = [{"mu": it.mean.numpy(), "sigma": it.covariance.numpy()} for it in (first, second)]
+    expected = fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID]
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-6)
+
+
+def test_images_of_some_classes_get_a_warning() -> None:
+    labels = torch.tensor([0, 0, 2])
+    assert class_warning(labels, 3) is not None
+    assert class_warning(torch.arange(3), 3) is None
+
+
+def test_a_reference_says_what_it_cannot_give_and_that_it_is_small() -> None:
+    published = Reference(moments_of(normal(9, 4, 0)), torch.empty(0, 4), "a.npz")
+    few, no_images, no_layout = reference_warnings(inception.SCORES, published)
+    assert few.startswith("the reference has 9 images, which are few for 4 features: fid is too")
+    assert no_images == "a.npz has no images (arr_0): no kid, mmd, precision and recall"
+    assert no_layout == "a.npz has no mu_s and sigma_s: no sfid"
+    assert reference_warnings(BY_CLASSIFIER, reference_of(normal(2048, 4, 0))) == []
 
 
 # The whole against torch-fidelity's
@@ -287,7 +360,9 @@ def save_extractor(folder: Path, *, num_classes: int) -> ClassifierReference:
     with torch.no_grad():
         model.head.weight.mul_(1000)  # else every class is as likely, and IS is 1
     save_classifier(folder / "classifier.safetensors", model.eval())
-    return ClassifierReference(extractor="classifier", num_features=1000, classifier=classifier)
+    return ClassifierReference(
+        extractor="classifier", split="train", num_features=1000, classifier=classifier
+    )
 
 
 @pytest.fixture
@@ -302,9 +377,10 @@ def test_scores_by_a_classifier_of_one_class_are_called_untrained(tmp_path: Path
     pictures = Pictures(80, 0, brightest=256)
     found = gather(extract(extractor, pictures, name="pictures", device=CPU, workers=0))
     scores = score_of(found, reference_of(normal(60, 16, 1)), extractor.names)
-    assert set(scores) == {
+    assert {parts(name).base for name in scores} == {
         "untrained_fid",
         "untrained_kid",
+        "untrained_mmd",
         "untrained_precision",
         "untrained_recall",
     }
@@ -344,16 +420,17 @@ def test_every_score_equals_that_of_torch_fidelity_called_whole(
         verbose=False,
     )
     keys = {
-        "classifier_fid": KEY_METRIC_FID,
+        "classifier_fid_150": KEY_METRIC_FID,
         "classifier_is": KEY_METRIC_ISC_MEAN,
         "classifier_is_std": KEY_METRIC_ISC_STD,
         "classifier_kid": KEY_METRIC_KID_MEAN,
+        "classifier_kid_std": KEY_METRIC_KID_STD,
         "classifier_precision": KEY_METRIC_PRECISION,
         "classifier_recall": KEY_METRIC_RECALL,
     }
     for name, key in keys.items():
         assert scores[name] == pytest.approx(expected[key], rel=1e-4), name
-    assert scores["classifier_fid"] > 0.01
+    assert scores["classifier_fid_150"] > 0.01
     assert scores["classifier_is"] > 1.1
 
 
@@ -362,7 +439,7 @@ def test_an_id_stands_for_weights_and_statistics(
 ) -> None:
     extractor = reference_config.load(tmp_path)
     infos = [
-        ReferenceInfo.describe(extractor, reference_of(normal(20, 16, seed)), 8, 5, {})
+        ReferenceInfo.describe(extractor, reference_of(normal(20, 16, seed)), 8)
         for seed in (0, 0, 1)
     ]
     assert infos[0] == infos[1]
@@ -373,7 +450,7 @@ def test_images_of_another_size_and_other_weights_are_refused(
     tmp_path: Path, reference_config: ClassifierReference
 ) -> None:
     extractor = reference_config.load(tmp_path)
-    info = ReferenceInfo.describe(extractor, reference_of(normal(20, 16, 0)), 8, 5, {})
+    info = ReferenceInfo.describe(extractor, reference_of(normal(20, 16, 0)), 8)
     info.check(extractor, height=8, width=8)
     with pytest.raises(ValueError, match="samples have 16x16 pixels, the real images 8x8"):
         info.check(extractor, height=16, width=16)

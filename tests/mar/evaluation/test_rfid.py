@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from mar.evaluation import dinov2, inception
 from mar.evaluation.classifier_extractor import SCORES
-from mar.evaluation.extractors import Extractor, ScoreNames
+from mar.evaluation.extractors import Extractor
 from mar.evaluation.reconstruction_metrics import ReconstructionDistance, score
-from mar.evaluation.reference import Statistics
+from mar.evaluation.score_names import ScoreNames
+from mar.evaluation.statistics import Statistics
 
 
 CPU = torch.device("cpu")
@@ -68,8 +69,8 @@ def test_both_distances_are_those_of_their_closed_form(
 
     x = originals.double()
     assert distance.compute() == {
-        f"{name}_held_out": pytest.approx(frechet(float(x.mean()), float(x.std())), rel=1e-6),
-        f"{name}_train": pytest.approx(frechet(100.0, 20.0), rel=1e-6),
+        f"{name}_held_out_40": pytest.approx(frechet(float(x.mean()), float(x.std())), rel=1e-6),
+        f"{name}_train_40": pytest.approx(frechet(100.0, 20.0), rel=1e-6),
     }
 
 
@@ -80,10 +81,10 @@ def test_it_is_scored_beside_psnr_and_ssim(rng: torch.Generator) -> None:
         Extractor("any", Colours(), SCORES["classifier"]), train(0, 1, 3), CPU
     )
     scores = score(pairs, [distance])
-    assert set(scores) == {"psnr", "ssim", "classifier_rfid_held_out", "classifier_rfid_train"}
+    assert set(scores) == {"psnr", "ssim", "classifier_rfid_held_out_8", "classifier_rfid_train_8"}
     assert scores["psnr"] == score(pairs)["psnr"]
     half = originals.float().mean(dim=(2, 3)) / 2
-    assert scores["classifier_rfid_held_out"] > float(half.mean(dim=0).square().sum()) * 0.9
+    assert scores["classifier_rfid_held_out_8"] > float(half.mean(dim=0).square().sum()) * 0.9
 
 
 def test_unchanged_images_are_at_no_distance(rng: torch.Generator) -> None:
@@ -92,24 +93,22 @@ def test_unchanged_images_are_at_no_distance(rng: torch.Generator) -> None:
         Extractor("any", Colours(), SCORES["classifier"]), train(0, 1, 3), CPU
     )
     add(distance, originals, originals)
-    assert distance.compute()["classifier_rfid_held_out"] == pytest.approx(0, abs=1e-4)
+    assert distance.compute()["classifier_rfid_held_out_50"] == pytest.approx(0, abs=1e-4)
 
 
 def test_too_few_images_are_told_and_fewer_give_nothing() -> None:
     distance = ReconstructionDistance(
         Extractor("inception", Colours(), inception.SCORES), train(0, 1, 3), CPU
     )
-    assert distance.sample_count_warning() is None  # of nothing there is nothing to compare
+    assert distance.count_warnings() == []  # of nothing there is nothing to compare
     add(distance, pictures(torch.arange(1)), pictures(torch.arange(1)))
     assert distance.compute() == {}
     add(distance, pictures(torch.arange(2)), pictures(torch.arange(2)))
-    assert "rfid is too large, as 3 images are too few for the covariance of 3 features" in (
-        distance.sample_count_warning() or ""
+    (warning,) = distance.count_warnings()
+    assert (
+        "rfid_3 is too large, as 3 images are too few for the covariance of 3 features" in warning
     )
-    add(distance, pictures(torch.arange(11)), pictures(torch.arange(11)))
-    assert "as 14 images are too few" in (distance.sample_count_warning() or "")
-    add(distance, pictures(torch.arange(1)), pictures(torch.arange(1)))
-    assert distance.sample_count_warning() is None  # five images for each feature
+    assert "from 2048 on it is called rfid" in warning
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

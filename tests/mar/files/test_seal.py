@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mar.data.manifest import Manifest, Row, write_manifest
-from mar.evaluation.reference import Reference, ReferenceInfo, Statistics
+from mar.evaluation.reference import Reference, ReferenceInfo
+from mar.evaluation.statistics import Statistics
 from mar.files import atomic, seal, weights
 from mar.files.seal import DamagedFileError
 from mar.latents.cache import measure_latents, write_latents

@@ -1,0 +1,44 @@
+"""The discrepancy equals its definition over pairs, and is 0 on average for one distribution."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from mar.evaluation import mmd as module
+from mar.evaluation.mmd import SCALE, mmd
+
+
+def normal(count: int, seed: int) -> Tensor:
+    return torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def test_it_equals_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROWS", 4)  # so that several parts are added up
+    found, real = normal(9, 0) + 1, normal(11, 1)
+    distances = sorted(math.dist(a, b) for i, a in enumerate(real) for b in real[:i])
+    width = distances[(len(distances) - 1) // 2]
+
+    def kernel(a: Tensor, b: Tensor) -> float:
+        return math.exp(-(math.dist(a, b) ** 2) / (2 * width**2))
+
+    def within(x: Tensor) -> float:
+        pairs = [kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j]
+        return sum(pairs) / len(pairs)
+
+    across = sum(kernel(a, b) for a in found for b in real) / 99
+    expected = within(found) + within(real) - 2 * across
+    assert mmd(found, real) == pytest.approx(SCALE * expected, rel=1e-6)
+
+
+def test_few_images_of_one_distribution_are_at_no_distance_on_average() -> None:
+    same = [mmd(normal(16, seed), normal(200, 1000)) for seed in range(40)]
+    other = [mmd(normal(16, seed) + 1, normal(200, 1000)) for seed in range(40)]
+    mean, spread = sum(same) / 40, torch.tensor(same).std()
+    assert abs(mean) < 4 * spread / 40**0.5
+    assert min(other) > max(same)
+
+
+def test_images_that_are_all_the_same_are_at_no_distance_from_themselves() -> None:
+    assert mmd(torch.ones(5, 3), torch.ones(4, 3)) == 0.0

@@ -1,0 +1,59 @@
+"""Spreads are those of repeated samples, and the extrapolated distance has lost its bias."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mar.evaluation.statistics import Statistics, frechet_distance, measure_features
+from mar.evaluation.uncertainty import bootstrap_spread, distance_at_infinity, share_spread
+
+
+WIDTH = 8
+REAL = Statistics(torch.zeros(WIDTH).double(), torch.eye(WIDTH).double(), None)
+
+
+def sample(count: int, seed: int, *, shift: float = 0.0) -> Tensor:
+    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def distance(features: Tensor) -> float:
+    return frechet_distance(measure_features(features), REAL)
+
+
+def test_the_bootstraps_spread_is_that_of_new_samples() -> None:
+    features = sample(400, 0, shift=0.3)
+    found = bootstrap_spread(lambda some: distance(features[some]), 400, resamples=60, seed=0)
+    again = torch.tensor([distance(sample(400, seed, shift=0.3)) for seed in range(1, 61)])
+    assert found == pytest.approx(float(again.std()), rel=0.5)
+
+
+def test_the_bootstrap_depends_on_its_seed_alone() -> None:
+    features = sample(50, 0)
+    first, second, other = (
+        bootstrap_spread(lambda some: float(features[some].mean()), 50, resamples=5, seed=seed)
+        for seed in (1, 1, 2)
+    )
+    assert first == second != other
+
+
+def test_the_spread_of_a_share_is_that_of_draws() -> None:
+    draws = torch.rand(5000, 200, generator=torch.Generator().manual_seed(0)) < 0.3
+    shares = draws.double().mean(dim=1)
+    assert share_spread(0.3, 200) == pytest.approx(float(shares.std()), rel=0.05)
+    assert share_spread(1.0, 200) == 0.0
+
+
+def test_infinitely_many_images_of_the_references_own_distribution_are_at_no_distance() -> None:
+    """The mean over samples: that of N images is about WIDTH * (WIDTH + 4) / (4 N) too large."""
+    plain = [distance(sample(300, seed)) for seed in range(20)]
+    infinite = [
+        distance_at_infinity(sample(300, seed), REAL, points=10, seed=0) for seed in range(20)
+    ]
+    bias = sum(plain) / 20
+    assert bias > 0.05
+    assert abs(sum(infinite) / 20) < 0.15 * bias
+
+
+def test_a_shift_remains_at_infinity() -> None:
+    found = distance_at_infinity(sample(2000, 1, shift=0.5), REAL, points=10, seed=3)
+    assert found == pytest.approx(WIDTH * 0.25, rel=0.1)
