@@ -132,6 +132,17 @@ class Sampler:
                 cannot see tokens that come later in its order.
         """
         labels, config = self.labels(classes), self.settings(**settings)
+        if len(images) != len(labels):
+            raise ValueError(f"got {len(images)} images and {len(labels)} classes")
+        edit = self.edit(images, hidden)
+        return _to_arrays(self.generate(labels, config, edit=edit, on_step=on_step))
+
+    def edit(self, images: UInt8[np.ndarray, "B H W 3"], hidden: Bool[np.ndarray, "H W"]) -> Edit:
+        """Return what `generate` takes to keep images but for what is hidden.
+
+        Raises:
+            ValueError: images or mask are of another size or type.
+        """
         size = self.image_size
         if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
             raise ValueError(f"images must be uint8 of shape (B, {size}, {size}, 3), got "
@@ -139,11 +150,8 @@ class Sampler:
         if hidden.dtype != np.bool_ or hidden.shape != (size, size):
             raise ValueError(f"hidden must be bool of shape ({size}, {size}), got {hidden.dtype} "
                              f"of shape {hidden.shape}")  # fmt: skip
-        if len(images) != len(labels):
-            raise ValueError(f"got {len(images)} images and {len(labels)} classes")
         originals = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-        edit = Edit(originals, torch.from_numpy(np.ascontiguousarray(hidden)))
-        return _to_arrays(self.generate(labels, config, edit=edit, on_step=on_step))
+        return Edit(originals, torch.from_numpy(np.ascontiguousarray(hidden)))
 
     def labels(self, classes: Sequence[int | str]) -> Int[Tensor, " B"]:
         """Return the number of each class.
