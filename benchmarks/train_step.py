@@ -41,6 +41,25 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Waits(TorchDispatchMode):
+    """Counts operations for whose result, or its size, the program must wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Count an operation, and execute it."""
+        tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+        waits = bool(tags & set(func.tags))
+        if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put_):
+            waits = any(index is not None and index.dtype == torch.bool for index in args[1])
+        self.counts[str(func)] += waits
+        return func(*args, **(kwargs or {}))
+
+
 def parse() -> argparse.Namespace:
     """Read the sizes, and what to compare with."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])

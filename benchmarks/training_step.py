@@ -144,20 +144,21 @@ def new_step(sizes: Sizes, *, compiled: bool = False) -> tuple[Step, Trainer[MAR
     return step, trainer
 
 
-def load_adapter(path: Path) -> Callable[[Mapping[str, Any]], Step]:
-    """Return `make_step` of another implementation's adapter.
+def load_adapter(path: Path, name: str = "make_step") -> Callable[[Mapping[str, Any]], Step]:
+    """Return a function of another implementation's adapter, by its name.
 
     Raises:
-        ValueError: the file is not there, or defines no `make_step`.
+        ValueError: the file is not there, or defines no such function.
     """
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ValueError(f"--reference: must be a Python file, got {path}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not callable(make_step := getattr(module, "make_step", None)):
-        raise ValueError(f"--reference: {path} must define make_step(sizes)")
-    return make_step
+    make: Callable[[Mapping[str, Any]], Step] | None = getattr(module, name, None)
+    if not callable(make):
+        raise ValueError(f"--reference: {path} must define {name}(sizes)")
+    return make
 
 
 def all_steps(sizes: Sizes, reference: Path | None, *, compiled: bool) -> dict[str, Step]:

@@ -1,7 +1,7 @@
 """Number types: the widest one of a device, and that of the products of a forward pass."""
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -51,6 +51,13 @@ def arithmetic(precision: Precision, device: torch.device) -> Generator[None]:
     finally:
         for backend, value in zip(backends, before, strict=True):
             backend.allow_tf32 = value
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which products are those of their inputs' types."""
+    if not torch.amp.is_autocast_available(device.type):  # nor can it be on
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The Gaussian diffusion of one token: schedule, noising, loss terms and the samplers.
+"""The Gaussian diffusion of one token: schedule, noising and loss terms.
 
 Shapes: T diffusion steps, S steps kept for sampling, R rows (tokens, of any images), C channels of
 a token. Symbols are DDPM's (arXiv 2006.11239) and improved DDPM's (arXiv 2102.09672, "IDDPM").
@@ -6,8 +6,7 @@ Everything here runs in float32, whatever precision the network runs in.
 """
 
 import math
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int, Int64
@@ -16,8 +15,6 @@ from torch.nn import functional
 
 
 TRAINING_STEPS = 1000  # T of the published models
-
-Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 class Schedule(nn.Module):
@@ -145,38 +142,6 @@ def add_noise(
     return signal * x_0 + noise * eps
 
 
-def predict_x_0(
-    schedule: Schedule, x_t: Float[Tensor, "R C"], t: Int[Tensor, " R"], eps: Float[Tensor, "R C"]
-) -> Float[Tensor, "R C"]:
-    """Return the x_0 that x_t and its noise imply (DDPM, equation 15)."""
-    return (x_t - schedule.noise[t, None] * eps) / schedule.signal[t, None]
-
-
-class Normal(NamedTuple):
-    """A normal distribution with independent components."""
-
-    mean: Float[Tensor, "R C"]
-    log_variance: Float[Tensor, "R C"]
-
-
-def posterior(
-    schedule: Schedule, x_0: Float[Tensor, "R C"], x_t: Float[Tensor, "R C"], t: Int[Tensor, " R"]
-) -> Normal:
-    """Return q(x_{t-1} | x_t, x_0) (DDPM, equations 6 and 7)."""
-    mean = schedule.posterior_x_0[t, None] * x_0 + schedule.posterior_x_t[t, None] * x_t
-    return Normal(mean, schedule.posterior_log_variance[t, None].expand_as(mean))
-
-
-def learned_log_variance(
-    schedule: Schedule, v: Float[Tensor, "R C"], t: Int[Tensor, " R"]
-) -> Float[Tensor, "R C"]:
-    """Interpolate between the two extreme log variances (IDDPM, equation 15); v is in [-1, 1]."""
-    fraction = (v + 1) / 2
-    largest = schedule.beta.log()[t, None]
-    smallest = schedule.posterior_log_variance[t, None]
-    return fraction * largest + (1 - fraction) * smallest
-
-
 class Loss(NamedTuple):
     """The two terms of the loss of each row; their sum is minimised (IDDPM, section 3.1)."""
 
@@ -210,87 +175,6 @@ def loss(
     likelihood = _discretised_log_likelihood(x_0, distance, surplus + lowest).mean(dim=1)
     variational = torch.where(t == 0, -likelihood, divergence)
     return Loss(functional.mse_loss(eps_hat, eps, reduction="none").mean(dim=1), variational)
-
-
-@torch.no_grad()
-def sample(
-    denoise: Denoise,
-    schedule: Schedule,
-    x_T: Float[Tensor, "R C"],
-    step_noise: Float[Tensor, "S R C"],
-    *,
-    temperature: float,
-    x_0_bound: float | None,
-) -> Float[Tensor, "R C"]:
-    """Sample x_0 by ancestral sampling with the learned variance (IDDPM).
-
-    Args:
-        denoise: From x_t (R, C) and the training step as a tensor of one element, eps_hat and v
-            (R, 2 C).
-        schedule: The S steps to take.
-        x_T: Standard normal noise to begin with.
-        step_noise: Standard normal noise of each step, the first step taken first; the last is not
-            used, since nothing is added after it.
-        temperature: Scales the noise added at each step, nothing else (MAR, section 3.2).
-        x_0_bound: Clip the predicted x_0 to [-bound, bound]; None, as in MAR, does not clip.
-            Samples of a briefly trained network diverge without it, since the prediction is divided
-            by sqrt(alpha_bar).
-    """
-    x_t = x_T
-    for taken, index in enumerate(reversed(range(schedule.num_steps))):
-        t = torch.full((len(x_t),), index, device=x_t.device)  # (R)
-        output = denoise(x_t, schedule.timesteps[index : index + 1]).float()  # (R, 2 C)
-        eps, v = output.chunk(2, dim=1)
-        x_0 = predict_x_0(schedule, x_t, t, eps)
-        if x_0_bound is not None:
-            x_0 = x_0.clamp(-x_0_bound, x_0_bound)
-        x_t = posterior(schedule, x_0, x_t, t).mean
-        if index > 0:
-            std = torch.exp(0.5 * learned_log_variance(schedule, v, t))
-            x_t = x_t + temperature * std * step_noise[taken]
-    return x_t
-
-
-@torch.no_grad()
-def solve(
-    denoise: Denoise,
-    schedule: Schedule,
-    x_T: Float[Tensor, "R C"],
-    *,
-    order: Literal[1, 2],
-    x_0_bound: float | None,
-) -> Float[Tensor, "R C"]:
-    """Sample x_0 by solving the probability-flow ODE: nothing is random after x_T.
-
-    Order 1 is DDIM with eta = 0 (arXiv 2010.02502, equation 12), order 2 is DPM-Solver++(2M)
-    (arXiv 2211.01095, algorithm 2), which extrapolates x_0 from this step and the one before. Both
-    call the network once a step, at the training steps of ancestral sampling, and end with the x_0
-    of the last call. The learned variance is not used, as no noise is added.
-
-    Args:
-        denoise: From x_t (R, C) and the training step as a tensor of one element, eps_hat and v
-            (R, 2 C), of which v is not used.
-        schedule: The S steps to take.
-        x_T: Standard normal noise to begin with.
-        order: Of convergence.
-        x_0_bound: Clip the predicted x_0 to [-bound, bound] before it is extrapolated; None does
-            not clip. Without it, the first of few steps multiplies an error of eps_hat at pure
-            noise by thousands.
-    """
-    x_t = x_T
-    x_0_before = torch.zeros_like(x_T)
-    for index in reversed(range(schedule.num_steps)):
-        t = torch.full((len(x_t),), index, device=x_t.device)  # (R)
-        output = denoise(x_t, schedule.timesteps[index : index + 1]).float()  # (R, 2 C)
-        x_0 = predict_x_0(schedule, x_t, t, output.chunk(2, dim=1)[0])
-        if x_0_bound is not None:
-            x_0 = x_0.clamp(-x_0_bound, x_0_bound)
-        data = x_0
-        if order == 2:
-            data = x_0 + schedule.ode_extrapolation[index] * (x_0 - x_0_before)
-        x_t = schedule.ode_x_t[index] * x_t + schedule.ode_x_0[index] * data
-        x_0_before = x_0
-    return x_t
 
 
 def _kl(

@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from mar.config import Config
-from mar.heads import diffusion
+from mar.heads import diffusion, diffusion_sampling
 from mar.heads.annealing import AnnealedSampler
-from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection, guide
+from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection
 from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size, time_features
+from mar.heads.denoising import Denoising
+from mar.precision import without_autocast
 
 
 class DiffusionConfig(Config):
@@ -140,29 +142,21 @@ class DiffusionLoss(Head):
         original used.)
         """
         assert isinstance(sampler, DiffusionSampler)
-        with torch.autocast(condition.z.device.type, enabled=False):
-            y = self.denoiser.embed_condition(condition)  # (R or 2 R, W)
-
-            def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-                time = self.denoiser.embed_time(t)  # (1, W)
-                if condition.z_null is None:
-                    return self.denoiser.denoise(x_t, y + time)
-                output = self.denoiser.denoise(torch.cat([x_t, x_t]), y + time)  # (2 R, 2 C)
-                (eps, v), (eps_null, _) = (half.chunk(2, dim=1) for half in output.chunk(2))
-                return torch.cat([guide(eps_null, eps, condition.scale), v], dim=1)
-
-            schedule = _sampling_schedule(sampler.num_steps, condition.z.device)
+        steps, timesteps = _sampling_steps(sampler.num_steps, condition.z.device)
+        with without_autocast(condition.z.device):
+            features = functional.embedding(timesteps, self.time_features)  # (S, F)
+            denoise = Denoising(self.denoiser, condition, features).guided
             if sampler.solver in ORDERS:
-                return diffusion.solve(
+                return diffusion_sampling.solve(
                     denoise,
-                    schedule,
+                    steps,
                     noise.initial,
                     order=ORDERS[sampler.solver],
                     x_0_bound=sampler.x_0_bound,
                 )
-            return diffusion.sample(
+            return diffusion_sampling.sample(
                 denoise,
-                schedule,
+                steps,
                 noise.initial,
                 noise.steps,
                 temperature=sampler.temperature,
@@ -171,6 +165,9 @@ class DiffusionLoss(Head):
 
 
 @lru_cache(maxsize=128)  # an annealed generation needs one for each number of steps
-def _sampling_schedule(num_steps: int, device: torch.device) -> diffusion.Schedule:
-    """Return the schedule; cached, as every call of a generation needs it."""
-    return diffusion.sampling_schedule(num_steps).to(device)
+def _sampling_steps(
+    num_steps: int, device: torch.device
+) -> tuple[list[diffusion_sampling.Step], Tensor]:
+    """Return the steps and, on the device, their training steps, which every call needs."""
+    schedule = diffusion.sampling_schedule(num_steps)
+    return diffusion_sampling.steps_of(schedule), schedule.timesteps.to(device)

@@ -25,6 +25,7 @@ from mar.latents.posterior import LatentShape
 from mar.model import masking
 from mar.model.causal import CausalTransformer, check_one_stack
 from mar.model.conditions import TextShape
+from mar.model.prediction import BidirectionalPredictor
 from mar.model.transformer import Predictor, Transformer, Widths
 
 
@@ -213,24 +214,41 @@ class MAR(nn.Module):
     def predictor(
         self,
         given: Shaped[Tensor, "B ..."],
-        dropped: Bool[Tensor, " B"],
         orders: Int[Tensor, "B N"],
         *,
+        guided: bool = False,
         cached: bool = True,
     ) -> Predictor:
         """Return a function that predicts z of the tokens drawn in each step of one generation.
 
         Args:
             given: The class of each sample, or its text.
-            dropped: Which samples are generated without.
             orders: Order of the tokens, of which the last is generated first; bidirectional
                 attention does not depend on it.
+            guided: Whether z without condition is predicted too, in rows below those with it.
             cached: Whether causal attention keeps keys and values.
         """
-        condition = self.transformer.condition(given, dropped)
-        if isinstance(self.transformer, CausalTransformer):
-            return self.transformer.predictor(condition, orders.flip(1), cached=cached)
-        return self.transformer.predictor(condition)
+        transformer, device = self.transformer, given.device
+        every = torch.zeros(len(given), dtype=torch.bool, device=device)
+        condition = transformer.condition(given, every)  # (B, K, D)
+        null = None
+        if guided:
+            one = torch.ones(1, dtype=torch.bool, device=device)
+            null = transformer.condition(transformer.condition.nothing(1), one)  # (1, K, D)
+        if isinstance(transformer, Transformer):
+            return BidirectionalPredictor(transformer, condition, null)
+        copies = 1
+        if null is not None:
+            condition = torch.cat([condition, null.expand(len(condition), -1, -1)])
+            copies = 2
+        sequence = orders.flip(1).repeat(copies, 1)
+        predict = transformer.predictor(condition, sequence, cached=cached)
+
+        def predict_branches(tokens: Tensor, visible: Tensor, drawn: Tensor) -> Tensor:
+            rows = (tokens.repeat(copies, 1, 1), *(p.repeat(copies, 1) for p in (visible, drawn)))
+            return predict(*rows)
+
+        return predict_branches
 
 
 def save_mar(path: Path, model: MAR, tokenizer: str) -> None:

@@ -1,8 +1,8 @@
 """The masked autoencoder: from known tokens to a condition z for each position (MAR, 3.4).
 
-Shapes: B batch, N tokens of an image, V visible tokens, M drawn tokens, K condition tokens, L
-tokens the encoder sees (K + V), C channels of a token, D width of the encoder, E width of the
-decoder.
+Shapes: B batch, G samples and, with guidance, as many without condition, N tokens of an image, V
+visible tokens, M drawn tokens, K condition tokens, L tokens the encoder sees (K + V), C channels of
+a token, D width of the encoder, E width of the decoder.
 """
 
 from collections.abc import Callable
@@ -44,9 +44,10 @@ class IndexEmbedding(nn.Embedding):
         return super().forward(input.squeeze(2))
 
 
-# Returns z of the drawn positions, given all tokens, the visible and the drawn positions.
+# Returns z of the drawn positions, given all tokens, the visible and the drawn positions; with
+# guidance, the samples without condition follow those with it.
 Predictor = Callable[
-    [Shaped[Tensor, "B N C"], Int[Tensor, "B V"], Int[Tensor, "B M"]], Float[Tensor, "B M E"]
+    [Shaped[Tensor, "B N C"], Int[Tensor, "B V"], Int[Tensor, "B M"]], Float[Tensor, "G M E"]
 ]
 
 
@@ -190,16 +191,6 @@ class Transformer(TokenTransformer):
     ) -> Float[Tensor, "B M E"]:
         """Return z of drawn positions, or of all, given visible tokens and the condition."""
         return self.decode(self.encode(tokens, visible, condition), visible, drawn)
-
-    def predictor(self, condition: Float[Tensor, "B K D"]) -> Predictor:
-        """Return a function that predicts z of the drawn positions, which come in any order."""
-
-        def predict(
-            tokens: Shaped[Tensor, "B N C"], visible: Int[Tensor, "B V"], drawn: Int[Tensor, "B M"]
-        ) -> Float[Tensor, "B M E"]:
-            return self(tokens, visible, condition, drawn)
-
-        return predict
 
 
 def blocks(

@@ -221,12 +221,8 @@ class _Drawing:
         self.noise = noise
         self.samplers = samplers  # of each generation step
         self.copies = 1 if config.guidance_scale == 1 else 2  # with condition, without
-        dropped = torch.arange(self.copies, device=given.device).repeat_interleave(len(given)) == 1
         self.predict: Predictor = model.predictor(
-            torch.cat([given] * self.copies),
-            dropped,
-            orders.repeat(self.copies, 1),
-            cached=cached,
+            given, orders, guided=self.copies == 2, cached=cached
         )
 
     def __call__(
@@ -265,11 +261,8 @@ class _Drawing:
 
     def _condition(self, tokens: Tensor, visible: Tensor, drawn: Tensor, scale: float) -> Condition:
         """Return z of the drawn positions as rows, with what is given and, if guided, without."""
-        copies = self.copies
-        z = self.predict(
-            tokens.repeat(copies, 1, 1), visible.repeat(copies, 1), drawn.repeat(copies, 1)
-        )  # (B or 2 B, M, D)
-        given, *null = z.flatten(0, 1).chunk(copies)
+        z = self.predict(tokens, visible, drawn)  # (B or 2 B, M, D)
+        given, *null = z.flatten(0, 1).chunk(self.copies)
         return Condition(given, null[0] if null else None, scale)
 
 

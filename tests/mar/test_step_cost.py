@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.train_step import Operations
+from benchmarks.train_step import Operations, Waits
 from benchmarks.training_step import Sizes, build, load_adapter, new_step
 from mar.activation_checkpointing import set_checkpointing
 from mar.model.flops import mean_hidden, step_flops
@@ -114,21 +113,6 @@ class OnlyGpuIsFake(TorchDispatchMode):
             return func(*args, **kwargs)
         with unset_fake_temporarily():
             return func(*args, **kwargs)
-
-
-class Waits(TorchDispatchMode):
-    """Counts operations for whose result, or its size, the program must wait."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-        self.counts[str(func)] += bool(tags & set(func.tags))
-        return func(*args, **(kwargs or {}))
 
 
 HEADS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from scipy import stats
 from torch import Tensor
 
-from mar.heads import diffusion
+from mar.heads import diffusion, diffusion_sampling
 from mar.heads.base import Condition, Noise
 from mar.heads.diffusion_loss import DiffusionLoss, DiffusionSampler
 from mar.model.mar import MAR
@@ -104,13 +104,15 @@ def test_guidance_combines_eps_and_keeps_the_variance_of_the_class(
 ) -> None:
     z_null = z.flip(0)
 
-    def combined(x_t: Tensor, t: Tensor) -> Tensor:
-        eps, v = head.denoiser(x_t, t.expand(10), z).chunk(2, dim=1)
-        eps_null, _ = head.denoiser(x_t, t.expand(10), z_null).chunk(2, dim=1)
-        return torch.cat([-1.5 * eps_null + 2.5 * eps, v], dim=1)
+    def combined(x_t: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        t = schedule.timesteps[index].expand(10)
+        eps, v = head.denoiser(x_t, t, z).chunk(2, dim=1)
+        eps_null, _ = head.denoiser(x_t, t, z_null).chunk(2, dim=1)
+        return -1.5 * eps_null + 2.5 * eps, v
 
-    expected = diffusion.sample(
-        combined, diffusion.sampling_schedule(6), *noise, temperature=0.9, x_0_bound=3.0
+    schedule = diffusion.sampling_schedule(6)
+    expected = diffusion_sampling.sample(
+        combined, diffusion_sampling.steps_of(schedule), *noise, temperature=0.9, x_0_bound=3.0
     )
     guided = head.sample(
         Condition(z, z_null, 2.5),
@@ -136,13 +138,15 @@ def test_solvers_see_the_guided_eps(
 ) -> None:
     z_null = z.flip(0)
 
-    def combined(x_t: Tensor, t: Tensor) -> Tensor:
-        eps, v = head.denoiser(x_t, t.expand(10), z).chunk(2, dim=1)
-        eps_null, _ = head.denoiser(x_t, t.expand(10), z_null).chunk(2, dim=1)
-        return torch.cat([-1.5 * eps_null + 2.5 * eps, v], dim=1)
+    def combined(x_t: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        t = schedule.timesteps[index].expand(10)
+        eps, v = head.denoiser(x_t, t, z).chunk(2, dim=1)
+        eps_null, _ = head.denoiser(x_t, t, z_null).chunk(2, dim=1)
+        return -1.5 * eps_null + 2.5 * eps, v
 
     schedule = diffusion.sampling_schedule(6)
-    expected = diffusion.solve(combined, schedule, noise.initial, order=order, x_0_bound=3.0)
+    steps = diffusion_sampling.steps_of(schedule)
+    expected = diffusion_sampling.solve(combined, steps, noise.initial, order=order, x_0_bound=3.0)
     guided = head.sample(Condition(z, z_null, 2.5), noise, with_solver(solver))
     assert torch.allclose(guided, expected, atol=1e-4)
     plain = head.sample(Condition(z), noise, with_solver(solver))

@@ -86,15 +86,6 @@ def test_without_visible_tokens_the_class_alone_decides(
     assert not torch.allclose(z[0, 0], z[0, 1], atol=1e-3)  # positions differ all the same
 
 
-def test_a_predictor_gives_z_of_the_drawn_positions(
-    transformer: Transformer, tokens: Tensor, condition: Tensor
-) -> None:
-    visible, drawn = positions(VISIBLE, VISIBLE), positions([4, 11, 1], [6, 5, 4])
-    z = transformer(tokens, visible, condition)
-    rows = transformer.predictor(condition)(tokens, visible, drawn)
-    assert torch.allclose(rows, torch.stack([z[0, [4, 11, 1]], z[1, [6, 5, 4]]]), atol=1e-5)
-
-
 def outcome(
     transformer: Transformer, tokens: Tensor, condition: Tensor, *, checkpointing: bool
 ) -> dict[str, Tensor]:

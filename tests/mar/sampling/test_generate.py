@@ -15,6 +15,7 @@ from mar.heads.flow import FlowConfig, RectifiedFlow
 from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR
 from mar.model.masking import num_hidden_after
+from mar.model.prediction import BidirectionalPredictor
 from mar.sampling.generate import (
     SampleConfig,
     SamplingNoise,
@@ -36,12 +37,18 @@ def noise_of(model: MAR, indices: list[int], seed: int = 0) -> SamplingNoise:
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("num_steps", [1, 5, 12])
 def test_each_token_is_drawn_exactly_once_from_those_that_are_known(
-    tiny_model: MAR, num_steps: int, guidance_scale: float
+    tiny_model: MAR, num_steps: int, guidance_scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs: list[tuple[Tensor, Tensor]] = []
-    tiny_model.transformer.register_forward_pre_hook(
-        lambda _, values: inputs.append((values[0][:3], values[1][:3]))
-    )
+    predict = BidirectionalPredictor.__call__
+
+    def record(
+        self: BidirectionalPredictor, tokens: Tensor, visible: Tensor, drawn: Tensor
+    ) -> Tensor:
+        inputs.append((tokens, visible))
+        return predict(self, tokens, visible, drawn)
+
+    monkeypatch.setattr(BidirectionalPredictor, "__call__", record)
     noise = noise_of(tiny_model, [0, 1, 2])
     config = sample_config(num_steps=num_steps, guidance_scale=guidance_scale)
     tokens = tiny_model.patchify(generate(tiny_model, LABELS[:3], noise, config))
@@ -129,7 +136,7 @@ def count_evaluations(model: MAR) -> list[int]:
     """Return a list that grows by one at each evaluation of the denoiser."""
     calls: list[int] = []
     assert isinstance(model.head, DiffusionLoss | RectifiedFlow)
-    model.head.denoiser.final.register_forward_pre_hook(lambda _, __: calls.append(1))
+    model.head.denoiser.input_proj.register_forward_pre_hook(lambda _, __: calls.append(1))
     return calls
 
 
