@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 
 from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR, narrow_denoiser_warning
+from mar.sampling.generate import balanced_labels
 from mar.tokenizers.registry import build_tokenizer, latent_shape
 from stages import check, presets
 
@@ -97,6 +98,21 @@ def test_imagenet_presets_are_table_4(
     assert latent_shape(configs["tokenizer"], 256) == LatentShape(16, 16, 16)
     assert configs["sample"].guidance_scale == guidance_scale
     assert (configs["training"].batch_size, configs["training"].lr) == (2048, 8e-4)
+
+
+@pytest.mark.parametrize("name", ["imagenet256-mar-b-adm", "imagenet256-mar-b-released-adm"])
+def test_the_adm_protocol_is_that_of_its_suite(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(presets.resolve(name, ROOT / "presets"))
+    configs = check.check_all(path)
+    sample, reference, evaluate = (configs[it] for it in ("sample", "reference", "evaluate"))
+    labels = balanced_labels(sample.num_images, sample.labels, 1000)
+    assert labels.bincount().tolist() == [50] * 1000
+    assert reference.statistics_file is not None
+    widths = (reference.statistics_file.width, reference.statistics_file.spatial_width)
+    assert widths == (2048, 2023)
+    assert reference.num_features == 10_000
+    assert (evaluate.is_splits, evaluate.is_shuffle, evaluate.neighbours) == (10, False, 3)
 
 
 @pytest.mark.parametrize(
