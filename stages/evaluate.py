@@ -23,13 +23,15 @@ from mar.evaluation.reference import Reference
 from mar.evaluation.score_names import bases, find
 from mar.files import atomic
 from mar.sampling.store import SampleSet
-from stages import pictures
+from stages import copies, evaluation_report, pictures
 from stages.stage import Stage, run
 
 
 SAMPLES = Path("out/sample/samples")
 REFERENCE = Path("out/reference/extractor")
 CLASSES = Path("out/prepare/classes.json")
+GRID, CURVES = Path("out/sample/grid.png"), Path("out/train_generator/curves.csv")
+MANIFEST = Path("out/prepare/manifest.parquet")
 SHOWN = 50  # images in the picture of the farthest
 
 
@@ -51,11 +53,26 @@ def main(stage: Stage) -> None:
     scores = score(found, samples.labels, reference, names=extractor.names, config=fitted.config)
 
     atomic.write_text(stage.out / "scores.csv", _table(scores, real.info.held_out))
-    report = real.report(scores, len(samples))
+    alike = copies.find(REFERENCE, reference, found.features)
+    shares = {"copies": copies.report(alike, reference)} if alike else {}
+    report = real.report(scores, len(samples)) | shares
     stage.write_metrics(report | {"warnings": " ".join(f"{text}." for text in warnings)})
     described = ("extractor", "reference", "num_samples")
     stage.run.tags({key: str(report[key]) for key in described} | {"warnings": "\n".join(warnings)})
     _draw(stage, extractor, samples, found, reference)
+    if alike:
+        pictures.save(
+            stage,
+            stage.out / "pictures" / "nearest.png",
+            lambda: copies.picture(
+                stage, section, MANIFEST, samples, alike, len(reference.features)
+            ),
+        )
+    sections = {"evaluate": config, "reference": section}
+    page = evaluation_report.compose(
+        stage, report, real.info, sections, alike, warnings=warnings, grid=GRID, curves=CURVES
+    )
+    evaluation_report.write(stage, page)
 
 
 def _table(scores: dict[str, float], held_out: dict[str, float]) -> str:

@@ -1,5 +1,9 @@
-"""Pictures of a training along the way, for people; they change nothing that a stage makes."""
+"""Pictures of a training along the way, and reports with their source, for people.
 
+They change nothing that a stage makes.
+"""
+
+import os
 from pathlib import Path
 
 from PIL import Image
@@ -16,8 +20,10 @@ from mar.sampling.labels import resolve_labels
 from mar.tokenizers.codec import reconstruct
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
-from stages import params
+from stages import changes, git, params, pipeline_run
+from stages.report import Report, Table, facts
 from stages.stage import Stage, root
+from stages.tracking import source_tags
 
 
 TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
@@ -68,3 +74,23 @@ def _keep(stage: Stage, picture: Image.Image, step: int) -> None:
     path = folder(stage) / f"step-{step:07d}.png"
     save_png(path, picture)
     stage.run.step_picture(path, "previews", step)
+
+
+def report(stage: Stage, *, page: Report) -> None:
+    """Write a report that also tells where it comes from, and log it."""
+    changed = pipeline_run.difference()
+    source = {
+        "commit": git.run("rev-parse", "HEAD") or "unknown",
+        "other code than that commit": "yes" if source_tags().get("git.dirty") == "true" else "no",
+        "DVC experiment": os.environ.get("DVC_EXP_NAME", "none"),
+        "pipeline in MLflow": os.environ.get("MAR_PIPELINE", "none"),
+    }
+    differing = [(key, changes.show(value, 200)) for key, value in (changed or {}).items()]
+    note = "" if differing else "None, or the committed ones are not known."
+    path = root() / "work" / "reports" / f"{stage.name}.html"
+    tables = [
+        Table("Where it comes from", facts(source)),
+        Table("Parameters that differ from the committed ones", differing, note),
+    ]
+    atomic.write_text(path, page.with_tables(tables).html())
+    stage.run.document(path)

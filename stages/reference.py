@@ -10,6 +10,7 @@ from mar.data.dataset import ImageSet
 from mar.evaluation import extractors
 from mar.evaluation.classifier import save_classifier
 from mar.evaluation.classifier_extractor import ClassifierReference
+from mar.evaluation.copies import SCALE, CopyScale
 from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.extractors import Features
 from mar.evaluation.metrics import EvaluateConfig, score
@@ -59,9 +60,13 @@ def main(stage: Stage) -> None:
         return
     reference.save(folder / STATISTICS)
     info = ReferenceInfo.describe(extractor, reference, image_size)
+    held_out_features = reference.features[:0]
     if scored:
         found = extractors.gather(batches)
+        held_out_features = found.features
         info = _score(stage, RealImages(info, extractor, reference), found, held_out.labels)
+    if len(reference.features) > 1:
+        CopyScale.measure(reference.features, held_out_features).write(folder / SCALE)
     info.write(folder / INFO)
     stage.write_metrics(
         {

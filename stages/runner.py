@@ -192,6 +192,9 @@ class Silent:
     def picture(self, path: Path, name: str = "") -> None:
         """Do nothing."""
 
+    def document(self, path: Path) -> None:
+        """Do nothing."""
+
     def step_picture(self, path: Path, key: str, step: int) -> None:
         """Do nothing."""
 

@@ -47,6 +47,10 @@ class Record(Protocol):
         """Log a picture."""
         ...
 
+    def document(self, path: Path) -> None:
+        """Log a file that a browser shows."""
+        ...
+
     def step_picture(self, path: Path, key: str, step: int) -> None:
         """Log a picture of a training at a step."""
         ...

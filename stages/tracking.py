@@ -116,6 +116,16 @@ class Run:
 
         self._send(log)
 
+    def document(self, path: Path) -> None:
+        """Log a file that a browser shows as an artifact."""
+        self._note("document", {"path": str(path)})
+
+        def log(store: Store) -> None:
+            if path.is_file():
+                store.client.log_artifact(self.id, str(path))
+
+        self._send(log)
+
     def step_picture(self, path: Path, key: str, step: int) -> None:
         """Log a picture of a training at a step; the run's page moves through those of a key."""
         self._note("picture", {"path": str(path)}, step)

@@ -130,6 +130,19 @@ def test_real_images_score_well_and_blurred_ones_badly() -> None:
     assert good["reference"] == bad["reference"] == metrics("reference")["reference"]
     assert (good["num_samples"], good["num_reference"], good["num_held_out"]) == (250, 1438, 359)
 
+    # Half of the samples are real images whose features were kept, so their own nearest ones.
+    assert good["copies"]["num_compared"] == 400
+    assert good["copies"]["training_copies"] > 10 * bad["copies"]["training_copies"]
+    assert good["copies"]["near_duplicates"] < 0.05
+
+    page = Path("out/evaluate/report.html").read_text()
+    assert "Evaluation of 250 generated images" in page
+    assert page.count("data:image/png;base64,") == 3  # there is no grid of samples, and no training
+    assert str(good["reference"]) in page
+    with_source = Path("work/reports/evaluate.html").read_text()
+    assert "commit" in with_source
+    assert "commit" not in page
+
     table = pd.read_csv("out/evaluate/scores.csv").set_index("metric")
     assert list(table.index) == list(SCORES)  # whatever the counts of both columns are
     for name, scores in (("samples", bad["samples"]), ("held_out", bad["held_out"])):
@@ -138,7 +151,7 @@ def test_real_images_score_well_and_blurred_ones_badly() -> None:
         spread = find(scores, "classifier_fid", spread=True)
         assert spreads["classifier_fid"] == pytest.approx(spread)
     pictures = {path.name for path in Path("out/evaluate/pictures").iterdir()}
-    assert pictures == {"confusion.png", "farthest.png"}
+    assert pictures == {"confusion.png", "farthest.png", "nearest.png"}
     curves = pd.read_csv("out/reference/curves.csv")
     assert list(curves.columns) == ["step", "loss", "accuracy"]
     assert curves["step"].tolist() == list(range(10, 90, 10))
@@ -164,7 +177,11 @@ def test_no_class_name_costs_a_result() -> None:
     MANIFEST.unlink()  # which has the digits' names
     evaluate.main(stage("evaluate"))
     pictures = Path("out/evaluate/pictures")
-    assert {path.name for path in pictures.iterdir()} == {"confusion.png", "farthest.png"}
+    assert {path.name for path in pictures.iterdir()} == {
+        "confusion.png",
+        "farthest.png",
+        "nearest.png",
+    }
 
 
 @pytest.mark.usefixtures("project")
@@ -210,7 +227,12 @@ def test_a_reference_made_again_is_the_same() -> None:
     assert ReferenceInfo.read(Path("out/reference/extractor/reference.json")) == first
     again = {path.name: path.read_bytes() for path in Path("out/reference/extractor").iterdir()}
     assert again == files
-    assert set(files) == {"classifier.safetensors", "reference.json", "statistics.safetensors"}
+    assert set(files) == {
+        "classifier.safetensors",
+        "copies.json",
+        "reference.json",
+        "statistics.safetensors",
+    }
 
 
 @pytest.mark.usefixtures("project")
