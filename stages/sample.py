@@ -27,7 +27,8 @@ from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
 from stages import chosen_weights, pictures
 from stages.generation_progress import generation_bar, step_counter
-from stages.stage import Stage, read_count, run
+from stages.image_batches import ImageBatches
+from stages.stage import Stage, run
 
 
 INFO = Path("out/encode/latents.json")
@@ -46,26 +47,32 @@ class Generation:
     labels: Tensor
     config: SampleConfig
     reach: Reach
+    batches: ImageBatches
 
     def write(self, stage: Stage, path: Path, shard: Tensor, progress: tqdm) -> None:
         """Generate the images `shard` and write them as one file."""
-        batches = [
-            generate_images(
-                self.model,
-                self.decoder,
-                self.labels[indices],
-                indices.tolist(),
-                self.config,
-                latent_std=self.reach.latent_std,
-                autocast=stage.autocast,
-                on_step=step_counter(progress, len(indices), self.model.num_tokens),
-                on_latents=self.reach.update,
-            )
-            for indices in shard.split(read_count("MAR_SAMPLE_BATCH", 256, least=1))
-        ]
+
+        def make(indices: Tensor) -> Tensor:
+            shown = progress.n
+            try:
+                return generate_images(
+                    self.model,
+                    self.decoder,
+                    self.labels[indices],
+                    indices.tolist(),
+                    self.config,
+                    latent_std=self.reach.latent_std,
+                    autocast=stage.autocast,
+                    on_step=step_counter(progress, len(indices), self.model.num_tokens),
+                    on_latents=self.reach.update,
+                )
+            except BaseException:
+                progress.n = shown  # a smaller batch may follow
+                raise
+
         write_shard(
             path,
-            torch.cat(batches),
+            self.batches.make(shard, make),
             labels=self.labels[shard],
             first_index=int(shard[0]),
             num_classes=self.model.num_classes,
@@ -114,7 +121,14 @@ def _load(stage: Stage, class_names: list[str]) -> Generation:
         described = ", ".join(f"{label} ({class_names[label]})" for label in chosen)
         _say(stage, f"images of the classes {described}")
     labels = balanced_labels(config.num_images, chosen, model.num_classes)
-    return Generation(model, decoder, labels, config, Reach(info.largest, info.latent_std))
+    return Generation(
+        model,
+        decoder,
+        labels,
+        config,
+        Reach(info.largest, info.latent_std),
+        ImageBatches(stage.name),
+    )
 
 
 def _say(stage: Stage, text: str) -> None:

@@ -27,8 +27,9 @@ from mar.sampling.generate import SampleConfig, check_fit
 from mar.sampling.images import generate_images, picture_so_far
 from mar.sampling.labels import find_labels
 from stages import params
+from stages.image_batches import ImageBatches
 from stages.runner import choose_device
-from stages.stage import autocast, read_count
+from stages.stage import autocast
 from stages.weights import Weights, released_weights, trained_weights
 
 
@@ -202,10 +203,12 @@ class Sampler:
         edit: Edit | None = None,
         on_step: OnStep | None = None,
     ) -> UInt8[Tensor, "B 3 H W"]:
-        """Generate an image for each label, `MAR_SAMPLE_BATCH` of them at a time."""
+        """Generate an image for each label, at most `MAR_SAMPLE_BATCH` of them at a time."""
         torch.set_float32_matmul_precision("high")  # as the stage sample does
-        parts = torch.arange(len(labels)).split(read_count("MAR_SAMPLE_BATCH", 256, least=1))
-        return torch.cat([self._batch(part, labels, config, edit, on_step) for part in parts])
+        return ImageBatches("generate").make(
+            torch.arange(len(labels)),
+            lambda part: self._batch(part, labels, config, edit, on_step),
+        )
 
     def _batch(
         self,

@@ -53,7 +53,7 @@ def generate_images(
         on_step: Is called after each generation step with the number of tokens known in an image.
         on_tokens: Is called after each generation step with the tokens and with the positions of
             those still to be drawn, which `picture_so_far` takes.
-        on_latents: Is called with what is decoded.
+        on_latents: Is called with the latents once they are decoded.
 
     Raises:
         ValueError: an image came out as nan or infinite; the message has its index.
@@ -70,13 +70,13 @@ def generate_images(
             on_step=on_step,
             on_tokens=on_tokens,
         )
-    if on_latents is not None:
-        on_latents(latents)
     parts: list[Tensor] = []
     for start in range(0, len(latents), DECODED):
         decoded = decode_tokens(tokenizer, latents[start : start + DECODED], latent_std)
         _check_finite(decoded, indices[start : start + DECODED])
         parts.append(to_uint8(decoded).cpu())
+    if on_latents is not None:
+        on_latents(latents)
     return torch.cat(parts)
 
 
