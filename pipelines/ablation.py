@@ -6,7 +6,6 @@ clone of the project (`pipelines.clone`); what is done already is not done again
 
 import argparse
 import fnmatch
-import hashlib
 import io
 import re
 import sys
@@ -20,7 +19,16 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from ruamel.yaml import YAML
 
-from pipelines import clone, command, measurement, messages, program, report, run_page
+from pipelines import (
+    clone,
+    command,
+    experiment,
+    measurement,
+    messages,
+    program,
+    report,
+    run_page,
+)
 from pipelines.claims import HEADS, VARIANTS
 from pipelines.clone import Clone
 from pipelines.measurement import Measurement
@@ -38,7 +46,6 @@ ROWS = (
 SEEDS = (0, 1, 2)
 NAME = "table1"
 FOLDER = Path("out", "ablation")
-RUNNING = re.compile(r"Running stage '(\w+)'")  # printed by DVC
 
 
 @task(
@@ -60,19 +67,7 @@ def run_experiment(
     """
     name = _experiment(row, seed, guided=guided)
     text, params = variant(row, place.project / presets.FOLDER, seed=seed, guided=guided)
-    place.write_params(text)
-    key = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"  # of its speeds
-    found = place.find(name)
-    if found is None:
-        place.discard(name)
-        _run_dvc(place, name, key, pipeline)
-        found = place.find(name)
-        if found is None:
-            raise RuntimeError(f"experiment {name!r}: DVC kept no experiment of this name")
-    else:
-        get_run_logger().info("%s is there already", name)
-    place.publish(found)
-    speeds = place.speeds(key)
+    found, speeds = experiment.run(place, name, text, pipeline)
     return measurement.read(place, found, params, speeds, row=row, seed=seed, guided=guided)
 
 
@@ -148,28 +143,6 @@ def variant(row: str, folder: Path, *, seed: int, guided: bool) -> tuple[str, di
     text = io.StringIO()
     yaml.dump(content, text)
     return text.getvalue(), content
-
-
-def _run_dvc(place: Clone, name: str, key: str, pipeline: str) -> None:
-    """Run an experiment, and note the speeds of the stages that ran, even if one failed."""
-    ran: list[str] = []
-    logger = get_run_logger()
-
-    def log(line: str) -> None:
-        logger.info("%s", line)
-        ran.extend(RUNNING.findall(line))
-
-    try:
-        command.dvc(
-            ["exp", "run", "--name", name],
-            place.folder,
-            log,
-            what=f"experiment {name!r}",
-            pipeline=pipeline,
-            MAR_ROOT=str(place.project),
-        )
-    finally:
-        place.note_speeds(key, ran)
 
 
 def _run_row(place: Clone, row: str, seed: int, results: list[Measurement]) -> None:

@@ -109,7 +109,7 @@ def opened(project: Path) -> Iterator[Clone]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise ValueError(f"{folder} is in use: an ablation is already running") from None
+        raise ValueError(f"{folder} is in use: an ablation or a sweep is already running") from None
     with lock:
         _check_out(project, folder)
         _copy_edits(project, folder)

@@ -348,7 +348,7 @@ def test_two_ablations_at_once_are_refused(project: Path) -> None:
     (project / "work").mkdir()
     with (
         FileLock(project / "work" / "ablation.lock"),
-        pytest.raises(ValueError, match="an ablation is already running"),
+        pytest.raises(ValueError, match="an ablation or a sweep is already running"),
         clone.opened(project),
     ):
         pass

@@ -48,6 +48,7 @@ def test_an_unknown_argument_is_refused(module: str) -> None:
         ("reproduce", ["trian_generator"], "did you mean 'train_generator'?"),
         ("ablation", ["--rows", "toy/flwo"], "did you mean 'toy/flow'?"),
         ("ablation", ["--name", "Table 1"], "name: must be lower-case letters"),
+        ("sweep", ["--name", "My sweep"], "name: must be lower-case letters"),
     ],
 )
 def test_a_typo_is_refused_in_a_line_before_a_server_is_started(

@@ -1,0 +1,159 @@
+"""A sweep walks its axes from the best point so far, goes on where it stopped, and proposes."""
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+from pipelines import clone, experiment, sweep, sweep_report
+from pipelines.sweep_report import Point
+from stages import check
+
+
+ROOT = Path(__file__).parents[2]
+BASE = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+
+
+@dataclass
+class Place:
+    """A clone whose experiments are known without running anything."""
+
+    texts: dict[str, str] = field(default_factory=dict[str, str])
+    ran: list[str] = field(default_factory=list[str])
+    broken: str = "none"
+
+    def run(self, place: "Place", name: str, text: str, pipeline: str) -> tuple[str, Any]:
+        if self.broken in name:
+            raise RuntimeError(f"experiment {name!r} failed\nsample: it broke")
+        if self.texts.get(name) != text:
+            self.ran.append(name)
+        self.texts[name] = text
+        return name, {"sample": {"images_per_second": 50.0}}
+
+    def metrics(self, reference: str, stage: str) -> dict[str, Any]:
+        """Best at guidance 1.5 and temperature 1.2, and with a rebuilt average of width 0.1."""
+        sample = YAML(typ="safe").load(self.texts[reference])["sample"]
+        distance = abs(sample["guidance_scale"] - 1.5) + abs(sample["head"]["temperature"] - 1.2)
+        distance += 0.0 if sample["weights"] == {"width": 0.1} else 0.1
+        scores = {
+            "classifier_fid_40": distance,
+            "classifier_fid_40_std": 0.02,
+            "classifier_is": 8.5,
+        }
+        return {"samples": scores}
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Place:
+    found = Place()
+
+    @contextmanager
+    def opened(project: Path) -> Iterator[Place]:
+        yield found
+
+    monkeypatch.setattr(clone, "opened", opened)
+    monkeypatch.setattr(experiment, "run", found.run)
+    return found
+
+
+def run(folder: Path, **changes: Any) -> list[Point]:
+    arguments: dict[str, Any] = {
+        "guidance": [1.0, 1.5],
+        "temperature": [1.2],
+        "diffusion_steps": [],
+        "steps": [],
+        "weights": ["raw", "0.1"],
+        "num_images": 40,
+        "folder": folder,
+        "project": ROOT,
+    }
+    points: Any = sweep.sweep(**{**arguments, **changes})
+    return points
+
+
+def test_axes_are_walked_one_after_the_other_and_the_best_is_proposed(
+    place: Place, tmp_path: Path, server: None
+) -> None:
+    points = run(tmp_path)
+    tried = [
+        (p.settings["guidance"], p.settings["temperature"], p.settings["weights"]) for p in points
+    ]
+    assert tried == [
+        (1.15, 1.1, "ema"),
+        (1.0, 1.1, "ema"),
+        (1.5, 1.1, "ema"),
+        (1.5, 1.2, "ema"),
+        (1.5, 1.2, "raw"),
+        (1.5, 1.2, {"width": 0.1}),
+    ]
+    for text in place.texts.values():
+        sample = YAML(typ="safe").load(text)["sample"]
+        assert (sample["num_images"], sample["seed"]) == (40, 1000)
+    expected = (
+        "dvc exp run -S sample.guidance_scale=1.5 -S sample.head.temperature=1.2 "
+        "-S 'sample.weights={width: 0.1}'"
+    )
+    report = (tmp_path / "sweep-sampling.md").read_text()
+    assert expected in report
+    assert (
+        "| 1.5 | 1.2 | width 0.1 | 0.000 \N{PLUS-MINUS SIGN} 0.02 | 8.50 | 20.0 | weights |"
+        in report
+    )
+    with (tmp_path / "sweep-sampling.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["classifier_fid_40"]) for row in rows] == [p.distance for p in points]
+    with Image.open(tmp_path / "sweep-sampling.png") as picture:
+        assert picture.height > 500
+
+    # A killed sweep begins again, and what is there is taken.
+    del place.texts["sweep-sampling-g1.5-t1.2-wema"], place.ran[:]
+    assert [p.settings for p in run(tmp_path)] == [p.settings for p in points]
+    assert place.ran == ["sweep-sampling-g1.5-t1.2-wema"]
+
+
+def test_a_point_that_fails_stops_no_other(place: Place, tmp_path: Path, server: None) -> None:
+    place.broken = "g1.5"
+    with pytest.raises(RuntimeError, match=r"1 failed:\nsweep-sampling-g1.5.*: sample: it broke"):
+        run(tmp_path, temperature=[], weights=[])
+    assert "Failed:" in (tmp_path / "sweep-sampling.md").read_text()
+    assert len(place.ran) == 2
+
+
+def test_the_seed_of_the_long_run_and_keys_that_are_not_there_are_refused(
+    place: Place, tmp_path: Path, server: None
+) -> None:
+    with pytest.raises(ValueError, match=r"seed: must differ from sample.seed, .*, got 0"):
+        run(tmp_path, seed=0)
+    with pytest.raises(ValueError, match="weights: must be ema, raw or a width, got 'best'"):
+        run(tmp_path, weights=["best"])
+    with pytest.raises(ValueError, match="name: must be lower-case"):
+        run(tmp_path, name="A b")
+    assert place.ran == []
+
+
+def test_points_are_valid_settings(tmp_path: Path) -> None:
+    settings = {
+        "guidance": 2.0,
+        "temperature": 0.9,
+        "diffusion_steps": 25,
+        "steps": 8,
+        "weights": {"width": 0.1},
+    }
+    text = sweep.variant(ROOT, settings, num_images=300, seed=7)
+    (tmp_path / "params.yaml").write_text(text)
+    found = check.check_all(tmp_path / "params.yaml")["sample"]
+    assert (found.guidance_scale, found.head.temperature, found.head.num_steps) == (2.0, 0.9, 25)
+    assert (found.num_steps, found.weights.width, found.seed) == (8, 0.1, 7)
+
+
+def test_nothing_is_proposed_where_params_has_the_best() -> None:
+    settings = {"guidance": BASE["sample"]["guidance_scale"], "weights": "ema"}
+    point = Point(settings, "x", "fid", 1.0, None, None, "", None)
+    assert sweep.proposal(BASE, point).endswith("best settings that were tried: dvc repro")
+    assert sweep_report.table([point]).splitlines()[1].startswith("1.15,ema,1.0,")
