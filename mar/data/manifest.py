@@ -3,8 +3,9 @@
 Columns: `path` (relative to the data folder), `image` (the file's content, null where it stays in
 the folder), `label`, `bytes` (the file's size), `sha256` (of its content), `split`. For images in
 shards (Parquet, tar), `path` is that of the shard and the name within it, and further columns, the
-fields of `mar.data.shards.Place`, say where in the shard an image lies. The classes' names are in
-the schema's metadata. The same images make the same manifest wherever the folder lies.
+fields of `mar.data.shards.Place`, say where in the shard an image lies. The column
+`captions`, where there are any, lists those of each image. The classes' names are in the schema's
+metadata. The same images make the same manifest wherever the folder lies.
 """
 
 # pyarrow has no type stubs, so everything that it returns is unknown to pyright.
@@ -51,6 +52,7 @@ SHARD_COLUMNS = pa.schema(  # besides, where images lie in shards: the fields of
         ("begin", pa.int64()),
     ]
 )
+CAPTIONED_COLUMNS = pa.schema([*COLUMNS, ("captions", pa.list_(pa.string()))])
 BATCH = 1 << 16  # rows that are Python objects, or written, at a time
 
 
@@ -64,17 +66,18 @@ class Row(NamedTuple):
     sha256: bytes
     split: Split
     place: Place | None = None
+    captions: tuple[str, ...] | None = None
 
 
 class Rows:
     """Rows as Arrow columns, whose memory is that of their content (ImageNet: 220 MB).
 
     Attributes:
-        table: Their columns, `COLUMNS` or `SHARD_COLUMNS`.
+        table: Their columns: `COLUMNS`, `SHARD_COLUMNS` or `CAPTIONED_COLUMNS`.
     """
 
     def __init__(self, table: pa.Table) -> None:
-        assert table.schema in (COLUMNS, SHARD_COLUMNS)
+        assert table.schema in (COLUMNS, SHARD_COLUMNS, CAPTIONED_COLUMNS)
         self.table = table
 
     @classmethod
@@ -82,13 +85,17 @@ class Rows:
         """Take rows one after another, as images in files of their own or within the rows have."""
         rows = iter(rows)
         batches: list[pa.RecordBatch] = []
+        schema = COLUMNS
         while part := list(islice(rows, BATCH)):
             assert not any(row.place for row in part)
             columns = list(zip(*part, strict=True))[: len(COLUMNS)]
-            pairs = zip(columns, COLUMNS.types, strict=True)
+            if any(row.captions is not None for row in part):
+                schema = CAPTIONED_COLUMNS
+                columns.append(tuple(row.captions for row in part))
+            pairs = zip(columns, schema.types, strict=True)
             arrays = [pa.array(values, kind) for values, kind in pairs]
-            batches.append(pa.record_batch(arrays, schema=COLUMNS))
-        return cls(pa.Table.from_batches(batches, schema=COLUMNS))
+            batches.append(pa.record_batch(arrays, schema=schema))
+        return cls(pa.Table.from_batches(batches, schema=schema))
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -98,7 +105,9 @@ class Rows:
             raise IndexError(index)
         row = {name: self.table[name][index].as_py() for name in self.table.column_names}
         path, image, label, size, sha256, split = (row[name] for name in COLUMNS.names)
-        return Row(path, image, label, size, sha256, split, _place(row))
+        captions = row.get("captions")
+        captions = None if captions is None else tuple(captions)
+        return Row(path, image, label, size, sha256, split, _place(row), captions)
 
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
@@ -110,6 +119,10 @@ class Rows:
         """Return the number of images of a split."""
         counts = self.table["split"].value_counts().to_pylist()
         return sum(each["counts"] for each in counts if each["values"] == split)
+
+    def captions(self) -> list[list[str]] | None:
+        """Return the captions of all rows, if images have any."""
+        return _captions(self.table)
 
     def labels(self) -> Int64[Tensor, " N"]:
         """Return the labels of all rows."""
@@ -147,6 +160,10 @@ class Manifest:
         """Return the labels of all rows."""
         return torch.tensor(self._rows["label"].to_numpy(), dtype=torch.int64)
 
+    def captions(self) -> list[list[str]] | None:
+        """Return the captions of all rows, if images have any."""
+        return _captions(self._rows)
+
     def paths(self) -> list[str]:
         """Return the paths of all rows."""
         return self._rows["path"].to_pylist()
@@ -181,6 +198,10 @@ def write_manifest(path: Path, class_names: Sequence[str], rows: Rows | Iterable
     with seal.sealing(path) as partial, pq.ParquetWriter(partial, table.schema) as writer:
         writer.write_table(table, row_group_size=BATCH)
         writer.add_key_value_metadata({seal.KEY: seal.BLANK})
+
+
+def _captions(table: pa.Table) -> list[list[str]] | None:
+    return table["captions"].to_pylist() if "captions" in table.column_names else None
 
 
 def _place(row: dict[str, Any]) -> Place | None:

@@ -48,7 +48,7 @@ class FolderData(DataSource):
         """
         root = surroundings.base / Path(self.path).expanduser()
         listing = list_folder(root)
-        checked, num_read = _check_files(root, [file.path for file in listing.files], surroundings)
+        checked, num_read = check_files(root, [file.path for file in listing.files], surroundings)
         large = {path: file.fault or "" for path, file in checked.items() if file.too_large}
         require_small(root, large, len(checked), surroundings.max_pixels)
         unreadable = {
@@ -79,7 +79,7 @@ def _row(file: File, checked: Checked, split: Split) -> Row:
     return Row(file.path, None, file.label, checked.size, checked.sha256, split)
 
 
-def _check_files(
+def check_files(
     root: Path, paths: list[str], surroundings: Surroundings
 ) -> tuple[dict[str, Checked], int]:
     """Return what is known of each file, and how many were read: those not known, or changed."""

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from mar.sources.captioned_folder import CaptionedFolderData
 from mar.sources.digits import DigitsData
 from mar.sources.folder import FolderData
 from mar.sources.no_images import NoData
@@ -12,5 +13,6 @@ from mar.sources.webdataset import WebDatasetData
 
 
 DataConfig = Annotated[
-    DigitsData | FolderData | ParquetData | WebDatasetData | NoData, Field(discriminator="source")
+    DigitsData | FolderData | CaptionedFolderData | ParquetData | WebDatasetData | NoData,
+    Field(discriminator="source"),
 ]
