@@ -103,6 +103,7 @@ def random_sample() -> dict[str, Any]:
         "seed": 0,
         "num_images": 8,
         "labels": None,
+        "prompts": None,
         "num_steps": 64,
         "order": "random",
         "guidance_scale": 2.0,

@@ -21,6 +21,7 @@ from mar.released.tokenizer import TokenizerSource
 from mar.sampling.generate import SampleConfig, check_fit
 from mar.sampling.labels import resolve_labels
 from mar.sources.registry import DataConfig
+from mar.text.registry import TextConfig
 from mar.tokenizer_training.perceptual import ClassifierDistanceConfig, one_class_warning
 from mar.tokenizer_training.trainer import TokenizerTrainingConfig
 from mar.tokenizer_training.trainer import check_size as check_losses
@@ -37,6 +38,7 @@ SECTIONS: dict[str, Any] = {
     "tokenizer": TokenizerSource,
     "tokenizer_training": TokenizerTrainingConfig,
     "latents": LatentsConfig,
+    "text": TextConfig | None,  # pyright: ignore[reportOperatorIssue]
     "generator": GeneratorSource,
     "training": TrainingConfig,
     "sample": SampleConfig,
@@ -122,6 +124,7 @@ def _check_fit(configs: dict[str, Any]) -> None:
         _check_warmup(name, configs[name])
     _check_phases(configs["tokenizer"], configs["tokenizer_training"])
     _check_sources(configs)
+    _check_texts(configs)
     _check_weights(sample, configs["training"])
     if not configs["data"].has_images:
         _check_without_images(configs)
@@ -204,6 +207,27 @@ def _check_sources(configs: dict[str, Any]) -> None:
                 "latents.scale: must be what the released generator was trained with (released "
                 "ones: 0.2325), got None"
             )
+
+
+def _check_texts(configs: dict[str, Any]) -> None:
+    """Refuse keys for texts without texts, and keys for classes with them."""
+    generator, sample = configs["generator"], configs["sample"]
+    if configs["text"] is None:
+        if sample.prompts is not None:
+            raise ValueError("sample.prompts: must be null, as section text is null")
+        return
+    if not configs["data"].has_captions:
+        raise ValueError(
+            f"text: must be null, as images of data.source {configs['data'].source!r} have no "
+            "captions"
+        )
+    if sample.labels is not None:
+        raise ValueError("sample.labels: must be null where there is a section text: see prompts")
+    if generator.source == "released" and generator.classes != "new":
+        raise ValueError(
+            "generator.classes: must be 'new' where there is a section text, as texts take the "
+            f"place of the file's classes, got {generator.classes!r}"
+        )
 
 
 def _check_without_images(configs: dict[str, Any]) -> None:

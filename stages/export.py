@@ -48,6 +48,8 @@ def export(folder: Path) -> str:
     for path in (GENERATOR, AVERAGE):
         models.append(load_mar(path, digest))
         check_layout(models[-1].config)
+        if models[-1].text is not None:
+            raise ValueError("text: must be null, as the released layout has classes alone")
     write_tokenizer(folder / "kl16.ckpt", codec.state_dict())
     path = folder / "checkpoint-last.pth"
     write_generator(path, *(to_released(model.state_dict()) for model in models))

@@ -36,7 +36,10 @@ from stages.cpus import count_cpus
 from stages.stage import read_count
 
 
-ALONE = {"prepare"}  # stages without work for a GPU; their worker processes are those of a loader
+ALONE = {
+    "prepare",
+    "encode_text",
+}  # stages without work for a GPU; their worker processes are those of a loader
 NODES = Path("work/nodes/stage.json")  # which stage the other machines join
 MISTAKE = Path("work/nodes/mistake.json")  # what one of them has found wrong
 HEARTBEAT = 2.0  # seconds between two signs of life of the first machine

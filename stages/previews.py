@@ -10,7 +10,7 @@ from PIL import Image
 
 from mar.data.class_names import read_class_names
 from mar.data.dataset import ImageSet
-from mar.evaluation.image_grid import comparison_grid, label_grid, save_png
+from mar.evaluation.image_grid import captioned_grid, comparison_grid, save_png
 from mar.files import atomic
 from mar.latents.info import LatentsInfo
 from mar.model.mar import MAR
@@ -20,7 +20,7 @@ from mar.sampling.labels import resolve_labels
 from mar.tokenizers.codec import reconstruct
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
-from stages import changes, git, params, pipeline_run
+from stages import changes, git, params, pipeline_run, prompts
 from stages.report import Report, Table, facts
 from stages.stage import Stage, root
 from stages.tracking import source_tags
@@ -28,6 +28,8 @@ from stages.tracking import source_tags
 
 TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
 CLASSES = Path("out/prepare/classes.json")
+ENCODER = Path("out/encode_text/encoder.json")
+TEXTS = Path("out/encode_text/texts")
 SHOWN = 10  # images in a row
 
 
@@ -44,14 +46,19 @@ def samples(stage: Stage, *, model: MAR, info: LatentsInfo, step: int) -> None:
     decoder = load_tokenizer(TOKENIZER).to(stage.device)
     assert atomic.digest(TOKENIZER) == info.tokenizer
     shown = 2 * SHOWN
-    names = read_class_names(CLASSES)
-    labels = balanced_labels(shown, resolve_labels(config.labels, names), model.num_classes)
+    if model.text is None:
+        names = read_class_names(CLASSES)
+        given = balanced_labels(shown, resolve_labels(config.labels, names), model.num_classes)
+        titles = [names[label] for label in given.tolist()]
+    else:
+        count = model.config.condition_tokens
+        titles, given, _ = prompts.load(config, shown, count, ENCODER, TEXTS, base=root())
     place = next(model.parameters()).device  # the CPU, if its weights are spread over processes
     try:
         images = generate_images(
             model.to(stage.device),
             decoder,
-            labels,
+            given,
             range(shown),
             config,
             latent_std=info.latent_std,
@@ -59,7 +66,7 @@ def samples(stage: Stage, *, model: MAR, info: LatentsInfo, step: int) -> None:
         )
     finally:
         model.to(place)
-    _keep(stage, label_grid(images, labels, class_names=names, columns=SHOWN), step)
+    _keep(stage, captioned_grid(images, titles, columns=SHOWN), step)
 
 
 def folder(stage: Stage) -> Path:

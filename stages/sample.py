@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mar import distributed
 from mar.data.class_names import read_class_names
-from mar.evaluation.image_grid import label_grid
+from mar.evaluation.image_grid import captioned_grid
 from mar.files import atomic, seal
 from mar.latents.info import LatentsInfo
 from mar.model.mar import MAR
@@ -25,9 +25,10 @@ from mar.sampling.reach import Reach
 from mar.sampling.store import SampleSet, shard_path, write_shard
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
-from stages import chosen_weights, pictures
+from stages import chosen_weights, pictures, prompts
 from stages.generation_progress import generation_bar, step_counter
 from stages.image_batches import ImageBatches
+from stages.prompts import Prompts
 from stages.stage import Stage, run
 
 
@@ -35,6 +36,8 @@ INFO = Path("out/encode/latents.json")
 TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
 GENERATOR = Path("out/train_generator")
 CLASSES = Path("out/prepare/classes.json")
+ENCODER = Path("out/encode_text/encoder.json")
+TEXTS = Path("out/encode_text/texts")
 SHOWN = 100  # images in the grid
 
 
@@ -45,12 +48,15 @@ class Generation:
     model: MAR
     decoder: Tokenizer
     labels: Tensor
+    prompts: Prompts | None
     config: SampleConfig
     reach: Reach
     batches: ImageBatches
 
     def write(self, stage: Stage, path: Path, shard: Tensor, progress: tqdm) -> None:
         """Generate the images `shard` and write them as one file."""
+        given = self.labels if self.prompts is None else self.prompts.given
+        texts = self.prompts and [self.prompts.texts[index] for index in shard.tolist()]
 
         def make(indices: Tensor) -> Tensor:
             shown = progress.n
@@ -58,7 +64,7 @@ class Generation:
                 return generate_images(
                     self.model,
                     self.decoder,
-                    self.labels[indices],
+                    given[indices],
                     indices.tolist(),
                     self.config,
                     latent_std=self.reach.latent_std,
@@ -76,6 +82,7 @@ class Generation:
             labels=self.labels[shard],
             first_index=int(shard[0]),
             num_classes=self.model.num_classes,
+            prompts=texts,
         )
 
 
@@ -121,10 +128,17 @@ def _load(stage: Stage, class_names: list[str]) -> Generation:
         described = ", ".join(f"{label} ({class_names[label]})" for label in chosen)
         _say(stage, f"images of the classes {described}")
     labels = balanced_labels(config.num_images, chosen, model.num_classes)
+    texts = None
+    if model.text is not None:
+        count = model.config.condition_tokens
+        texts = prompts.load(config, config.num_images, count, ENCODER, TEXTS, base=stage.root)
+        for remark in texts.remarks:
+            _say(stage, remark)
     return Generation(
         model,
         decoder,
         labels,
+        texts,
         config,
         Reach(info.largest, info.latent_std),
         ImageBatches(stage.name),
@@ -151,12 +165,9 @@ def _progress(stage: Stage, share: int, done: int) -> tqdm:
 def _grid(folder: Path, class_names: list[str]) -> Image:
     samples = SampleSet(folder)
     shown = range(min(SHOWN, len(samples)))
-    return label_grid(
-        torch.stack([samples[index] for index in shown]),
-        samples.labels[: len(shown)],
-        class_names=class_names,
-        columns=10,
-    )
+    titles = samples.prompts or [class_names[label] for label in samples.labels.tolist()]
+    images = samples.stack(list(shown))
+    return captioned_grid(images, titles[: len(shown)], columns=10)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,12 @@ from mar.files import seal
 from mar.latents.cache import LatentCache
 from mar.latents.info import TRANSFORM, LatentsInfo, latent_std
 from mar.model.compilation import compile_blocks
+from mar.model.conditions import TextShape
 from mar.model.flops import mfu
 from mar.model.mar import MAR, save_mar
 from mar.released.generator import GeneratorSource, fitted
+from mar.text.cache import TextCache
+from mar.text.registry import load_encoder
 from mar.training.generator import (
     InitialWeights,
     TrainingConfig,
@@ -23,6 +26,8 @@ from stages.snapshots import Snapshots
 from stages.stage import Stage, run
 
 
+ENCODER = Path("out/encode_text/encoder.json")
+TEXTS = Path("out/encode_text/texts")
 LATENTS = Path("out/encode/latents")
 TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
 
@@ -42,7 +47,9 @@ def main(stage: Stage) -> None:
         }
     )
     section = stage.params("generator", GeneratorSource)
-    model = MAR(section, info.latent, info.num_classes, info.codebook_size)
+    encoder = load_encoder(ENCODER)
+    text = encoder and TextShape(encoder.token_kind, encoder.size)
+    model = MAR(section, info.latent, info.num_classes, info.codebook_size, text=text)
     set_checkpointing(model, stage.checkpointing)
     if stage.compiles:
         compile_blocks(model)
@@ -54,6 +61,9 @@ def main(stage: Stage) -> None:
             fitted(section.to_ours(found.model), model),
         )
     cache = LatentCache(LATENTS, info, on_device=stage.cache_on_device)
+    texts = encoder and TextCache(TEXTS, section.condition_tokens)
+    if texts is not None and texts.names != cache.names:
+        raise ValueError(f"{TEXTS} holds captions of other images than {LATENTS} latents")
     stage.preflight(cache=cache, weights=TOKENIZER, image_size=image_size)
     trainer = new_trainer(model.to(stage.device), config, given, parallel=stage.parallel)
 
@@ -67,10 +77,18 @@ def main(stage: Stage) -> None:
         stage,
         trainer,
         partial(
-            train, trainer, cache, config, micro_batch=stage.micro_batch, autocast=stage.autocast
+            train,
+            trainer,
+            cache,
+            config,
+            micro_batch=stage.micro_batch,
+            autocast=stage.autocast,
+            texts=texts,
         ),
         preview,
-        broken_samples=partial(broken_samples, trainer, cache, config, autocast=stage.autocast),
+        broken_samples=partial(
+            broken_samples, trainer, cache, config, autocast=stage.autocast, texts=texts
+        ),
         after_step=snapshots.keep,
         mfu=lambda rate: mfu(model, config.batch_size, rate, stage.device),
     )

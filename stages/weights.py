@@ -82,8 +82,14 @@ def trained_weights(ema: bool | None, out: Path = OUT) -> Weights:
     sample = params.load("sample", SampleConfig, out.parent / params.FILE)
     choice = sample.weights if ema is None else ("ema" if ema else "raw")
     remarks: list[str] = []
+    mar = chosen_weights.load(out / "train_generator", choice, digest, remarks.append)
+    if mar.text is not None:
+        raise ValueError(
+            f"the generator in {out} takes texts and not classes; name them in sample.prompts, and "
+            "`dvc repro sample` generates their images"
+        )
     return Weights(
-        chosen_weights.load(out / "train_generator", choice, digest, remarks.append),
+        mar,
         load_tokenizer(tokenizer),
         info.latent_std,
         read_class_names(classes),

@@ -29,6 +29,13 @@ ClassChoice = Annotated[
 ]
 
 
+PromptsChoice = Annotated[
+    Annotated[str, Field(min_length=1), Tag("name")]
+    | Annotated[list[str], Field(min_length=1), Tag("fields")],
+    Discriminator(name_or_fields),
+]
+
+
 class SampleConfig(Config):
     """Section `sample` of `params.yaml`: how images are generated."""
 
@@ -43,6 +50,10 @@ class SampleConfig(Config):
         description="classes to cycle through, by number (counted from 0, in the order of "
         "classes.json) or by name (text, so in quotes where it is a number); null for all of them, "
         "equally often",
+    )
+    prompts: PromptsChoice | None = Field(
+        description="prompts to cycle through where there is a section text: a list of them, or a "
+        "file with one on each line; null for the captions of the images held out"
     )
     num_steps: int = Field(
         gt=0, description="generation steps, each of which reveals a set of tokens"

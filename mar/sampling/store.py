@@ -1,8 +1,8 @@
 """The store of generated images: a folder of Arrow IPC files, read through a memory map.
 
-Each shard holds the columns `index`, `label` and `image` (bytes in the layout H, W, RGB) and, as
-metadata of its schema, `height`, `width`, `num_classes` and its seal (`mar.files.seal`). Any Arrow
-reader opens it.
+Each shard holds the columns `index`, `label` and `image` (bytes in the layout H, W, RGB), of images
+from prompts also `prompt`, and, as metadata of its schema, `height`, `width`, `num_classes` and its
+seal (`mar.files.seal`). Any Arrow reader opens it.
 
 Shapes: B images, H height, W width.
 """
@@ -11,7 +11,7 @@ Shapes: B images, H height, W width.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownParameterType=false
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +40,7 @@ def write_shard(
     labels: Int[Tensor, " B"],
     first_index: int,
     num_classes: int,
+    prompts: Sequence[str] | None = None,
 ) -> None:
     """Write images `first_index`, `first_index + 1`, ... and their labels as one file.
 
@@ -47,13 +48,15 @@ def write_shard(
     """
     count, _, height, width = images.shape
     pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # (B, H, W, 3)
-    schema = _schema(height, width, num_classes)
+    schema = _schema(height, width, num_classes, has_prompts=prompts is not None)
     values = pa.py_buffer(pixels)
     columns = [
         pa.array(np.arange(first_index, first_index + count), pa.int64()),
         pa.array(labels.cpu().numpy().astype(np.int32)),
         pa.FixedSizeBinaryArray.from_buffers(schema.field("image").type, count, [None, values]),
     ]
+    if prompts is not None:
+        columns.append(pa.array(prompts, pa.string()))
     with seal.sealing(path) as unfinished, ipc.new_file(str(unfinished), schema) as writer:
         writer.write_batch(pa.record_batch(columns, schema=schema))
 
@@ -64,6 +67,7 @@ class SampleSet(Dataset[Tensor]):
     Attributes:
         labels: The class that each image was generated for.
         num_classes: The number of classes that the generator knows.
+        prompts: The prompt that each image was generated from, if they were.
         height: Of every image, in pixels.
         width: Of every image, in pixels.
 
@@ -90,20 +94,24 @@ class SampleSet(Dataset[Tensor]):
         self._images: list[np.ndarray] = []
         self._first: list[int] = []
         labels: list[np.ndarray] = []
+        prompts: list[str] = []
         schema, count = _open(paths[0]).schema, 0
         for path in paths:
             table = _open(path)
-            if _metadata(table.schema) != _metadata(schema):
+            if _layout(table.schema) != _layout(schema):
                 found, expected = _describe(table.schema), _describe(schema)
                 raise ValueError(f"{path} holds {found}, but {paths[0].name} {expected}")
             index = table["index"].to_numpy()
             _check_index(path, index, count)
             labels.append(table["label"].to_numpy())
+            if "prompt" in table.column_names:
+                prompts += table["prompt"].to_pylist()
             for images in _views(table):
                 self._images.append(images)
                 self._first.append(count)
                 count += len(images)
         self.height, self.width, self.num_classes = _metadata(schema)
+        self.prompts = prompts or None
         self.labels: Int[Tensor, " B"] = torch.from_numpy(np.concatenate(labels).astype(np.int64))
 
     def __len__(self) -> int:
@@ -130,12 +138,14 @@ class SampleSet(Dataset[Tensor]):
         return partial(SampleSet, self.folder, checked=True), ()  # a worker maps the files itself
 
 
-def _schema(height: int, width: int, num_classes: int) -> pa.Schema:
+def _schema(height: int, width: int, num_classes: int, *, has_prompts: bool = False) -> pa.Schema:
     fields = [
         pa.field("index", pa.int64(), nullable=False),
         pa.field("label", pa.int32(), nullable=False),
         pa.field("image", pa.binary(3 * height * width), nullable=False),
     ]
+    if has_prompts:
+        fields.append(pa.field("prompt", pa.string(), nullable=False))
     metadata = {"height": str(height), "width": str(width), "num_classes": str(num_classes)}
     return pa.schema(fields, metadata={**metadata, seal.KEY: seal.BLANK})
 
@@ -143,7 +153,7 @@ def _schema(height: int, width: int, num_classes: int) -> pa.Schema:
 def _open(path: Path) -> pa.Table:
     table = open_arrow(path).read_all()
     try:
-        expected = _schema(*_metadata(table.schema))
+        expected = _schema(*_metadata(table.schema), has_prompts="prompt" in table.column_names)
     except (KeyError, ValueError):
         raise ValueError(f"{path} lacks height, width and num_classes in its metadata") from None
     if not table.schema.equals(expected):
@@ -159,9 +169,15 @@ def _metadata(schema: pa.Schema) -> tuple[int, int, int]:
     return height, width, num_classes
 
 
+def _layout(schema: pa.Schema) -> tuple[object, ...]:
+    """Return what must be the same in all shards."""
+    return (*_metadata(schema), schema.names)
+
+
 def _describe(schema: pa.Schema) -> str:
     height, width, num_classes = _metadata(schema)
-    return f"{height}x{width} images of {num_classes} classes"
+    source = "prompts" if "prompt" in schema.names else f"{num_classes} classes"
+    return f"{height}x{width} images of {source}"
 
 
 def _check_index(path: Path, index: np.ndarray, first: int) -> None:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,8 @@ CLASS = "image"  # the one class of images that have none
 
 class CaptionedFolderData(DataSource):
     """Images of any size with captions, in whatever folders."""
+
+    has_captions: ClassVar[bool] = True
 
     source: Literal["captioned_folder"] = Field(description="a folder of images with captions")
     path: str = Field(min_length=1, description="the folder, absolute or from the repository")

@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 from pydantic import Field
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from mar.data.batches import batch_indices
 from mar.distributed import Parallel
 from mar.latents.cache import LatentCache
 from mar.model.mar import MAR, TrainingDraws
+from mar.text.cache import TextCache
 from mar.training.trainer import (
     OptimisationConfig,
     ParameterGroup,
@@ -98,6 +99,7 @@ def train(
     *,
     micro_batch: int,
     autocast: Callable[[], AbstractContextManager[object]],
+    texts: TextCache | None = None,
 ) -> Iterator[Step]:
     """Take the remaining steps, yielding each.
 
@@ -124,14 +126,15 @@ def train(
         device=device,
     )
     for cached, labels in batches:
+        given = labels if texts is None else _tokens(texts, cache, config, trainer.step)[share]
         if trainer.step >= config.steps:
             return
         latents, draws = _draw(
             model, cache, cached.to(device, non_blocking=True), config, trainer.step
         )
-        labels = labels.to(device, non_blocking=True)
+        given = given.to(device, non_blocking=True)
         yield trainer.update(
-            _losses(trainer, latents, labels, draws[share], share.start, micro_batch, autocast)
+            _losses(trainer, latents, given, draws[share], share.start, micro_batch, autocast)
         )
 
 
@@ -143,6 +146,7 @@ def broken_samples(
     step: int,
     *,
     autocast: Callable[[], AbstractContextManager[object]],
+    texts: TextCache | None = None,
 ) -> list[str]:
     """Return the names of the samples of a step's batch whose loss, alone, is not finite.
 
@@ -153,6 +157,7 @@ def broken_samples(
     content = "code_indices" if trainer.model.config.is_discrete else "moments"
     batches = cache.batches(config.batch_size, seed=config.seed, first_step=step, content=content)
     cached, labels = next(iter(batches))
+    given = labels if texts is None else _tokens(texts, cache, config, step)
     rng = seeds.make_rng("training", config.seed, step, device=device)
     cached = cached.to(device)
     latents = cached[:, None] if trainer.model.config.is_discrete else cache.normalise(cached, rng)
@@ -161,7 +166,7 @@ def broken_samples(
     for place in range(config.batch_size):
         one = slice(place, place + 1)
         with autocast():
-            loss = trainer.network(latents[one], labels[one].to(device), draws[one])
+            loss = trainer.network(latents[one], given[one].to(device), draws[one])
         if not loss.isfinite():
             found.append(cache.names[int(indices[place])])
     return found
@@ -180,10 +185,19 @@ def _draw(
     return latents, model.draw(config.batch_size, rng)
 
 
+def _tokens(
+    texts: TextCache, cache: LatentCache, config: TrainingConfig, step: int
+) -> Shaped[Tensor, "B ..."]:
+    """Return the tokens of a caption of each image of a step's whole batch, chosen at random."""
+    images = batch_indices(len(cache), config.batch_size, seed=config.seed, step=step)
+    chance = torch.rand(len(images), generator=seeds.make_rng("captions", config.seed, step))
+    return texts.tokens(images, chance)
+
+
 def _losses(
     trainer: Trainer[MAR],
     latents: Shaped[Tensor, "B c H W"],
-    labels: Int[Tensor, " B"],
+    given: Shaped[Tensor, "B ..."],
     draws: TrainingDraws,
     first: int,
     micro_batch: int,
@@ -199,7 +213,7 @@ def _losses(
         torch.manual_seed(dropout)  # pyright: ignore[reportUnknownMemberType]
         with trainer.accumulate(last=start + micro_batch >= len(latents)):
             with autocast():
-                loss = trainer.network(latents[part], labels[part], draws[part])
+                loss = trainer.network(latents[part], given[part], draws[part])
             yield loss * (len(latents[part]) / config.batch_size), {}
 
 

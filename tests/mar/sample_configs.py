@@ -35,6 +35,7 @@ def sample_config(kind: str = "diffusion", **changes: Any) -> SampleConfig:
         "num_images": 8,
         "weights": "ema",
         "labels": None,
+        "prompts": None,
         "num_steps": 5,
         "order": "random",
         "guidance_scale": 2.0,

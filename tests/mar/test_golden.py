@@ -235,6 +235,7 @@ def test_whole_generation(name: str) -> None:
         num_images=len(golden["labels"]),
         weights="ema",
         labels=None,
+        prompts=None,
         num_steps=case["num_iter"],
         order="random",
         guidance_scale=float(case["cfg"]),

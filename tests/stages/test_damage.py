@@ -45,6 +45,7 @@ INPUTS = [
     ("train_generator", "encode/latents/00001.arrow"),
     ("train_generator", "encode/latents.json"),
     ("train_generator", "train_tokenizer/tokenizer.safetensors"),
+    ("train_generator", "encode_text/encoder.json"),
     ("sample", "train_generator/ema.safetensors"),
     ("sample", "train_tokenizer/tokenizer.safetensors"),
     ("evaluate", "sample/samples/00001.arrow"),

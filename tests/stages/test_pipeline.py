@@ -1,4 +1,4 @@
-"""The eight stages work one after another, and refuse inputs that do not belong together."""
+"""The nine stages work one after another, and refuse inputs that do not belong together."""
 
 import csv
 import json
@@ -109,7 +109,7 @@ def test_every_stage_has_a_run_below_the_pipelines(finished: Path, tracking_uri:
     )
     children = {run.data.tags["mar.stage"]: run for run in found}
     assert children.keys() == {
-        "prepare", "train_tokenizer", "reconstruct", "encode", "train_generator",
+        "prepare", "train_tokenizer", "reconstruct", "encode", "encode_text", "train_generator",
         "sample", "reference", "evaluate",
     }  # fmt: skip
     parents = {run.data.tags["mlflow.parentRunId"] for run in children.values()}

@@ -49,7 +49,14 @@ def test_mar_b_is_imported_sampled_and_exported(
     write_tokenizer(kl16, tensors)
     write_generator(mar, random_tensors("mar_base", 1), random_tensors("mar_base", 2))
     monkeypatch.setattr(previews, "SHOWN", 1)
-    for stage in ("prepare", "train_tokenizer", "encode", "train_generator", "sample"):
+    for stage in (
+        "prepare",
+        "train_tokenizer",
+        "encode",
+        "encode_text",
+        "train_generator",
+        "sample",
+    ):
         tiny.run_stage(stage)
 
     metrics = json.loads((project / "out/train_generator/metrics.json").read_text())

@@ -225,6 +225,7 @@ def test_a_tiny_generator_learns_eight_latents_by_heart(
         num_images=COUNT,
         weights="ema",
         labels=None,
+        prompts=None,
         num_steps=4,
         order="random",
         guidance_scale=1.0,

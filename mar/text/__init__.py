@@ -1,0 +1,1 @@
+"""Captions and prompts: from text to what a generator is given."""

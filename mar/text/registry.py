@@ -1,0 +1,37 @@
+"""All text encoders, one line each, and the file in which one is kept."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import TypeAdapter
+
+from mar.config import choice
+from mar.files import seal
+from mar.text.encoder import TextEncoder, TextSection
+from mar.text.words import WordsConfig
+
+
+ENCODERS = {"words": WordsConfig}  # section `text` of each kind
+
+TextConfig = Annotated[TextSection, choice(ENCODERS)]
+
+
+def save_encoder(path: Path, section: TextSection | None, encoder: TextEncoder | None) -> None:
+    """Write an encoder as JSON; None where there are no texts."""
+    described = None if encoder is None else encoder.describe()
+    seal.write_json(path, {"section": section and section.model_dump(), "encoder": described})
+
+
+def load_encoder(path: Path) -> TextEncoder | None:
+    """Read what `save_encoder` wrote.
+
+    Raises:
+        ValueError: the file is missing, damaged, or another.
+    """
+    content = seal.read_json(path)
+    if not {"section", "encoder"} <= content.keys():
+        raise ValueError(f"{path} does not describe a text encoder")
+    if content["section"] is None:
+        return None
+    adapter: TypeAdapter[TextSection] = TypeAdapter(TextConfig)
+    return adapter.validate_python(content["section"]).restore(content["encoder"])

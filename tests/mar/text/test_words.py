@@ -1,0 +1,77 @@
+"""Words are learnt from captions, whatever the script, and what is unknown is said."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mar.text.prompts import check_prompts, find_prompts
+from mar.text.registry import load_encoder, save_encoder
+from mar.text.words import Words, WordsConfig, split
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A red seven, left of a two.", ["a", "red", "seven", "left", "of", "a", "two"]),
+        ("the dog's Caf\u00e9 cafe\u0301", ["the", "dog's", "caf\u00e9", "caf\u00e9"]),
+        ("STRASSE stra\u00dfe", ["strasse", "strasse"]),
+        ("\u4e00\u53ea\u732b sits", ["\u4e00", "\u53ea", "\u732b", "sits"]),
+        ("\u043a\u043e\u0448\u043a\u0430 3x", ["\u043a\u043e\u0448\u043a\u0430", "3x"]),
+        (" ... ", []),
+    ],
+)
+def test_a_text_is_cut_into_words(text: str, words: list[str]) -> None:
+    assert split(text) == words
+
+
+def test_frequent_words_come_first_and_rare_ones_are_left_out() -> None:
+    captions = ["a cat", "a dog", "a cat and a bird"]
+    words = WordsConfig(kind="words", min_count=1).learn(captions).words
+    assert words == ["a", "cat", "and", "bird", "dog"]
+    assert WordsConfig(kind="words", min_count=2).learn(captions).words == ["a", "cat"]
+    with pytest.raises(ValueError, match=r"text\.min_count: no word is in 4 of the training"):
+        WordsConfig(kind="words", min_count=4).learn(captions)
+
+
+def test_a_text_is_cut_at_the_slots_and_filled_with_zeros() -> None:
+    words = Words(["a", "cat", "dog"])
+    encoded = words.encode(["A dog", "cat a bird cat a", "", "bird"], 3)
+    assert torch.equal(encoded, torch.tensor([[1, 3, 0], [2, 1, 2], [0, 0, 0], [0, 0, 0]]))
+    assert words.tokenise("a bird, a fish") == ([1, 1], ["bird", "fish"])
+
+
+def test_an_encoder_is_kept_in_a_file(tmp_path: Path) -> None:
+    section = WordsConfig(kind="words", min_count=1)
+    save_encoder(tmp_path / "encoder.json", section, section.learn(["a \u732b", "a dog"]))
+    encoder = load_encoder(tmp_path / "encoder.json")
+    assert isinstance(encoder, Words)
+    assert encoder.words == ["a", "dog", "\u732b"]
+    save_encoder(tmp_path / "none.json", None, None)
+    assert load_encoder(tmp_path / "none.json") is None
+
+
+def test_prompts_are_a_list_a_file_or_held_out_captions(tmp_path: Path) -> None:
+    assert find_prompts(["a  cat ", "b"], ["c"], base=tmp_path) == ["a cat", "b"]
+    assert find_prompts(None, ["c"], base=tmp_path) == ["c"]
+    (tmp_path / "prompts.txt").write_text("\ufeffa cat\n\n a dog\n")
+    assert find_prompts("prompts.txt", ["c"], base=tmp_path) == ["a cat", "a dog"]
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"sample\.prompts: .*empty\.txt has no prompts"):
+        find_prompts("empty.txt", [], base=tmp_path)
+    with pytest.raises(ValueError, match=r"sample\.prompts: .*gone\.txt cannot be read"):
+        find_prompts("gone.txt", [], base=tmp_path)
+
+
+def test_what_of_a_prompt_is_not_heeded_is_said() -> None:
+    words = Words(["a", "cat"])
+    assert check_prompts(["a cat"], words, 2) == []
+    assert check_prompts(["a cat", "a big cat a"], words, 2) == [
+        "1 words of the prompts are not known and left out: big",
+        "1 of 2 prompts have more than 2 tokens (generator.condition_tokens) and are cut, "
+        "as 'a big cat a'",
+    ]
+    with pytest.raises(ValueError, match="nothing is left of the prompt 'big dog', as none of big"):
+        check_prompts(["big dog"], words, 2)
+    with pytest.raises(ValueError, match=r"nothing is left of the prompt ''$"):
+        check_prompts([""], words, 2)

@@ -1,0 +1,107 @@
+"""A project with captions: from a folder of images with texts to images of prompts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_project as tiny
+from PIL import Image
+
+from mar.files import weights
+from mar.sampling.store import SampleSet
+from stages import check
+from stages import weights as stage_weights
+
+
+STAGES = ("prepare", "train_tokenizer", "encode", "encode_text", "train_generator", "sample")
+COLORS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
+
+
+def text_params(**sample: Any) -> dict[str, Any]:
+    params: dict[str, Any] = tiny.tiny_params()
+    params["data"] = {
+        "source": "captioned_folder",
+        "path": "photos",
+        "image_size": 8,
+        "captions": {"kind": "text_files"},
+        "held_out_fraction": 0.2,
+        "max_unreadable": 0,
+        "seed": 0,
+    }
+    params["text"] = {"kind": "words", "min_count": 1}
+    params["generator"]["condition_tokens"] = 3
+    params["sample"] |= {"num_images": 24, "prompts": ["a red square", "Blue"], **sample}
+    return params
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    project = tiny.make_project(tmp_path / "project", text_params())
+    for number in range(30):
+        name, color = list(COLORS.items())[number % 3]
+        file = project / "photos" / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), color).save(file)
+        file.with_suffix(".txt").write_text(f"a {name} square")
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("MAR_WORKERS", "0")
+    return project
+
+
+def test_images_of_prompts_come_from_captions(
+    project: Path, tracking_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage in STAGES:
+        tiny.run_stage(stage)
+    said = capsys.readouterr().err
+    assert "24 captions to train on, 5 words; 0.0% of the captions" in said
+    samples = SampleSet(Path("out/sample/samples"))
+    assert samples.prompts == ["a red square", "Blue"] * 12
+    assert samples.labels.tolist() == [0] * 24
+    _, described = weights.load(Path("out/train_generator/ema.safetensors"))
+    assert described["text"] == {"kind": "words", "size": 5}
+    assert Path("out/sample/grid.png").is_file()
+    assert len(list(Path("work/previews/train_generator").glob("step-*.png"))) == 2
+
+    # Other prompts, of a file, with words that no caption has; then those of held-out images.
+    Path("prompts.txt").write_text("a purple green square\n")
+    Path("params.yaml").write_text(json.dumps(text_params(prompts="prompts.txt")))
+    tiny.run_stage("sample")
+    assert "1 words of the prompts are not known and left out: purple" in capsys.readouterr().err
+    assert SampleSet(Path("out/sample/samples")).prompts == ["a purple green square"] * 24
+    Path("params.yaml").write_text(json.dumps(text_params(prompts=None)))
+    tiny.run_stage("sample")
+    prompts = SampleSet(Path("out/sample/samples")).prompts or []
+    assert set(prompts) <= {f"a {name} square" for name in COLORS}
+
+    with pytest.raises(ValueError, match="takes texts and not classes"):
+        stage_weights.trained_weights(None)
+    Path("params.yaml").write_text(json.dumps(text_params(prompts=["nonsense"])))
+    with pytest.raises(ValueError, match="nothing is left of the prompt 'nonsense'"):
+        tiny.run_stage("sample")
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "complaint"),
+    [
+        ("sample", {"labels": [0]}, r"sample\.labels: must be null where there is a section text"),
+        ("data", tiny.tiny_params()["data"], r"text: must be null, as images of data\.source"),
+    ],
+)
+def test_sections_that_do_not_fit_texts_are_refused(
+    tmp_path: Path, section: str, changes: dict[str, Any], complaint: str
+) -> None:
+    params = text_params()
+    params[section] = changes if section == "data" else params[section] | changes
+    (tmp_path / "params.yaml").write_text(json.dumps(params))
+    with pytest.raises(ValueError, match=complaint):
+        check.check_all(tmp_path / "params.yaml")
+
+
+def test_prompts_without_texts_are_refused(tmp_path: Path) -> None:
+    params: dict[str, Any] = tiny.tiny_params()
+    params["sample"]["prompts"] = ["a cat"]
+    (tmp_path / "params.yaml").write_text(json.dumps(params))
+    with pytest.raises(ValueError, match=r"sample\.prompts: must be null, as section text is null"):
+        check.check_all(tmp_path / "params.yaml")
