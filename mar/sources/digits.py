@@ -30,7 +30,7 @@ class DigitsData(DataSource):
 
     def collect(self, surroundings: Surroundings) -> Collection:
         """Return the digits as PNG files within the rows."""
-        images, labels = _load()
+        images, labels = load_digits()
         held_out = hold_out(labels, self.held_out_fraction, self.seed)
         rows: list[Row] = []
         for index, image in enumerate(images):
@@ -44,10 +44,11 @@ class DigitsData(DataSource):
         return Collection([str(digit) for digit in range(10)], Rows.collect(rows))
 
 
-def _load() -> tuple[UInt8[Tensor, "N 8 8"], Int64[Tensor, " N"]]:
+def load_digits() -> tuple[UInt8[Tensor, "N 8 8"], Int64[Tensor, " N"]]:
+    """Return the digits of scikit-learn, 0 to 255, and which digit each is."""
     # Here, as it takes seconds to import, and a folder of images does not need it.
-    from sklearn.datasets import load_digits  # pyright: ignore[reportMissingTypeStubs]
+    from sklearn import datasets  # pyright: ignore[reportMissingTypeStubs]
 
-    values, labels = load_digits(return_X_y=True)  # pyright: ignore[reportUnknownVariableType]
+    values, labels = datasets.load_digits(return_X_y=True)  # pyright: ignore[reportUnknownVariableType]
     images = torch.tensor(values).reshape(-1, 8, 8) * 255 / 16  # scikit-learn: 0 to 16
     return images.round().to(torch.uint8), torch.tensor(labels, dtype=torch.int64)

@@ -9,10 +9,17 @@ from mar.sources.digits import DigitsData
 from mar.sources.folder import FolderData
 from mar.sources.no_images import NoData
 from mar.sources.parquet import ParquetData
+from mar.sources.scenes import ScenesData
 from mar.sources.webdataset import WebDatasetData
 
 
 DataConfig = Annotated[
-    DigitsData | FolderData | CaptionedFolderData | ParquetData | WebDatasetData | NoData,
+    DigitsData
+    | ScenesData
+    | FolderData
+    | CaptionedFolderData
+    | ParquetData
+    | WebDatasetData
+    | NoData,
     Field(discriminator="source"),
 ]

@@ -1,0 +1,120 @@
+"""Scenes show what their captions say, and nothing else."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mar.evaluation.geneval import Box, Detection, Prompt, Verdict, Wanted, judge
+from mar.seeds import make_rng
+from mar.sources.scenes import COLORS, NUMBERS, Scene, ScenesData, draw_scene, plural, unseen_pairs
+from mar.sources.source import Collection, Surroundings
+
+
+TASKS = ["single_object", "two_object", "counting", "colors", "position", "color_attr"]
+UNSEEN = unseen_pairs(0)
+
+
+def collect(**changes: Any) -> Collection:
+    section = {
+        "source": "scenes",
+        "image_size": 24,
+        "tasks": TASKS,
+        "num_train": 60,
+        "num_held_out": 12,
+        "seed": 0,
+    }
+    config = ScenesData.model_validate(section | changes)
+    return config.collect(Surroundings(Path(), workers=0, max_pixels=1))
+
+
+def asked(task: str, caption: str) -> Prompt:
+    """Read a caption, independently of how it was written."""
+    singular = {plural(name): name for name in NUMBERS}
+    if task == "counting":
+        count, name = caption.split()
+        wanted = Wanted(singular[name], NUMBERS.index(count))
+        more = Wanted(wanted.class_name, wanted.count + 1)
+        return Prompt(task, caption, (wanted,), (more,))
+    parts = re.split(r" (and|left of|right of|above|below) ", caption)
+    include: list[Wanted] = []
+    for part in parts[::2]:
+        _, *color, name = part.split()
+        include.append(Wanted(name, 1, color[0] if color else None))
+    if len(parts) == 3 and parts[1] != "and":
+        # GenEval: the second is placed relative to the first.
+        first, second = include
+        relation: Any = parts[1]
+        return Prompt(
+            task, caption, (second, Wanted(first.class_name, 1, first.color, (relation, 0)))
+        )
+    return Prompt(task, caption, tuple(include))
+
+
+def detections(scene: Scene, image: np.ndarray) -> dict[str, list[Detection]]:
+    """Return the box of what is bright in each object's cell, and its colour by its hue."""
+    found: dict[str, list[Detection]] = {}
+    for digit, cell in zip(scene.digits, scene.cells, strict=True):
+        y, x = (12 * part for part in divmod(cell, 2))
+        bright = image[y : y + 12, x : x + 12].max(axis=2) > 64
+        rows, columns = (np.flatnonzero(bright.any(axis=axis)) for axis in (1, 0))
+        box = Box(x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1)
+        mean = image[y : y + 12, x : x + 12][bright].mean(axis=0)
+        color = min(
+            COLORS, key=lambda name: np.abs(mean / mean.max() - np.array(COLORS[name]) / 255).sum()
+        )
+        found.setdefault(NUMBERS[digit], []).append(Detection(box, 0.99, color))
+    return found
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_scene_shows_what_its_captions_say_and_nothing_else(task: Any) -> None:
+    collection = collect(tasks=[task])
+    rows = [row for row in collection.rows if row.split == "train"]
+    for index, row in enumerate(rows):
+        assert row.image is not None
+        assert row.captions is not None
+        image = np.array(Image.open(io.BytesIO(row.image)))
+        scene = draw_scene(task, UNSEEN, make_rng("scene", 0, "train", index))
+        assert scene.captions == row.captions
+        lit = {(y // 12) * 2 + x // 12 for y, x in np.argwhere(image.max(axis=2) > 64)}
+        assert lit == set(scene.cells)
+        found = detections(scene, image)
+        for number, caption in enumerate(row.captions):
+            tag = task if number == 0 else "position"
+            assert judge(asked(tag, caption), found) == Verdict(True, True, ""), caption
+
+
+def test_a_pair_of_each_colour_never_occurs() -> None:
+    assert {color for _, color in UNSEEN} == set(COLORS)
+    assert len({digit for digit, _ in UNSEEN}) == 6
+    assert unseen_pairs(1) != UNSEEN
+    drawn = {
+        pair
+        for index in range(1500)
+        for scene in [draw_scene("color_attr", UNSEEN, make_rng("scene", 0, "train", index))]
+        for pair in zip(scene.digits, scene.colors, strict=True)
+    }
+    assert len(drawn) == 54
+    assert not drawn & UNSEEN
+
+
+def test_tasks_are_equally_frequent_and_captions_fit_eight_slots() -> None:
+    collection = collect()
+    captions = [row.captions or () for row in collection.rows]
+    assert max(len(text.split()) for texts in captions for text in texts) <= 8
+    assert sum(len(texts) == 2 for texts in captions) == len(captions) / 3
+    words = {word for texts in captions for text in texts for word in text.split()}
+    assert {"a", "and", "left", "above"} <= words
+    assert collection.count("held_out") == 12
+
+
+def test_the_same_seed_makes_the_same_scenes() -> None:
+    assert collect().rows == collect().rows
+    assert collect(seed=1).rows != collect().rows
+    few = list(collect(num_train=6).rows)[:6]
+    assert few == list(collect().rows)[:6]
