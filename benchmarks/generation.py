@@ -72,6 +72,7 @@ def sample_config(sizes: Generation, annealed: tuple[int, int] | None = None) ->
         {
             "seed": 0,
             "num_images": sizes.batch,
+            "weights": "ema",
             "labels": None,
             "num_steps": sizes.num_steps,
             "order": "random",
@@ -85,6 +86,7 @@ def sample_config(sizes: Generation, annealed: tuple[int, int] | None = None) ->
                 "solver": "ancestral",
                 "temperature": 1.0,
                 "x_0_bound": None,
+                "precision": "float32",
             },
             "shard_images": sizes.batch,
         }

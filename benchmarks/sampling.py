@@ -116,6 +116,7 @@ def random_sample() -> dict[str, Any]:
             "solver": "ancestral",
             "temperature": 1.0,
             "x_0_bound": 4.0,
+            "precision": "float32",
         },
         "shard_images": 8,
     }

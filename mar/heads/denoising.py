@@ -19,7 +19,11 @@ class Denoising:
     """The denoiser of some tokens, under a condition of theirs, at some times."""
 
     def __init__(
-        self, denoiser: Denoiser, condition: Condition, features: Float[Tensor, "S F"]
+        self,
+        denoiser: Denoiser,
+        condition: Condition,
+        features: Float[Tensor, "S F"],
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Embed condition and times, and combine weights.
 
@@ -27,13 +31,17 @@ class Denoising:
             denoiser: The network.
             condition: z of each token, and the guidance.
             features: `time_features` of the times.
+            dtype: Of the products in the residual blocks, which are nearly all of the work. What
+                enters and leaves them is float32, as are the sum that they add to and the last
+                layer.
         """
         self.denoiser = denoiser
         self.condition = condition
         self.z = denoiser.embed_condition(condition)  # (G, W)
         self.times = denoiser.time_mlp(features)  # (S, W)
+        self.dtype = dtype
         self.blocks = [
-            (block, *_modulation(block))
+            _SteppedBlock(block, dtype)
             for block in denoiser.blocks
             if isinstance(block, ResidualBlock)
         ]
@@ -44,9 +52,9 @@ class Denoising:
         rows = x_t if self.condition.z_null is None else torch.cat([x_t, x_t])
         y = silu(self.z + self.times[time])
         x = self.denoiser.input_proj(rows)  # (G, W)
-        for block, weight, bias in self.blocks:
-            shift, scale, gate = linear(y, weight, bias).chunk(3, dim=1)
-            x = torch.addcmul(x, gate, block.mlp(torch.addcmul(shift, block.norm(x), scale)))
+        modulating = y.to(self.dtype)
+        for block in self.blocks:
+            x = block(x, modulating)
         final = self.denoiser.final
         modulated = linear(y, *self.final)
         scale, shift = modulated.tensor_split([x.shape[1]], dim=1)
@@ -64,11 +72,27 @@ class Denoising:
         return prediction, others
 
 
-def _modulation(block: ResidualBlock) -> tuple[Float[Tensor, "X W"], Float[Tensor, " X"]]:
-    """Return weight and bias of shift, 1 + scale and gate; the bias holds the 1."""
-    weight, bias = block.modulation[1].parameters()
-    width = len(bias) // 3
-    return weight, bias + pad(bias.new_ones(width), (width, width))
+class _SteppedBlock:
+    """A residual block whose scale stands for 1 + scale: the bias adds the 1, not each row."""
+
+    def __init__(self, block: ResidualBlock, dtype: torch.dtype) -> None:
+        self.norm = block.norm
+        weight, bias = block.modulation[1].parameters()
+        width = len(bias) // 3
+        ones = pad(bias.new_ones(width), (width, width))
+        self.modulation = weight.to(dtype), (bias + ones).to(dtype)
+        inner, self.activation, outer = block.mlp
+        self.inner, self.outer = (
+            tuple(parameter.to(dtype) for parameter in layer.parameters())
+            for layer in (inner, outer)
+        )
+
+    def __call__(self, x: Float[Tensor, "G W"], y: Float[Tensor, "G W"]) -> Float[Tensor, "G W"]:
+        """Apply the block under the condition, of which y is the SiLU; x is float32."""
+        shift, scale, gate = linear(y, *self.modulation).to(x.dtype).chunk(3, dim=1)
+        hidden = torch.addcmul(shift, self.norm(x), scale).to(y.dtype)
+        hidden = self.activation(linear(hidden, *self.inner))
+        return torch.addcmul(x, gate, linear(hidden, *self.outer).to(x.dtype))
 
 
 def _final_modulation(final: FinalLayer) -> tuple[Float[Tensor, "X W"], Float[Tensor, " X"]]:

@@ -14,6 +14,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
         "solver": "ancestral",
         "temperature": 1.0,
         "x_0_bound": 3.0,
+        "precision": "float32",
     },
     "flow": {
         "kind": "flow",

@@ -136,6 +136,7 @@ def sampler(num_steps: int, temperature: float) -> DiffusionSampler:
         solver="ancestral",
         temperature=temperature,
         x_0_bound=None,
+        precision="float32",
     )
 
 

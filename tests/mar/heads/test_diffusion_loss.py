@@ -23,6 +23,7 @@ SAMPLER = DiffusionSampler(
     solver="ancestral",
     temperature=1.0,
     x_0_bound=None,
+    precision="float32",
 )
 
 

@@ -238,6 +238,7 @@ def test_a_tiny_generator_learns_eight_latents_by_heart(
             solver="ancestral",
             temperature=1.0,
             x_0_bound=3.0,
+            precision="float32",
         ),
         shard_images=COUNT,
     )
