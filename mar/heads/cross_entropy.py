@@ -15,6 +15,7 @@ from torch.nn import functional
 from mar import precision
 from mar.config import Config
 from mar.heads.base import Condition, Drawn, Draws, Head, Noise, SamplerSection
+from mar.linear import Linear
 
 
 ROWS = 1024  # distributions in memory at a time: 128 MiB for the 16,384 codes of VQ-16
@@ -55,7 +56,7 @@ class CrossEntropy(Head):
     def __init__(self, config: CrossEntropyConfig, *, channels: int, z_width: int) -> None:
         """Make the classifier; `channels` is the number of codes."""
         super().__init__()
-        self.linear = nn.Linear(z_width, channels)
+        self.linear = Linear(z_width, channels)
 
     def initialize(self, rng: torch.Generator) -> None:
         """Set every weight: Xavier uniform, bias 0, as the transformer's."""

@@ -17,6 +17,7 @@ from torch.nn import functional
 from mar.activation_checkpointing import Checkpointed
 from mar.config import Config, name_or_fields
 from mar.heads.base import Condition
+from mar.linear import Linear
 
 
 class DenoiserSize(Config):
@@ -50,8 +51,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+        self.mlp = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
+        self.modulation = nn.Sequential(nn.SiLU(), Linear(width, 3 * width))
 
     def forward(self, x: Float[Tensor, "R W"], y: Float[Tensor, "R W"]) -> Float[Tensor, "R W"]:
         """Apply the block to x under the condition, of which y is the SiLU."""
@@ -65,8 +66,8 @@ class FinalLayer(nn.Module):
     def __init__(self, width: int, out_channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.linear = nn.Linear(width, out_channels)
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.linear = Linear(width, out_channels)
+        self.modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
     def forward(self, x: Float[Tensor, "R W"], y: Float[Tensor, "R W"]) -> Float[Tensor, "R O"]:
         """Project x under the condition, of which y is the SiLU."""
@@ -83,10 +84,10 @@ class Denoiser(Checkpointed):
         super().__init__()
         width = size.width
         self.time_mlp = nn.Sequential(
-            nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+            Linear(2 * FREQUENCIES, width), nn.SiLU(), Linear(width, width)
         )
-        self.z_proj = nn.Linear(z_width, width)
-        self.input_proj = nn.Linear(channels, width)
+        self.z_proj = Linear(z_width, width)
+        self.input_proj = Linear(channels, width)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(size.blocks))
         self.final = FinalLayer(width, out_channels)
 

@@ -9,10 +9,11 @@ time, C channels of a token, O outputs, W width of the MLP, X some number of row
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import linear, pad, silu
+from torch.nn.functional import pad, silu
 
 from mar.heads.base import Condition
 from mar.heads.denoiser import Denoiser, FinalLayer, ResidualBlock
+from mar.linear import affine
 
 
 class Denoising:
@@ -56,7 +57,7 @@ class Denoising:
         for block in self.blocks:
             x = block(x, modulating)
         final = self.denoiser.final
-        modulated = linear(y, *self.final)
+        modulated = affine(y, *self.final)
         scale, shift = modulated.tensor_split([x.shape[1]], dim=1)
         return torch.addmm(shift, final.norm(x) * scale, final.linear.weight.mT)
 
@@ -89,10 +90,10 @@ class _SteppedBlock:
 
     def __call__(self, x: Float[Tensor, "G W"], y: Float[Tensor, "G W"]) -> Float[Tensor, "G W"]:
         """Apply the block under the condition, of which y is the SiLU; x is float32."""
-        shift, scale, gate = linear(y, *self.modulation).to(x.dtype).chunk(3, dim=1)
+        shift, scale, gate = affine(y, *self.modulation).to(x.dtype).chunk(3, dim=1)
         hidden = torch.addcmul(shift, self.norm(x), scale).to(y.dtype)
-        hidden = self.activation(linear(hidden, *self.inner))
-        return torch.addcmul(x, gate, linear(hidden, *self.outer).to(x.dtype))
+        hidden = self.activation(affine(hidden, *self.inner))
+        return torch.addcmul(x, gate, affine(hidden, *self.outer).to(x.dtype))
 
 
 def _final_modulation(final: FinalLayer) -> tuple[Float[Tensor, "X W"], Float[Tensor, " X"]]:

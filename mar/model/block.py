@@ -9,8 +9,9 @@ from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.models import vision_transformer
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
+from mar.linear import affine, linear
 from mar.model.dropout import Dropout, draw_masks, masked_attention
 from mar.model.masking import gather_tokens
 
@@ -36,9 +37,9 @@ class Block(vision_transformer.Block):
         inner = (batch, num_places, self.mlp.fc2.weight.shape[1])
         drop = self.dropout([scores, rest.shape, inner, rest.shape], x)
         attended = self.attend(self.norm1(x), None if chosen is None else self.norm1(rest), drop)
-        rest = drop.add(rest, self.attn.proj(attended))
-        hidden = drop(self.mlp.act(self.mlp.fc1(self.norm2(rest))))
-        return drop.add(rest, self.mlp.fc2(hidden))
+        rest = drop.add(rest, linear(attended, self.attn.proj))
+        hidden = drop(self.mlp.act(linear(self.norm2(rest), self.mlp.fc1)))
+        return drop.add(rest, linear(hidden, self.mlp.fc2))
 
     def dropout(self, shapes: list[tuple[int, ...]], x: Tensor) -> Dropout:
         """Return the dropouts of this pass, for tensors of these shapes."""
@@ -53,12 +54,12 @@ class Block(vision_transformer.Block):
         qkv, width = self.attn.qkv, x.shape[2]
         copied = drop.masks is not None  # the CPU's attention needs it, so once for all three
         if chosen is None:
-            queries, keys, values = self.split_heads(qkv(x), 3, copied)  # (B, h, L, d)
+            queries, keys, values = self.split_heads(linear(x, qkv), 3, copied)  # (B, h, L, d)
         else:
             of_queries, of_others = torch.split(qkv.weight, [width, 2 * width])
             to_queries, to_others = torch.split(qkv.bias, [width, 2 * width])
-            (queries,) = self.split_heads(linear(chosen, of_queries, to_queries), 1, copied)
-            keys, values = self.split_heads(linear(x, of_others, to_others), 2, copied)
+            (queries,) = self.split_heads(affine(chosen, of_queries, to_queries), 1, copied)
+            keys, values = self.split_heads(affine(x, of_others, to_others), 2, copied)
         if drop.masks is None:
             attended = scaled_dot_product_attention(queries, keys, values, dropout_p=drop.p)
         else:

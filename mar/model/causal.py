@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import embedding, pad, scaled_dot_product_attention
 
+from mar.linear import linear
 from mar.model.block import Block
 from mar.model.conditions import TextShape
 from mar.model.masking import expand_index, gather_tokens
@@ -54,15 +55,16 @@ class CausalBlock(Block):
         self, x: Float[Tensor, "B L D"], cache: Cache | None = None
     ) -> Float[Tensor, "B L D"]:
         """Apply the block; with a cache, the places before are in it."""
-        attended = self.attn.proj(self.attend_before(self.norm1(x), cache))
+        attended = linear(self.attend_before(self.norm1(x), cache), self.attn.proj)
         x = x + self.attn.proj_drop(attended)
-        return x + self.mlp(self.norm2(x))
+        hidden = self.mlp.drop1(self.mlp.act(linear(self.norm2(x), self.mlp.fc1)))
+        return x + self.mlp.drop2(linear(hidden, self.mlp.fc2))
 
     def attend_before(
         self, x: Float[Tensor, "B L D"], cache: Cache | None
     ) -> Float[Tensor, "B L D"]:
         """Let each place attend to itself and to those before it, which may be in a cache."""
-        queries, keys, values = self.split_heads(self.attn.qkv(x), 3)  # (B, h, L, d)
+        queries, keys, values = self.split_heads(linear(x, self.attn.qkv), 3)  # (B, h, L, d)
         num_queries = queries.shape[2]
         if cache is not None:
             # `is_causal` aligns its mask with the first key.

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from mar.activation_checkpointing import Checkpointed
 from mar.config import Config
+from mar.linear import Linear
 from mar.model import conditions
 from mar.model.block import Block
 from mar.model.conditions import TextShape
@@ -69,7 +70,7 @@ class TokenTransformer(Checkpointed):
         self.condition_tokens = condition_tokens  # (MAR: buffer)
         self.condition = conditions.condition_tokens(num_classes, text, width, condition_tokens)
         self.z_proj = (
-            nn.Linear(channels, width) if num_codes is None else IndexEmbedding(num_codes, width)
+            Linear(channels, width) if num_codes is None else IndexEmbedding(num_codes, width)
         )
         self.z_proj_ln = LayerNorm(width)
 
@@ -131,7 +132,7 @@ class Transformer(TokenTransformer):
         self.encoder_position = nn.Parameter(torch.empty(1, length, encoder))
         self.encoder_blocks = blocks(encoder, widths.encoder_blocks, widths.encoder_heads, dropout)
         self.encoder_norm = LayerNorm(encoder)
-        self.decoder_embed = nn.Linear(encoder, decoder)
+        self.decoder_embed = Linear(encoder, decoder)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder))
         self.decoder_position = nn.Parameter(torch.empty(1, length, decoder))
         self.decoder_blocks = blocks(decoder, widths.decoder_blocks, widths.decoder_heads, dropout)

@@ -26,11 +26,12 @@ from mar.model.masking import sample_mask_ratio
 
 
 # The sizes at which the reference implementation needs 319 GFLOP, and 983 operations for the
-# forward and backward pass (another 1,700 in the optimiser and the EMA).
+# forward and backward pass (another 1,700 in the optimiser and the EMA). A convolution is one
+# operation forward and one backward; a GPU's matrix products are 717 in all.
 SIZES = Sizes()
 MOST_GFLOP = 263.0
-MOST_OF_THE_MODEL = 680
-MOST_OPERATIONS = 720
+MOST_OF_THE_MODEL = 600
+MOST_OPERATIONS = 640
 
 
 def test_a_step_stays_below_the_committed_flops_and_operations() -> None:
@@ -42,8 +43,10 @@ def test_a_step_stays_below_the_committed_flops_and_operations() -> None:
     with Operations() as operations:
         step()
     assert 0 < operations.counts.total() <= MOST_OPERATIONS, operations.counts
-    model = trainer.model
-    draws = model.draw(SIZES.batch, torch.Generator().manual_seed(0))
+    model, rng, hidden = trainer.model, torch.Generator().manual_seed(0), SIZES.num_hidden
+    assert hidden is not None
+    draws = model.draw(SIZES.batch, rng)
+    draws = replace(draws, num_hidden=hidden, head=model.head.draw(SIZES.batch, hidden, rng))
     latents = torch.zeros(SIZES.batch, *(model.latent.channels, 16, 16))
     labels = torch.zeros(SIZES.batch, dtype=torch.int64)
     model.zero_grad()
