@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._inductor import metrics
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -67,7 +68,9 @@ def parse() -> argparse.Namespace:
         kind = {"dropout": float, "mask_ratio": float, "device": str}.get(field.name, int)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     parser.add_argument("--reference", type=Path, help="adapter of another implementation")
-    parser.add_argument("--compiled", action="store_true", help="measure our compiled step too")
+    parser.add_argument(
+        "--compiled", action="store_true", help="measure our compiled step too, count its kernels"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="timed steps of each")
     parser.add_argument("--json", type=Path, help="where the numbers are written")
     return parser.parse_args()
@@ -95,7 +98,9 @@ def measure(sizes: Sizes, reference: Path | None, *, compiled: bool, rounds: int
     result: dict[str, Any] = {}
     for name, step in steps.items():
         result[name] = {clock: statistics.median(seconds) for clock, seconds in times[name].items()}
-        if "compiled" not in name:  # what it executes is not dispatched
+        if "compiled" in name:  # what it executes is not dispatched
+            result[name]["kernels"] = metrics.generated_kernel_count
+        else:
             result[name] |= count(step)
         result[name]["times as long as ours"] = ratios(times[name], times["ours"])
     return result
