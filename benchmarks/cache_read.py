@@ -191,6 +191,7 @@ def describe(count: int) -> LatentsInfo:
         flips=False,
         count=count,
         num_classes=1000,
+        class_counts=[],
         codebook_size=None,
         shape=list(SHAPE),
         latent_std=1.0,

@@ -238,6 +238,8 @@ def _check_without_images(configs: dict[str, Any]) -> None:
                 f"{training}.steps: must be 0, as data.source is 'none', "
                 f"got {configs[training].steps}"
             )
+    if configs["sample"].labels == "as_data":
+        raise ValueError("sample.labels: must be null or classes, as data.source is 'none'")
     if configs["latents"].scale is None:
         raise ValueError("latents.scale: must be a number, as data.source is 'none', got None")
     reference = configs["reference"]

@@ -187,6 +187,7 @@ def _finish(
         dtype=config.dtype,
         flips=config.flips,
         num_classes=images.num_classes,
+        class_counts=images.labels.bincount(minlength=images.num_classes).tolist(),
         codebook_size=model.codebook_size,
         shape=[shape.channels, shape.height, shape.width],
         latent_std=divided_by,

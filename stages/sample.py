@@ -20,7 +20,7 @@ from mar.latents.info import LatentsInfo
 from mar.model.mar import MAR
 from mar.sampling.generate import SampleConfig, balanced_labels
 from mar.sampling.images import generate_images
-from mar.sampling.labels import resolve_labels
+from mar.sampling.labels import labels_as_data, resolve_labels
 from mar.sampling.reach import Reach
 from mar.sampling.store import SampleSet, shard_path, write_shard
 from mar.tokenizers.interface import Tokenizer
@@ -127,7 +127,10 @@ def _load(stage: Stage, class_names: list[str]) -> Generation:
     if chosen is not None:
         described = ", ".join(f"{label} ({class_names[label]})" for label in chosen)
         _say(stage, f"images of the classes {described}")
-    labels = balanced_labels(config.num_images, chosen, model.num_classes)
+    if config.labels == "as_data":
+        labels = labels_as_data(config.num_images, info.class_counts, seed=config.seed)
+    else:
+        labels = balanced_labels(config.num_images, chosen, model.num_classes)
     texts = None
     if model.text is not None:
         count = model.config.condition_tokens

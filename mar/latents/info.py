@@ -58,6 +58,7 @@ class LatentsInfo(Config):
     latent_std: float = Field(
         description="latents are divided by it: their std, or 1 / latents.scale"
     )
+    class_counts: list[int] = Field(description="images of each class, each counted once")
     largest: float | None = Field(
         description="largest absolute value of a latent, with 3 standard deviations where a latent "
         "has a variance; null without images"

@@ -27,6 +27,11 @@ ClassChoice = Annotated[
     Annotated[str, Field(min_length=1), Tag("name")] | Annotated[int, Field(ge=0), Tag("fields")],
     Discriminator(name_or_fields),
 ]
+LabelChoice = Annotated[
+    Annotated[Literal["as_data"], Tag("name")]
+    | Annotated[list[ClassChoice], Field(min_length=1), Tag("fields")],
+    Discriminator(name_or_fields),
+]
 
 
 PromptsChoice = Annotated[
@@ -45,11 +50,10 @@ class SampleConfig(Config):
         description="of the generator: ema (that of training.ema_decay), raw (those trained last), "
         "or an average rebuilt after the training: {width: 0.15} or {decay: 0.999}"
     )
-    labels: list[ClassChoice] | None = Field(
-        min_length=1,
+    labels: LabelChoice | None = Field(
         description="classes to cycle through, by number (counted from 0, in the order of "
         "classes.json) or by name (text, so in quotes where it is a number); null for all of them, "
-        "equally often",
+        "equally often; as_data for all of them, as often as in the training images",
     )
     prompts: PromptsChoice | None = Field(
         description="prompts to cycle through where there is a section text: a list of them, or a "

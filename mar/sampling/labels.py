@@ -2,13 +2,41 @@
 
 import difflib
 from collections.abc import Sequence
+from typing import Literal
 from unicodedata import normalize
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mar.seeds import make_rng
+
+
+def labels_as_data(num_images: int, class_counts: Sequence[int], *, seed: int) -> Int[Tensor, " B"]:
+    """Return labels as frequent as in the data, to within one image, in a random order.
+
+    So that few samples of long-tailed data are compared with real images of the same classes.
+
+    Args:
+        num_images: How many.
+        class_counts: Real images of each class.
+        seed: Of the order.
+
+    Raises:
+        ValueError: there are no real images.
+    """
+    total = sum(class_counts)
+    if not total:
+        raise ValueError("sample.labels: as_data needs training images, and there are none")
+    each = torch.arange(len(class_counts)).repeat_interleave(torch.tensor(class_counts))
+    chosen = each[torch.arange(num_images) * total // num_images]
+    return chosen[torch.randperm(num_images, generator=make_rng("labels", seed))]
 
 
 def resolve_labels(
-    classes: Sequence[int | str] | None, class_names: Sequence[str]
+    classes: Sequence[int | str] | Literal["as_data"] | None, class_names: Sequence[str]
 ) -> list[int] | None:
-    """Return the number of each class of `sample.labels` (None: all).
+    """Return the number of each class of `sample.labels` (None, as_data: all).
 
     A number counts the classes from 0, in the order of `classes.json`; text is a class's name.
     Where a class is called by another's number, the number alone could mean either, and is refused.
@@ -16,7 +44,7 @@ def resolve_labels(
     Raises:
         ValueError: a class does not exist, or it is not clear which is meant.
     """
-    if classes is None:
+    if classes is None or classes == "as_data":
         return None
     return [_resolve(chosen, class_names) for chosen in classes]
 

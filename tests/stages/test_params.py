@@ -262,6 +262,9 @@ def test_without_images_nothing_may_need_them(content: dict[str, Any], tmp_path:
         "statistics_sha256": None,
     }
     check.check_all(write(tmp_path, content))
+    content["sample"]["labels"] = "as_data"
+    assert "sample.labels: must be null or classes, as data.source" in refuse(tmp_path, content)
+    content["sample"]["labels"] = None
     content["reference"] |= {"statistics": "", "statistics_sha256": "12"}
     assert refuse(tmp_path, content).splitlines() == [
         "params.yaml: reference.statistics: string should have at least 1 character, got ''",

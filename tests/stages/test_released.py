@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 from torch import Tensor
 from torch_fidelity import FeatureExtractorInceptionV3
 
+from mar.evaluation.score_names import bases
 from mar.files import weights
 from mar.files.atomic import digest
 from mar.latents.info import LatentsInfo
@@ -236,7 +237,9 @@ def inception(tmp_path: Path) -> dict[str, Any]:
         patch.setattr(torch, "load", lambda *_, **__: {})
         model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], "nowhere")
     torch.save(model.state_dict(), weights)
-    np.savez(statistics, mu=np.zeros(2048), sigma=np.eye(2048))
+    spatial = {"mu_s": np.zeros(2023), "sigma_s": np.eye(2023)}
+    images = np.arange(5 * 8 * 8 * 3, dtype=np.uint32).reshape(5, 8, 8, 3).astype(np.uint8)
+    np.savez(statistics, mu=np.zeros(2048), sigma=np.eye(2048), **spatial, arr_0=images)
     return {
         "extractor": "inception",
         "split": None,
@@ -270,8 +273,15 @@ def test_all_stages_pass_without_an_image(tmp_path: Path, inception: dict[str, A
     assert not [
         name for name in metrics("reconstruct") if name in {"psnr", "ssim"} or "fid" in name
     ]
-    assert metrics("evaluate")["samples"]["fid"] > 0
-    assert metrics("evaluate")["held_out"] == {}
+    found = metrics("evaluate")
+    assert bases(found["samples"]) == [
+        "fid", "fid_inf", "sfid", "inception_score", "kid", "mmd", "precision", "recall",
+    ]  # fmt: skip
+    assert found["samples"]["fid_30"] > 0
+    assert found["samples"]["sfid_30_std"] > 0
+    assert found["held_out"] == {}
+    assert found["reference"].startswith("statistics.npz-unknown_count-8px-inception-")
+    assert "for want of samples, evaluate has kid_subset_size 5 (not 20)" in found["warnings"]
     export.export(tmp_path / "export")
 
 

@@ -52,7 +52,13 @@ TINY = {
         "shard_images": 12,
     },
     "reference": {"classifier": {"steps": 20, "batch_size": 32, "width": 4, "feature_width": 8}},
-    "evaluate": {"is_splits": 2, "kid_subsets": 2, "kid_subset_size": 20},
+    "evaluate": {
+        "is_splits": 2,
+        "kid_subsets": 2,
+        "kid_subset_size": 20,
+        "bootstrap": 2,
+        "infinity_points": 2,
+    },
 }
 
 

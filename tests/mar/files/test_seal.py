@@ -82,6 +82,7 @@ LATENTS = LatentsInfo(
     flips=False,
     count=5,
     num_classes=3,
+    class_counts=[],
     codebook_size=None,
     shape=[2, 2, 2],
     latent_std=1.0,

@@ -3,9 +3,10 @@
 import re
 
 import pytest
+import torch
 from sample_configs import sample_config
 
-from mar.sampling.labels import find_labels, resolve_labels
+from mar.sampling.labels import find_labels, labels_as_data, resolve_labels
 
 
 NAMES = ["cat", "dog", "caf\u00e9", "crane", "crane"]
@@ -67,3 +68,26 @@ def test_a_class_that_does_not_exist_is_named(asked: int | str) -> None:
     )
     with pytest.raises(ValueError, match=expected):
         find_labels([asked], ["leopard", "hare"])
+
+
+@pytest.mark.parametrize("num_images", [1, 7, 100, 1000])
+def test_labels_as_data_are_as_frequent_to_within_one_image(num_images: int) -> None:
+    counts = [500, 0, 30, 3, 3, 1, 1]
+    labels = labels_as_data(num_images, counts, seed=0)
+    assert len(labels) == num_images
+    found = labels.bincount(minlength=7)
+    expected = torch.tensor(counts) * num_images / sum(counts)
+    assert float((found - expected).abs().max()) < 1
+
+
+def test_labels_as_data_come_in_an_order_of_the_seed() -> None:
+    first, again, other = (labels_as_data(200, [100, 100], seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert 30 < int(first[:100].sum()) < 70  # not one class after the other
+    assert resolve_labels("as_data", ["a", "b"]) is None
+
+
+def test_labels_as_data_need_images() -> None:
+    with pytest.raises(ValueError, match=r"sample\.labels: as_data needs training images"):
+        labels_as_data(5, [0, 0], seed=0)

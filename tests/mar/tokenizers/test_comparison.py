@@ -108,6 +108,7 @@ def write_cache(
         dtype="float16",
         flips=flip is not None,
         num_classes=3,
+        class_counts=[],
         codebook_size=model.codebook_size,
         shape=[shape.channels, shape.height, shape.width],
         **(scale := measure_latents(folder, shape).scale()),

@@ -65,6 +65,7 @@ def test_what_training_sees_decodes_as_the_tokenizers_own_latents(
         dtype="float32",
         flips=False,
         num_classes=1,
+        class_counts=[],
         codebook_size=model.codebook_size,
         shape=[shape.channels, shape.height, shape.width],
         **(scale := measure_latents(tmp_path, shape).scale()),

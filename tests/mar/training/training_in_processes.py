@@ -87,6 +87,7 @@ def open_cache(folder: Path, shape: LatentShape = SHAPE) -> LatentCache:
         flips=False,
         count=COUNT,
         num_classes=COUNT,
+        class_counts=[],
         codebook_size=None,
         shape=[shape.channels, shape.height, shape.width],
         latent_std=1.0,
