@@ -65,7 +65,7 @@ def main(stage: Stage) -> None:
         found = extractors.gather(batches)
         held_out_features = found.features
         info = _score(stage, RealImages(info, extractor, reference), found, held_out.labels)
-    if len(reference.features) > 1:
+    if len(reference.features) > 1 and measured is train:  # held-out images are never copied
         CopyScale.measure(reference.features, held_out_features).write(folder / SCALE)
     info.write(folder / INFO)
     stage.write_metrics(
