@@ -1,8 +1,7 @@
 """Damage generated images in known ways, to see which score notices which damage.
 
 `python -m benchmarks.damage` takes the samples and the reference of a finished pipeline (`--out`)
-and prints a table in Markdown. Each damage is drawn from the seed. Copies are those whose features
-equal those of a real image of the training split, or of an earlier sample, to `SAME`.
+and prints a table in Markdown. Each damage is drawn from the seed.
 """
 
 import argparse
@@ -15,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from mar.data.dataset import ImageSet
+from mar.evaluation.copies import Copies, CopyScale
 from mar.evaluation.extractor_registry import ReferenceConfig
-from mar.evaluation.extractors import extract, gather
-from mar.evaluation.metrics import EvaluateConfig, distance_to_reference, score
+from mar.evaluation.extractors import Features, Images, extract, gather
+from mar.evaluation.metrics import EvaluateConfig, score
 from mar.evaluation.real_images import RealImages
 from mar.evaluation.score_names import find
 from mar.sampling.store import SampleSet
@@ -26,7 +26,6 @@ from stages import params
 from stages.scoring import TensorImages
 
 
-SAME = 1e-3  # of the median distance of two real images
 DROPPED = 3  # classes
 CPU = torch.device("cpu")
 
@@ -118,10 +117,12 @@ COLUMNS = {
 }
 
 
-def measure(sample: Sample, real: RealImages, config: EvaluateConfig) -> list[str]:
+def measure(
+    sample: Sample, real: RealImages, scale: CopyScale, config: EvaluateConfig
+) -> list[str]:
     """Return the cells of a row."""
     images, names = TensorImages(sample.images), real.extractor.names
-    found = gather(extract(real.extractor, images, name="samples", device=CPU, workers=0))
+    found = features_of(real, images)
     fitted = real.fit(config, "samples", len(images)).config
     scores = score(found, sample.labels, real.reference, names=names, config=fitted)
     cells: list[str] = []
@@ -130,12 +131,13 @@ def measure(sample: Sample, real: RealImages, config: EvaluateConfig) -> list[st
         value, spread = find(scores, base), find(scores, base, spread=True)
         assert value is not None
         cells.append(f"{value:.3f}" if spread is None else f"{value:.3f} +- {spread:.3f}")
-    same = SAME * float(torch.pdist(real.reference.features).median())
-    copied = (distance_to_reference(found, real.reference) < same).double().mean()
-    pairs = torch.cdist(found.features, found.features).tril(-1) < same
-    earlier = torch.ones_like(pairs).tril(-1)
-    repeated = (pairs & earlier).any(dim=1).double().mean()
-    return [*cells, f"{100 * repeated:.1f} %", f"{100 * copied:.1f} %"]
+    shares = Copies.find(found.features, real.reference.features, scale).shares()
+    return [*cells, *(f"{100 * share:.1f} %" for share in shares.values())]
+
+
+def features_of(real: RealImages, images: Images) -> Features:
+    """Return the features of images in memory or on the disk."""
+    return gather(extract(real.extractor, images, name="images", device=CPU, workers=0))
 
 
 def main() -> None:
@@ -149,17 +151,19 @@ def main() -> None:
     section = params.load("reference", ReferenceConfig)
     folder = arguments.out / "reference" / "extractor"
     real = RealImages.load(folder, section, base=Path(), **size)
-    train = ImageSet(arguments.out / "prepare" / "manifest.parquet", "train", samples.height)
+    manifest = arguments.out / "prepare" / "manifest.parquet"
+    train, held_out = (ImageSet(manifest, it, samples.height) for it in ("train", "held_out"))
+    scale = CopyScale.measure(real.reference.features, features_of(real, held_out).features)
     sample = Sample(samples.stack(list(range(len(samples)))), samples.labels)
     rng = make_rng("training images", arguments.seed)
     chosen = torch.randint(len(train), (len(samples),), generator=rng)
     images = Sample(train.stack(chosen.tolist()), train.labels[chosen])
     config = params.load("evaluate", EvaluateConfig)
-    heads = ["damage", *COLUMNS, "repeated", "copied"]
+    heads = ["damage", *COLUMNS, "near-duplicates", "training copies"]
     rows = [heads, ["---"] * len(heads)]
     for name, damage in DAMAGES.items():
         source = Source(sample, images, make_rng("damage", arguments.seed, name))
-        rows.append([name, *measure(damage(source), real, config)])
+        rows.append([name, *measure(damage(source), real, scale, config)])
     print("\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 

@@ -266,12 +266,14 @@ def test_a_few_samples_are_scored_with_settings_that_they_bear(
 def test_the_held_out_split_may_be_the_reference_and_smaller_than_a_subset(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    shutil.rmtree("out/reference")
     text = PARAMS.replace("split: train", "split: held_out")
     Path("params.yaml").write_text(text.replace("kid_subset_size: 100", "kid_subset_size: 360"))
     reference.main(stage("reference"))
     found = metrics("reference")
     assert str(found["reference"]).startswith("held_out_split-359-16px-classifier-")
     assert (found["held_out"], found["num_held_out"], found["num_reference"]) == ({}, 0, 359)
+    assert not Path("out/reference/extractor/copies.json").exists()  # nothing is copied from these
     write_samples(*real_images(400))
     evaluate.main(stage("evaluate"))
     assert metrics("evaluate")["samples"]["classifier_fid_400"] > 0
