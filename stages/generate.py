@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from mar.evaluation.image_grid import label_grid, save_png
 from mar.files import atomic
+from mar.sampling.blank import count_blank
 from mar.sampling.generate import SampleConfig
 from mar.sampling.labels import find_labels
 from stages import params, scoring
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scorer = open_scorer(weights, options.reference, len(labels)) if options.score else None
         with generation_bar("generate", len(labels)) as progress:
             images = sampler.generate(labels, config, on_step=partial(_advance, progress))
+        if warning := count_blank(images).warning():
+            say(warning)
         write(folder, images, labels, weights.class_names)
         _report(f"{folder / 'grid.png'} and {len(images)} pictures beside it")
         if scorer is not None:

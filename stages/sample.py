@@ -18,6 +18,7 @@ from mar.evaluation.image_grid import captioned_grid
 from mar.files import atomic, seal
 from mar.latents.info import LatentsInfo
 from mar.model.mar import MAR
+from mar.sampling.blank import count_all_blank
 from mar.sampling.generate import SampleConfig, balanced_labels
 from mar.sampling.images import generate_images
 from mar.sampling.labels import labels_as_data, resolve_labels
@@ -82,6 +83,7 @@ class Generation:
             labels=self.labels[shard],
             first_index=int(shard[0]),
             num_classes=self.model.num_classes,
+            seed=self.config.seed,
             prompts=texts,
         )
 
@@ -111,7 +113,14 @@ def main(stage: Stage) -> None:
     speed = num_missing / (time.monotonic() - started) if num_missing else None
     stage.log_speeds(images_per_second=speed)
     atomic.publish_folder(stage.work / "samples", stage.out / "samples")
-    stage.write_metrics({"num_images": num_images})
+    blank = count_all_blank(
+        torch.from_numpy(images.copy()).permute(0, 3, 1, 2)
+        for images in SampleSet(stage.out / "samples", checked=True).arrays()
+    )
+    if warning := blank.warning():
+        _say(stage, warning)
+    stage.write_metrics({"num_images": num_images, "num_constant": blank.num_constant,
+                         "num_saturated": blank.num_saturated})  # fmt: skip
     pictures.save(stage, stage.out / "grid.png", lambda: _grid(stage.out / "samples", class_names))
 
 

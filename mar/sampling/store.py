@@ -1,8 +1,9 @@
 """The store of generated images: a folder of Arrow IPC files, read through a memory map.
 
 Each shard holds the columns `index`, `label` and `image` (bytes in the layout H, W, RGB), of images
-from prompts also `prompt`, and, as metadata of its schema, `height`, `width`, `num_classes` and its
-seal (`mar.files.seal`). Any Arrow reader opens it.
+from prompts also `prompt`, and, as metadata of its schema, `height`, `width`, `num_classes`, `seed`
+and its seal (`mar.files.seal`). An image's noise comes from (seed, index). Any Arrow reader opens
+it.
 
 Shapes: B images, H height, W width.
 """
@@ -11,9 +12,10 @@ Shapes: B images, H height, W width.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownParameterType=false
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +30,38 @@ from mar.files import seal
 from mar.files.arrow import open_arrow
 
 
+METADATA = ("height", "width", "num_classes", "seed")
+
+
+class Kind(NamedTuple):
+    """What all shards of a folder have in common.
+
+    Attributes:
+        height: Of every image, in pixels.
+        width: Of every image, in pixels.
+        num_classes: The number of classes that the generator knows.
+        seed: Of the noise of every image, together with its index.
+        has_prompts: Whether each was generated from a prompt, which is there too.
+    """
+
+    height: int
+    width: int
+    num_classes: int
+    seed: int
+    has_prompts: bool
+
+    @classmethod
+    def of(cls, schema: pa.Schema) -> "Kind":
+        """Read it from a shard's schema and its metadata."""
+        metadata = schema.metadata or {}
+        numbers = (int(metadata[key.encode()]) for key in METADATA)
+        return cls(*numbers, has_prompts="prompt" in schema.names)
+
+    def __str__(self) -> str:
+        source = "prompts" if self.has_prompts else f"{self.num_classes} classes"
+        return f"{self.height}x{self.width} images of {source} and seed {self.seed}"
+
+
 def shard_path(folder: Path, number: int) -> Path:
     """Return the path of a shard; names sort in the order of the images."""
     return folder / f"{number:05d}.arrow"
@@ -40,6 +74,7 @@ def write_shard(
     labels: Int[Tensor, " B"],
     first_index: int,
     num_classes: int,
+    seed: int,
     prompts: Sequence[str] | None = None,
 ) -> None:
     """Write images `first_index`, `first_index + 1`, ... and their labels as one file.
@@ -48,7 +83,7 @@ def write_shard(
     """
     count, _, height, width = images.shape
     pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # (B, H, W, 3)
-    schema = _schema(height, width, num_classes, has_prompts=prompts is not None)
+    schema = _schema(Kind(height, width, num_classes, seed, has_prompts=prompts is not None))
     values = pa.py_buffer(pixels)
     columns = [
         pa.array(np.arange(first_index, first_index + count), pa.int64()),
@@ -70,10 +105,11 @@ class SampleSet(Dataset[Tensor]):
         prompts: The prompt that each image was generated from, if they were.
         height: Of every image, in pixels.
         width: Of every image, in pixels.
+        seed: Of the noise of every image, together with its index.
 
     Raises:
         ValueError: the folder has no shard, a shard is damaged or not of this layout, shards differ
-            in size or number of classes, or an index is missing or doubled.
+            in size, seed or number of classes, or an index is missing or doubled.
     """
 
     def __init__(self, folder: Path, *, checked: bool = False) -> None:
@@ -98,8 +134,7 @@ class SampleSet(Dataset[Tensor]):
         schema, count = _open(paths[0]).schema, 0
         for path in paths:
             table = _open(path)
-            if _layout(table.schema) != _layout(schema):
-                found, expected = _describe(table.schema), _describe(schema)
+            if (found := Kind.of(table.schema)) != (expected := Kind.of(schema)):
                 raise ValueError(f"{path} holds {found}, but {paths[0].name} {expected}")
             index = table["index"].to_numpy()
             _check_index(path, index, count)
@@ -110,7 +145,7 @@ class SampleSet(Dataset[Tensor]):
                 self._images.append(images)
                 self._first.append(count)
                 count += len(images)
-        self.height, self.width, self.num_classes = _metadata(schema)
+        self.height, self.width, self.num_classes, self.seed, _ = Kind.of(schema)
         self.prompts = prompts or None
         self.labels: Int[Tensor, " B"] = torch.from_numpy(np.concatenate(labels).astype(np.int64))
 
@@ -134,50 +169,38 @@ class SampleSet(Dataset[Tensor]):
         """Return some of the images as one tensor."""
         return torch.stack([self[index] for index in indices])
 
+    def arrays(self, size: int = 64) -> Generator[UInt8[np.ndarray, "B H W 3"]]:
+        """Yield all images in their order, at most `size` at a time, as views of the files."""
+        for images in self._images:
+            for start in range(0, len(images), size):
+                yield images[start : start + size]
+
     def __reduce__(self) -> tuple[Callable[[], "SampleSet"], tuple[()]]:
         return partial(SampleSet, self.folder, checked=True), ()  # a worker maps the files itself
 
 
-def _schema(height: int, width: int, num_classes: int, *, has_prompts: bool = False) -> pa.Schema:
+def _schema(kind: Kind) -> pa.Schema:
     fields = [
         pa.field("index", pa.int64(), nullable=False),
         pa.field("label", pa.int32(), nullable=False),
-        pa.field("image", pa.binary(3 * height * width), nullable=False),
+        pa.field("image", pa.binary(3 * kind.height * kind.width), nullable=False),
     ]
-    if has_prompts:
+    if kind.has_prompts:
         fields.append(pa.field("prompt", pa.string(), nullable=False))
-    metadata = {"height": str(height), "width": str(width), "num_classes": str(num_classes)}
+    metadata = {key: str(getattr(kind, key)) for key in METADATA}
     return pa.schema(fields, metadata={**metadata, seal.KEY: seal.BLANK})
 
 
 def _open(path: Path) -> pa.Table:
     table = open_arrow(path).read_all()
     try:
-        expected = _schema(*_metadata(table.schema), has_prompts="prompt" in table.column_names)
+        expected = _schema(Kind.of(table.schema))
     except (KeyError, ValueError):
-        raise ValueError(f"{path} lacks height, width and num_classes in its metadata") from None
+        raise ValueError(f"{path} lacks {', '.join(METADATA)} in its metadata") from None
     if not table.schema.equals(expected):
         found = ", ".join(f"{field.name}: {field.type}" for field in table.schema)
         raise ValueError(f"{path} is not a shard of samples: its columns are {found}")
     return table
-
-
-def _metadata(schema: pa.Schema) -> tuple[int, int, int]:
-    """Return height, width and number of classes."""
-    metadata = schema.metadata or {}
-    height, width, num_classes = (int(metadata[k]) for k in (b"height", b"width", b"num_classes"))
-    return height, width, num_classes
-
-
-def _layout(schema: pa.Schema) -> tuple[object, ...]:
-    """Return what must be the same in all shards."""
-    return (*_metadata(schema), schema.names)
-
-
-def _describe(schema: pa.Schema) -> str:
-    height, width, num_classes = _metadata(schema)
-    source = "prompts" if "prompt" in schema.names else f"{num_classes} classes"
-    return f"{height}x{width} images of {source}"
 
 
 def _check_index(path: Path, index: np.ndarray, first: int) -> None:
@@ -189,7 +212,7 @@ def _check_index(path: Path, index: np.ndarray, first: int) -> None:
 
 def _views(table: pa.Table) -> list[np.ndarray]:
     """Return the images of each record batch as arrays on the memory map, without a copy."""
-    height, width, _ = _metadata(table.schema)
+    height, width, *_ = Kind.of(table.schema)
     size = 3 * height * width
     views: list[np.ndarray] = []
     for chunk in table["image"].chunks:

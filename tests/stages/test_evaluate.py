@@ -98,7 +98,9 @@ def write_samples(images: torch.Tensor, labels: torch.Tensor) -> None:
     for number, part in enumerate(torch.arange(len(images)).split(100)):
         path = shard_path(Path("out/sample/samples"), number)
         first = int(part[0])
-        write_shard(path, images[part], labels=labels[part], first_index=first, num_classes=10)
+        write_shard(
+            path, images[part], labels=labels[part], first_index=first, num_classes=10, seed=0
+        )
 
 
 def real_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:

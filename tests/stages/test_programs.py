@@ -21,7 +21,9 @@ def run(program: str, argument: str, folder: Path) -> subprocess.CompletedProces
     )
 
 
-@pytest.mark.parametrize("program", ["prepare", "check", "generate", "page", "export"])
+@pytest.mark.parametrize(
+    "program", ["prepare", "check", "generate", "page", "export", "export_samples"]
+)
 def test_help_is_printed_and_nothing_is_run(program: str, tmp_path: Path) -> None:
     shown = run(program, "--help", tmp_path)
     assert shown.returncode == 0

@@ -52,7 +52,9 @@ def write(folder: Path, size: int) -> Path:
     for number, part in reversed(parts):
         path = shard_path(folder, number)
         first = int(part[0])
-        write_shard(path, images[part], labels=labels[part], first_index=first, num_classes=6)
+        write_shard(
+            path, images[part], labels=labels[part], first_index=first, num_classes=6, seed=0
+        )
     return folder
 
 

@@ -57,7 +57,7 @@ def write_latent_shard(path: Path) -> None:
 
 def write_sample_shard(path: Path) -> None:
     images = (draw(3, 3, 4, 4) * 50 + 128).to(torch.uint8)
-    write_shard(path, images, labels=torch.arange(3), first_index=0, num_classes=3)
+    write_shard(path, images, labels=torch.arange(3), first_index=0, num_classes=3, seed=0)
 
 
 def new_reference() -> Reference:

@@ -3,6 +3,7 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -21,7 +22,7 @@ def write(folder: Path, number: int, count: int, first: int, *, side: int = 4) -
     images = make_images(count, side, side)
     labels = torch.arange(first, first + count) % 3
     path = shard_path(folder, number)
-    write_shard(path, images, labels=labels, first_index=first, num_classes=3)
+    write_shard(path, images, labels=labels, first_index=first, num_classes=3, seed=0)
     return images
 
 
@@ -34,13 +35,16 @@ def test_images_and_labels_come_back_in_order(tmp_path: Path) -> None:
     assert torch.equal(torch.stack([samples[index] for index in range(13)]), images)
     assert torch.equal(samples.stack([12, 5, 0]), images[[12, 5, 0]])
     assert torch.equal(samples.labels, torch.arange(13) % 3)
+    parts = list(samples.arrays(size=3))
+    assert [len(part) for part in parts] == [3, 2, 1, 3, 3, 1]
+    assert np.array_equal(np.concatenate(parts), images.permute(0, 2, 3, 1).numpy())
     assert (samples.height, samples.width, samples.num_classes) == (4, 4, 3)
 
 
 def test_any_arrow_reader_finds_rgb_rows(tmp_path: Path) -> None:
     images = make_images(2, height=2, width=3)
     labels = torch.tensor([7, 0])
-    write_shard(tmp_path / "s.arrow", images, labels=labels, first_index=4, num_classes=9)
+    write_shard(tmp_path / "s.arrow", images, labels=labels, first_index=4, num_classes=9, seed=0)
     table = ipc.open_file(tmp_path / "s.arrow").read_all()
     assert table.column_names == ["index", "label", "image"]
     assert table["index"].to_pylist() == [4, 5]
@@ -48,7 +52,7 @@ def test_any_arrow_reader_finds_rgb_rows(tmp_path: Path) -> None:
     assert table["image"][1].as_py() == images[1].permute(1, 2, 0).numpy().tobytes()
     metadata = table.schema.metadata
     assert metadata.pop(b"seal").startswith(b"mar-sha256:")
-    assert metadata == {b"height": b"2", b"width": b"3", b"num_classes": b"9"}
+    assert metadata == {b"height": b"2", b"width": b"3", b"num_classes": b"9", b"seed": b"0"}
 
 
 def test_the_same_images_make_the_same_bytes(tmp_path: Path) -> None:
@@ -60,7 +64,9 @@ def test_the_same_images_make_the_same_bytes(tmp_path: Path) -> None:
 def test_images_may_be_written_from_a_view_in_another_layout(tmp_path: Path) -> None:
     images = make_images(2).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     labels = torch.zeros(2, dtype=torch.int64)
-    write_shard(shard_path(tmp_path, 0), images, labels=labels, first_index=0, num_classes=1)
+    write_shard(
+        shard_path(tmp_path, 0), images, labels=labels, first_index=0, num_classes=1, seed=0
+    )
     assert torch.equal(SampleSet(tmp_path).stack([0, 1]), images)
 
 
@@ -104,8 +110,17 @@ def test_a_doubled_shard_is_noticed(tmp_path: Path) -> None:
 def test_shards_of_another_size_are_named(tmp_path: Path) -> None:
     write(tmp_path, 0, 2, 0)
     write(tmp_path, 1, 2, 2, side=8)
-    expected = r"00001\.arrow holds 8x8 images of 3 classes, but 00000\.arrow 4x4 images of 3"
+    expected = r"00001\.arrow holds 8x8 images of 3 classes and seed 0, but 00000\.arrow 4x4 images"
     with pytest.raises(ValueError, match=expected):
+        SampleSet(tmp_path)
+
+
+def test_shards_of_another_seed_are_named(tmp_path: Path) -> None:
+    write(tmp_path, 0, 2, 0)
+    labels = torch.zeros(2, dtype=torch.int64)
+    path = shard_path(tmp_path, 1)
+    write_shard(path, make_images(2), labels=labels, first_index=2, num_classes=3, seed=2**70)
+    with pytest.raises(ValueError, match=r"00001\.arrow holds .* seed 1180591620717411303424, but"):
         SampleSet(tmp_path)
 
 
@@ -131,7 +146,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def test_a_table_of_something_else_is_named(tmp_path: Path) -> None:
-    metadata = {"height": "4", "width": "4", "num_classes": "3"}
+    metadata = {"height": "4", "width": "4", "num_classes": "3", "seed": "0"}
     table = pa.table({"latent": [1.0]}).replace_schema_metadata(metadata)
     write_table(shard_path(tmp_path, 0), table)
     with pytest.raises(ValueError, match=r"00000\.arrow .* its columns are latent: double"):
@@ -140,5 +155,5 @@ def test_a_table_of_something_else_is_named(tmp_path: Path) -> None:
 
 def test_a_table_without_sizes_is_named(tmp_path: Path) -> None:
     write_table(shard_path(tmp_path, 0), pa.table({"index": [0]}))
-    with pytest.raises(ValueError, match=r"00000\.arrow lacks height, width and num_classes"):
+    with pytest.raises(ValueError, match=r"00000\.arrow lacks height, width, num_classes, seed"):
         SampleSet(tmp_path)
