@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ruamel.yaml import YAML
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.train_step import Operations, Waits
 from benchmarks.training_step import Sizes, Step, alternate, build, load_adapter, ratios
 from mar.model.mar import MAR
 from mar.sampling.generate import SampleConfig, balanced_labels, draw_noise, generate
+from stages import presets
 
 
 @dataclass(frozen=True)
@@ -66,31 +68,12 @@ def parse() -> argparse.Namespace:
 
 
 def sample_config(sizes: Generation, annealed: tuple[int, int] | None = None) -> SampleConfig:
-    """Return the section `sample` for the sizes."""
+    """Return the section `sample` for the sizes: that of a preset but for numbers of steps."""
     first, last = annealed or (sizes.num_denoising_steps, None)
-    return SampleConfig.model_validate(
-        {
-            "seed": 0,
-            "num_images": sizes.batch,
-            "weights": "ema",
-            "labels": None,
-            "num_steps": sizes.num_steps,
-            "order": "random",
-            "guidance_scale": sizes.guidance_scale,
-            "guidance_schedule": "linear",
-            "head": {
-                "kind": "diffusion",
-                "num_steps": first,
-                "final_num_steps": last,
-                "annealing": "linear",
-                "solver": "ancestral",
-                "temperature": 1.0,
-                "x_0_bound": None,
-                "precision": "float32",
-            },
-            "shard_images": sizes.batch,
-        }
-    )
+    sample = YAML(typ="safe").load(presets.resolve("imagenet256-mar-b"))["sample"]
+    head = {**sample["head"], "temperature": 1.0, "num_steps": first, "final_num_steps": last}
+    changes = {"num_steps": sizes.num_steps, "guidance_scale": sizes.guidance_scale, "head": head}
+    return SampleConfig.model_validate({**sample, "labels": None, **changes})
 
 
 def new_model(sizes: Sizes) -> MAR:

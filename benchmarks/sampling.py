@@ -108,6 +108,7 @@ def random_sample() -> dict[str, Any]:
         "order": "random",
         "guidance_scale": 2.0,
         "guidance_schedule": "linear",
+        "reconstruction_steps": None,
         "head": {
             "kind": "diffusion",
             "num_steps": 100,

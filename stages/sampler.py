@@ -33,7 +33,15 @@ from stages.stage import autocast
 from stages.weights import Weights, released_weights, trained_weights
 
 
-SETTINGS = ("seed", "num_steps", "order", "guidance_scale", "guidance_schedule", "head")
+SETTINGS = (
+    "seed",
+    "num_steps",
+    "order",
+    "guidance_scale",
+    "guidance_schedule",
+    "reconstruction_steps",
+    "head",
+)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from mar.heads.registry import HEADS, SamplerConfig
 from mar.model import masking
 from mar.model.mar import MAR, GeneratorConfig
 from mar.model.transformer import Predictor
+from mar.sampling.halves import check_halves, checkerboard, hidden_counts, last_in_orders
 
 
 ClassChoice = Annotated[
@@ -69,6 +70,11 @@ class SampleConfig(Config):
     guidance_scale: float = Field(ge=1, description="classifier-free guidance; 1 is none")
     guidance_schedule: Literal["linear", "constant"] = Field(
         description="guidance scale: rising with the share of known tokens, or constant"
+    )
+    reconstruction_steps: int | None = Field(
+        gt=0,
+        description="the last of num_steps, in which the second half of a checkerboard is drawn "
+        "after the first (GtR, arXiv 2510.17171); null draws any token in any step",
     )
     head: SamplerConfig = Field(description="how a token is sampled; of the kind of generator.head")
     shard_images: int = Field(
@@ -187,15 +193,16 @@ def generate(
     tokens = noise.initial.new_zeros(
         noise.initial.shape, dtype=torch.int64 if model.config.is_discrete else None
     )  # (B, N, C)
-    orders, hidden, num_steps = noise.orders, model.num_tokens, config.num_steps
+    orders, hidden = noise.orders, model.num_tokens
+    board, in_board = checkerboard(model.rows, model.columns), (model.num_tokens + 1) // 2
+    if config.reconstruction_steps is not None:
+        orders = last_in_orders(orders, board)
     if known is not None:
-        tokens, orders, hidden = (
-            known.tokens,
-            _hidden_first(orders, known.mask, model),
-            int(known.mask.sum()),
-        )
-        num_steps = min(num_steps, hidden)
-    counts = masking.num_hidden_after(hidden, num_steps) if hidden else []
+        tokens, orders = known.tokens, _hidden_first(orders, known.mask, model)
+        hidden, in_board = int(known.mask.sum()), int((known.mask & board.to(orders.device)).sum())
+    counts = hidden_counts(
+        config.num_steps, config.reconstruction_steps, in_board, hidden - in_board
+    )
     samplers = [config.head.at_step(step, len(counts)) for step in range(len(counts))]
     draw = _Drawing(model, given, orders, noise, config, samplers, cached=cached)
     for step, num_left in enumerate(counts):
@@ -310,6 +317,11 @@ def check_fit(config: SampleConfig, generator: GeneratorConfig, num_tokens: int)
         raise ValueError(
             f"sample.order: must be generator.order, {generator.order!r}, got {config.order!r}"
         )
+    check_halves(
+        config.num_steps,
+        config.reconstruction_steps,
+        any_order=learnt_any and config.order != "confidence",
+    )
     if not 1 <= config.num_steps <= num_tokens:
         raise ValueError(
             f"sample.num_steps: must be 1 to {num_tokens}, the tokens of an image, "
@@ -334,7 +346,7 @@ def _hidden_first(
         raise ValueError("known tokens need generator.attention bidirectional, got causal")
     if model.config.order == "raster":
         raise ValueError("known tokens need generator.order random, got raster")
-    return orders.gather(1, mask[orders].logical_not().int().argsort(dim=1, stable=True))
+    return last_in_orders(orders, ~mask)
 
 
 def balanced_labels(

@@ -41,6 +41,7 @@ def sample_config(kind: str = "diffusion", **changes: Any) -> SampleConfig:
         "order": "random",
         "guidance_scale": 2.0,
         "guidance_schedule": "linear",
+        "reconstruction_steps": None,
         "head": dict(SAMPLERS[kind]),
         "shard_images": 8,
     }

@@ -241,6 +241,7 @@ def test_whole_generation(name: str) -> None:
         order="random",
         guidance_scale=float(case["cfg"]),
         guidance_schedule=case["cfg_schedule"],
+        reconstruction_steps=None,
         head=sampler(int(case["config"]["num_sampling_steps"]), float(case["temperature"])),
         shard_images=1,
     )

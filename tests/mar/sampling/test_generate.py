@@ -1,6 +1,8 @@
 """Each token is drawn once, from the known ones; an image depends on its seed and index alone."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -127,6 +129,43 @@ def test_temperature_scales_the_noise_of_the_steps_alone(tiny_model: MAR) -> Non
     assert difference(other_steps, 1e-9) < 1e-4
     assert difference(other_steps, 1.0) > 0.1
     assert difference(other_start, 1e-9) > 0.1
+
+
+# Half and half
+
+
+@pytest.mark.parametrize(("num_steps", "last"), [(2, 1), (5, 2), (9, 6)])
+def test_the_second_half_of_a_checkerboard_follows_the_first(
+    tiny_model: MAR, num_steps: int, last: int
+) -> None:
+    """On 4 rows of 3; each token is drawn once, though there are more steps than it has tokens."""
+    config = sample_config(num_steps=num_steps, reconstruction_steps=last)
+    hidden: list[Tensor] = []
+    noise = noise_of(tiny_model, [0, 1, 2])
+    latents = generate(
+        tiny_model, LABELS[:3], noise, config, on_tokens=lambda _, left: hidden.append(left)
+    )
+    assert (tiny_model.patchify(latents) != 0).all()
+    assert len(hidden) == num_steps
+    half = torch.tensor([0, 2, 4, 6, 8, 10])
+    assert torch.equal(hidden[num_steps - last - 1].sort(dim=1).values, (half + 1).expand(3, 6))
+    for earlier, later in pairwise(hidden):
+        assert later.shape[1] < earlier.shape[1]
+        assert torch.equal(later, earlier[:, : later.shape[1]])
+    assert hidden[-1].shape[1] == 0
+    half_orders = noise.orders[~torch.isin(noise.orders, half)].reshape(3, 6)
+    assert torch.equal(hidden[num_steps - last - 1], half_orders)  # in the random order
+
+
+def test_half_and_half_needs_a_model_of_any_order(variant: Callable[..., MAR]) -> None:
+    for steps, order, message in (
+        (5, "random", "must be below sample.num_steps, 5"),
+        (2, "raster", "must be null"),
+    ):
+        model = variant(order=order)
+        config = sample_config(reconstruction_steps=steps, order=order)
+        with pytest.raises(ValueError, match=rf"sample\.reconstruction_steps: {message}"):
+            generate(model, LABELS[:1], draw_noise(model, [0], config), config)
 
 
 # Annealed denoising steps

@@ -230,6 +230,7 @@ def test_a_tiny_generator_learns_eight_latents_by_heart(
         order="random",
         guidance_scale=1.0,
         guidance_schedule="linear",
+        reconstruction_steps=None,
         head=DiffusionSampler(
             kind="diffusion",
             num_steps=25,
