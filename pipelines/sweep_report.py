@@ -60,7 +60,8 @@ def read(
     """Read a point from the `metrics.json` of the stage `evaluate`."""
     scores: Mapping[str, float] = metrics["samples"]
     score = next(name for name in scores if parts(name).base in DISTANCES)
-    quality = next((name for name in scores if parts(name).base.split("_")[-1] == "is"), "")
+    kinds = ("inception_score", "classifier_is")
+    quality = next((name for name in scores if parts(name).base in kinds), "")
     return Point(
         settings=settings,
         experiment=experiment,

@@ -25,19 +25,22 @@ from mar.evaluation.image_grid import one_line
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 TEMPLATES = Path(__file__).parent
 PARTS = re.compile(r"(\w+?)(_\d+)?(_std)?")  # of a score's name: base, count of images, spread
-# What a score ends with, how people call it, and what is better.
+# What a score is, whatever its features: how people call it, and what is better.
 LABELS = {
     "accuracy": ("accuracy", "more is better"),
     "precision": ("precision", "more is better"),
     "recall": ("recall", "more is better"),
+    "inception_score": ("Inception Score", "more is better"),
     "is": ("Inception Score", "more is better"),
     "sfid": ("sFID", "less is better"),
-    "fid_inf": ("FID, extrapolated to infinitely many images", "less is better"),
     "fid": ("FID", "less is better"),
+    "fd": ("Frechet distance", "less is better"),
     "kid": ("KID", "less is better"),
+    "kd": ("kernel distance", "less is better"),
     "mmd": ("MMD", "less is better"),
-    "fd_dinov2": ("Frechet distance, DINOv2", "less is better"),
 }
+KIND = re.compile(rf"(?:(\w+)_)?({'|'.join(LABELS)})(?:_(?!inf)(\w+?))?(_inf)?")
+INFINITE = ", extrapolated to infinitely many images"
 
 
 @dataclass(frozen=True)
@@ -141,11 +144,14 @@ def rows(samples: Mapping[str, float], held_out: Mapping[str, float]) -> list[Ro
         base, _, spread = _parts(name)
         if spread:
             continue
-        kind = next((key for key in LABELS if f"_{base}".endswith(f"_{key}")), None)
+        match = KIND.fullmatch(base)
+        kind = match[2] if match else None
         label, better = LABELS[kind] if kind else (base, "")
-        features = base.removesuffix(kind or base).strip("_")
+        if match:
+            features = " ".join(filter(None, (match[1], match[3])))
+            label = f"{features} {label}{INFINITE if match[4] else ''}".strip()
         ours, real = (_number(kind, scores, base) for scores in (samples, held_out))
-        found.append(Row(name, f"{features} {label}".strip(), ours, real, better))
+        found.append(Row(name, label, ours, real, better))
     return found
 
 

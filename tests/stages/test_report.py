@@ -67,7 +67,11 @@ def test_scores_stand_beside_those_of_real_images_whatever_their_counts() -> Non
         ("fid_inf", "FID, extrapolated to infinitely many images"),
         ("sfid", "sFID"),
         ("is", "Inception Score"),
-        ("fd_dinov2", "Frechet distance, DINOv2"),
+        ("inception_score", "Inception Score"),
+        ("fd_dinov2", "dinov2 Frechet distance"),
+        ("fd_dinov2_inf", "dinov2 Frechet distance, extrapolated to infinitely many images"),
+        ("precision_dinov2", "dinov2 precision"),
+        ("untrained_kid", "untrained KID"),
         ("something", "something"),
     ],
 )
