@@ -17,11 +17,16 @@ from torch.utils.data.dataloader import (
 
 R = TypeVar("R")
 
+PATIENCE = 600.0  # seconds; the images of a chunk are decoded within one
 HINT = "fewer of them need less, and none are started with MAR_WORKERS=0"
 
 
 def map_chunks(
-    function: Callable[[list[int]], R], chunks: Iterable[list[int]], workers: int
+    function: Callable[[list[int]], R],
+    chunks: Iterable[list[int]],
+    workers: int,
+    *,
+    patience: float = PATIENCE,
 ) -> Iterator[R]:
     """Yield `function(chunk)` for each chunk of indices, in their order; the chunks may be endless.
 
@@ -31,13 +36,20 @@ def map_chunks(
     through pipes, not in shared memory, of which containers often have 64 MB: where it is full,
     a DataLoader waits for ever.
 
+    Args:
+        function: What a worker does.
+        chunks: What it is given, one after the other.
+        workers: Processes.
+        patience: Seconds without a result after which workers are taken to hang, as they do where
+            a network disk does not answer.
+
     Raises:
         ValueError: a call raised it, with the same message and not the worker's traceback; or
-            workers cannot be started, or die.
+            workers cannot be started, die or hang.
     """
     if isinstance(chunks, Sized):
         workers = min(workers, len(chunks))
-    for result in _results(_Calls(function, piped=workers > 0), chunks, workers):
+    for result in _results(_Calls(function, piped=workers > 0), chunks, workers, patience):
         if isinstance(result, _Failure):
             raise ValueError(result.message)
         yield _unpiped(result)
@@ -76,12 +88,14 @@ class _Calls(Dataset[R], Generic[R]):
         return result
 
 
-def _results(calls: Dataset[Any], chunks: Iterable[list[int]], workers: int) -> Iterator[Any]:
+def _results(
+    calls: Dataset[Any], chunks: Iterable[list[int]], workers: int, patience: float
+) -> Iterator[Any]:
     """Yield what a loader yields.
 
     Raises:
         ValueError: its workers cannot be started (no memory, no more processes, no /dev/shm for
-            their locks), or one has died.
+            their locks), one has died, or none has answered for long.
     """
     try:
         with warnings.catch_warnings():
@@ -92,6 +106,7 @@ def _results(calls: Dataset[Any], chunks: Iterable[list[int]], workers: int) -> 
                     batch_sampler=chunks,
                     num_workers=workers,
                     prefetch_factor=4 if workers else None,
+                    timeout=patience if workers else 0,
                     collate_fn=_unchanged,
                     generator=torch.Generator(),  # else it would draw a seed from the global one
                 )
@@ -111,6 +126,11 @@ def _results(calls: Dataset[Any], chunks: Iterable[list[int]], workers: int) -> 
                 raise ValueError(
                     f"one of {workers} worker processes was killed, mostly for want of memory: "
                     f"{HINT}"
+                ) from None
+            if workers and "timed out" in str(error):
+                raise ValueError(
+                    f"none of {workers} worker processes has answered for {patience:g} s: is the "
+                    "disk of the images there? MAR_WORKERS=0 reads them in this process"
                 ) from None
             raise
         yield result

@@ -162,7 +162,12 @@ class ShardData(DataSource):
             unit_scale=True,
             disable=not unknown,
         ) as progress:
-            results = map_chunks(work, [[at] for at in range(len(unknown))], surroundings.workers)
+            results = map_chunks(
+                work,
+                [[at] for at in range(len(unknown))],
+                surroundings.workers,
+                patience=86_400.0,  # one archive may be all of ImageNet
+            )
             for path, table in zip(unknown, results, strict=True):
                 found[path] = table
                 if memory is not None:

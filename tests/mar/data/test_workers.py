@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -66,6 +67,19 @@ def test_the_global_generator_is_left_alone(workers: int) -> None:
     state = torch.get_rng_state()
     list(map_chunks(square, [[0], [1]], workers))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def hang(chunk: list[int]) -> list[int]:
+    if chunk == [1]:
+        time.sleep(3600)
+    return chunk
+
+
+def test_a_worker_that_hangs_ends_in_one_line() -> None:
+    results = map_chunks(hang, [[0], [1]], 1, patience=1.0)
+    assert next(results) == [0]
+    with pytest.raises(ValueError, match=r"^none of 1 worker processes has answered for 1 s: is "):
+        next(results)
 
 
 def images(chunk: list[int]) -> Tensor:
