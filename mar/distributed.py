@@ -102,11 +102,6 @@ def from_main(function: Callable[[], T]) -> T:
     return result  # pyright: ignore[reportReturnType]
 
 
-def any_process(flag: bool) -> bool:
-    """Whether a condition holds in any of the processes; all of them get the same answer."""
-    return bool(max(agree(int(flag))))
-
-
 def agree(*values: int) -> tuple[int, ...]:
     """Return the largest of each number over all processes, without waiting for a device."""
     if not is_distributed():

@@ -180,9 +180,8 @@ class _Training:
                     int(self.checkpoints.is_saving()),
                     int(signals.noted),
                 )
-                if (
-                    not early and not busy and not _is_skipped(step)
-                ):  # never keep a diverged training
+                # A diverged training is never kept.
+                if not early and not busy and not _is_skipped(step):
                     with speed.paused(), interval.saving():
                         self.save()
                 if ended:

@@ -129,9 +129,7 @@ def train(
         given = labels if texts is None else _tokens(texts, cache, config, trainer.step)[share]
         if trainer.step >= config.steps:
             return
-        latents, draws = _draw(
-            model, cache, cached.to(device, non_blocking=True), config, trainer.step
-        )
+        latents, draws = _draw(model, cache, cached, config, trainer.step, share)
         given = given.to(device, non_blocking=True)
         yield trainer.update(
             _losses(trainer, latents, given, draws[share], share.start, micro_batch, autocast)
@@ -158,10 +156,7 @@ def broken_samples(
     batches = cache.batches(config.batch_size, seed=config.seed, first_step=step, content=content)
     cached, labels = next(iter(batches))
     given = labels if texts is None else _tokens(texts, cache, config, step)
-    rng = seeds.make_rng("training", config.seed, step, device=device)
-    cached = cached.to(device)
-    latents = cached[:, None] if trainer.model.config.is_discrete else cache.normalise(cached, rng)
-    draws = trainer.model.draw(config.batch_size, rng)
+    latents, draws = _draw(trainer.model, cache, cached.to(device), config, step)
     found: list[str] = []
     for place in range(config.batch_size):
         one = slice(place, place + 1)
@@ -173,15 +168,19 @@ def broken_samples(
 
 
 def _draw(
-    model: MAR, cache: LatentCache, cached: Tensor, config: TrainingConfig, step: int
+    model: MAR,
+    cache: LatentCache,
+    cached: Tensor,
+    config: TrainingConfig,
+    step: int,
+    part: slice = slice(None),
 ) -> tuple[Shaped[Tensor, "B c H W"], TrainingDraws]:
-    """Return the latents of this process's share, and the draws for the whole batch."""
+    """Return the latents of a part of a batch, and the draws for the whole batch."""
     rng = seeds.make_rng("training", config.seed, step, device=cached.device)
     if model.config.is_discrete:
         latents = cached[:, None]  # code indices, as one channel
     else:
-        share = distributed.batch_share(config.batch_size)
-        latents = cache.normalise(cached, rng, batch_size=config.batch_size, part=share)
+        latents = cache.normalise(cached, rng, batch_size=config.batch_size, part=part)
     return latents, model.draw(config.batch_size, rng)
 
 
