@@ -20,6 +20,7 @@ from stages.sampler import load
 
 BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+PATIENCE = 60_000  # milliseconds: a busy machine is no failure
 
 # Keeps all pictures that the page shows, as those along the way are there for a moment.
 KEEP = """() => {
@@ -64,10 +65,11 @@ def test_the_page_in_a_browser(address: str, finished: Path) -> None:
 
     requests: list[str] = []
     problems: list[str] = []
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = browser.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(PATIENCE)
         page.on("request", lambda request: requests.append(request.url))
         page.on("console", lambda message: problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
