@@ -8,7 +8,9 @@ Shapes: B batch.
 # pyright: reportUnknownMemberType=false
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 import torch
@@ -20,6 +22,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 Parallel = Literal["ddp", "fsdp"]  # how a model is trained: whole in each process, or spread
+
+BEAT = 30.0  # seconds between two signs of life of the main process, while the others wait for it
 
 
 def is_distributed() -> bool:
@@ -80,6 +84,8 @@ def gather(value: T) -> list[T]:
 def from_main(function: Callable[[], T]) -> T:
     """Call a function in the main process and return its result in all.
 
+    It may take longer than the timeout of the process group, and must not communicate itself.
+
     Raises:
         Exception: what the call raised.
     """
@@ -88,11 +94,15 @@ def from_main(function: Callable[[], T]) -> T:
     outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
     failure: Exception | None = None
     if is_main():
-        try:
-            outcome = [(function(), None)]
-        except Exception as error:  # the others would wait for ever
-            outcome = [(None, portable(error))]
-            failure = error
+        with _signs_of_life():
+            try:
+                outcome = [(function(), None)]
+            except Exception as error:  # the others would wait for ever
+                outcome = [(None, portable(error))]
+                failure = error
+    else:
+        while _is_at_work():
+            pass
     dist.broadcast_object_list(outcome)
     result, error = outcome[0]
     if failure is not None:
@@ -100,6 +110,42 @@ def from_main(function: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return result  # pyright: ignore[reportReturnType]
+
+
+@contextmanager
+def _signs_of_life() -> Generator[None]:
+    """Tell the other processes again and again that this one is at work, until the block ends.
+
+    They wait for one sign at a time, so the timeout of the process group counts from the last one;
+    if this process dies, the next sign fails at once.
+    """
+    ended = threading.Event()
+    lost: list[RuntimeError] = []
+
+    def beat() -> None:
+        try:
+            while not ended.wait(BEAT):
+                _is_at_work(True)
+            _is_at_work(False)
+        except RuntimeError as error:
+            lost.append(error)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+    thread.join()  # not where a signal ends this process: the others may never come
+    if lost:
+        raise lost[0]
+
+
+def _is_at_work(answer: bool = False) -> bool:
+    """Return in every process what the main one says, when it says so."""
+    sign = torch.tensor(int(answer))  # on the CPU: by gloo
+    dist.broadcast(sign, src=0)
+    return bool(sign)
 
 
 def agree(*values: int) -> tuple[int, ...]:

@@ -1,13 +1,20 @@
 """Processes that work together give what one process alone gives."""
 
+import multiprocessing
+import os
+import signal
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from processes import in_processes
 from torch import Tensor
 
 from mar import distributed
+from stages import launch
 
 
 def squares(num: int) -> list[int]:
@@ -44,6 +51,39 @@ def refuse_in_main() -> None:
     distributed.from_main(refuse)
 
 
+def wait_for_main(folder: str, seconds: float) -> float:
+    """Wait longer than the group's timeout, in a group of its own; return how long it took."""
+    rank = dist.get_rank()
+    dist.barrier()
+    dist.destroy_process_group()
+    place = f"file://{folder}/shorter"
+    dist.init_process_group(
+        "gloo", init_method=place, rank=rank, world_size=2, timeout=timedelta(seconds=2)
+    )
+    distributed.BEAT = 0.2
+    begin = time.monotonic()
+    distributed.from_main(lambda: time.sleep(seconds))
+    return time.monotonic() - begin
+
+
+def lose_main(rank: int, folder: str) -> None:
+    """Wait for a main process that dies after some signs of life; leave what was noticed."""
+    distributed.BEAT = 0.2
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    place = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
+
+    def die() -> None:
+        time.sleep(1)
+        Path(folder, "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(RuntimeError) as caught:
+        distributed.from_main(die)
+    assert launch.is_connection_lost(caught.value)
+    Path(folder, "noticed").touch()
+
+
 @pytest.mark.parametrize("num", [1, 2, 3])
 def test_results_come_in_the_order_of_the_items(num: int, tmp_path: Path) -> None:
     expected = [index * index for index in range(7)]
@@ -66,6 +106,24 @@ def test_an_error_of_one_process_ends_all(num: int, tmp_path: Path) -> None:
         in_processes(refuse_five, num, tmp_path, 7)
     with pytest.raises(ValueError, match=r"^only the main process reads this$"):
         in_processes(refuse_in_main, num, tmp_path / "again")
+
+
+def test_long_work_of_the_main_process_outlasts_the_timeout_of_the_group(tmp_path: Path) -> None:
+    assert min(in_processes(wait_for_main, 2, tmp_path, str(tmp_path), 4.0)) > 3.5
+
+
+def test_a_main_process_that_dies_at_work_is_noticed_at_once(tmp_path: Path) -> None:
+    """Not by a timeout, which is half an hour here."""
+    context = multiprocessing.get_context("forkserver")
+    both = [context.Process(target=lose_main, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(timeout=60)
+        process.kill()
+    assert [process.exitcode for process in both] == [-signal.SIGKILL, 0]
+    waited = (tmp_path / "noticed").stat().st_mtime - (tmp_path / "died").stat().st_mtime
+    assert waited < 10
 
 
 def test_a_batch_is_shared_in_blocks() -> None:
