@@ -1,1 +1,1 @@
-"""Models of one token's distribution given z: diffusion, flow, cross-entropy, L2."""
+"""Models of one token's distribution given z: diffusion, flow, energy score, cross-entropy, L2."""

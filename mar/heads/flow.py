@@ -1,7 +1,8 @@
 """Rectified flow: a head that models one continuous token by a straight path from noise to data.
 
 Rectified flow is arXiv 2209.03003; it is not in MAR's paper. The network is that of the Diffusion
-Loss. Sampling a token takes a few steps of an ODE solver.
+Loss. Sampling a token takes a few steps of an ODE solver. Where on the path the network is trained
+may follow Stable Diffusion 3 (arXiv 2403.03206, "SD3").
 
 Shapes: B batch, M tokens with a loss, R rows (tokens, of any images), C channels of a token, D
 width of z, A independent draws of (t, eps) for each token.
@@ -25,6 +26,13 @@ Solver = Literal["euler", "adams", "heun", "midpoint"]
 TIME_SCALE = 1000  # the denoiser embeds times from 0 to 1000; a flow's run from 0 to 1
 
 
+class LogitNormal(Config):
+    """The distribution of 1 / (1 + exp(-n)), n being normal."""
+
+    mean: float = Field(description="of n; below 0, more times are near the data")
+    std: float = Field(gt=0, description="of n; SD3: mean 0, standard deviation 1")
+
+
 class FlowConfig(Config):
     """Section `generator.head` for `kind: flow`."""
 
@@ -33,6 +41,10 @@ class FlowConfig(Config):
         description="the denoiser: a size of the paper by name, or blocks and width"
     )
     noise_samples_per_token: int = Field(gt=0, description="independent (t, eps) for each token")
+    times: LogitNormal | None = Field(
+        description="distribution of t in training: logit-normal (SD3, section 3.1), or null for "
+        "uniform"
+    )
 
     @property
     def denoiser_width(self) -> int:
@@ -64,6 +76,7 @@ class RectifiedFlow(Head):
         super().__init__()
         self.channels = channels
         self.noise_samples_per_token = config.noise_samples_per_token
+        self.times = config.times
         size = denoiser_size(config.size)
         self.denoiser = Denoiser(size, channels=channels, out_channels=channels, z_width=z_width)
 
@@ -72,9 +85,9 @@ class RectifiedFlow(Head):
         self.denoiser.initialize(rng)
 
     def draw(self, batch: int, num_tokens: int, rng: torch.Generator) -> Draws:
-        """Draw t, uniform in [0, 1), and eps for the tokens that have a loss."""
+        """Draw t and eps for the tokens that have a loss."""
         shape = (batch, num_tokens, self.noise_samples_per_token)
-        t = torch.rand(shape, generator=rng, device=rng.device)
+        t = draw_times(self.times, shape, rng)
         eps = torch.randn(*shape, self.channels, generator=rng, device=rng.device)
         return t, eps
 
@@ -112,6 +125,16 @@ class RectifiedFlow(Head):
 
             start = sampler.temperature * noise.initial
             return solve(velocity, start, num_steps=sampler.num_steps, solver=sampler.solver)
+
+
+def draw_times(
+    times: LogitNormal | None, shape: tuple[int, int, int], rng: torch.Generator
+) -> Float[Tensor, "B M A"]:
+    """Draw times from 0 (data) to 1 (noise), logit-normal or, for None, uniform."""
+    if times is None:
+        return torch.rand(shape, generator=rng, device=rng.device)
+    normal = torch.randn(shape, generator=rng, device=rng.device)
+    return torch.sigmoid(times.mean + times.std * normal)
 
 
 def solve(

@@ -6,6 +6,7 @@ from mar.config import Config, choice
 from mar.heads.base import Head, HeadSection, SamplerSection
 from mar.heads.cross_entropy import CrossEntropy, CrossEntropyConfig, CrossEntropySampler
 from mar.heads.diffusion_loss import DiffusionConfig, DiffusionLoss, DiffusionSampler
+from mar.heads.energy import EnergyConfig, EnergyHead, EnergySampler
 from mar.heads.flow import FlowConfig, FlowSampler, RectifiedFlow
 from mar.heads.l2 import L2, L2Config, L2Sampler
 
@@ -28,6 +29,7 @@ class Kind(NamedTuple):
 HEADS = {
     "diffusion": Kind(DiffusionLoss, DiffusionConfig, DiffusionSampler),
     "flow": Kind(RectifiedFlow, FlowConfig, FlowSampler),
+    "energy": Kind(EnergyHead, EnergyConfig, EnergySampler),
     "l2": Kind(L2, L2Config, L2Sampler),
     "cross_entropy": Kind(CrossEntropy, CrossEntropyConfig, CrossEntropySampler),
 }

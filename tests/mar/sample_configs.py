@@ -24,6 +24,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
         "solver": "heun",
         "temperature": 1.0,
     },
+    "energy": {"kind": "energy", "temperature": 1.0},
     "l2": {"kind": "l2"},
     "cross_entropy": {"kind": "cross_entropy", "temperature": 1.0},
 }

@@ -120,7 +120,18 @@ class OnlyGpuIsFake(TorchDispatchMode):
 
 HEADS: dict[str, dict[str, Any]] = {
     "diffusion": {},
-    "flow": {"kind": "flow", "size": {"blocks": 1, "width": 20}, "noise_samples_per_token": 2},
+    "flow": {
+        "kind": "flow",
+        "size": {"blocks": 1, "width": 20},
+        "noise_samples_per_token": 2,
+        "times": {"mean": 0.0, "std": 1.0},
+    },
+    "energy": {
+        "kind": "energy",
+        "size": {"blocks": 1, "width": 20},
+        "noise_samples_per_token": 2,
+        "alpha": 1.0,
+    },
     "l2": {"kind": "l2"},
     "cross_entropy": {"kind": "cross_entropy"},
 }

@@ -9,8 +9,10 @@ from mar.heads.denoiser import DenoiserSize
 from mar.heads.flow import (
     FlowConfig,
     FlowSampler,
+    LogitNormal,
     RectifiedFlow,
     Solver,
+    draw_times,
     solve,
 )
 
@@ -19,7 +21,7 @@ from mar.heads.flow import (
 def head(rng: torch.Generator) -> RectifiedFlow:
     size = DenoiserSize(blocks=1, width=32)
     head = RectifiedFlow(
-        FlowConfig(kind="flow", size=size, noise_samples_per_token=3),
+        FlowConfig(kind="flow", size=size, noise_samples_per_token=3, times=None),
         channels=2,
         z_width=4,
     )
@@ -114,6 +116,17 @@ def test_adams_calls_the_network_as_often_as_euler(solver: Solver, calls: int) -
     assert len(times) == calls
     assert times[0] == 1
     assert min(times) >= -1e-12
+
+
+def test_times_have_the_distribution_that_is_asked_for(rng: torch.Generator) -> None:
+    """The logits of logit-normal times are normal; a uniform time is below x with chance x."""
+    count = 40_000
+    times = draw_times(LogitNormal(mean=-0.5, std=1.5), (1, 1, count), rng).double()
+    logits = (times / (1 - times)).log()
+    assert float(logits.mean()) == pytest.approx(-0.5, abs=6 * 1.5 / count**0.5)
+    assert float(logits.std()) == pytest.approx(1.5, rel=6 / (2 * count) ** 0.5)
+    uniform = draw_times(None, (1, 1, count), rng)
+    assert float((uniform < 0.3).float().mean()) == pytest.approx(0.3, abs=6 * 0.46 / count**0.5)
 
 
 def test_guidance_of_one_is_no_guidance(head: RectifiedFlow, rng: torch.Generator) -> None:

@@ -183,6 +183,8 @@ def wide_model(model: MAR, kind: str) -> MAR:
     """Return a model of 64 tokens, so that it can be generated in 64 steps."""
     size = DenoiserSize(blocks=1, width=8)
     fields = {"kind": kind, "size": size, "noise_samples_per_token": 1}
+    if kind == "flow":
+        fields["times"] = None
     head = SECTIONS[kind].model_validate(fields)
     config = model.config.model_copy(update={"head": head})
     wide = MAR(config, LatentShape(channels=2, height=16, width=16), num_classes=5)
