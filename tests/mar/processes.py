@@ -4,6 +4,7 @@ import importlib
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ import torch.distributed as dist
 SECONDS = 120.0  # until a process that says nothing is a failure
 
 
-def in_processes(function: Callable[..., Any], num: int, folder: Path, *args: object) -> list[Any]:
+def in_processes(
+    function: Callable[..., Any], num: int, folder: Path, *args: object, killed: int = 0
+) -> list[Any]:
     """Return what `function(*args)` returns in each of `num` processes, by rank.
 
     Args:
@@ -25,6 +28,7 @@ def in_processes(function: Callable[..., Any], num: int, folder: Path, *args: ob
         num: How many processes.
         folder: An empty or missing folder of this call.
         args: What it is called with; it and the results must be picklable.
+        killed: How many of the first processes end by SIGKILL; they have no result.
     """
     folder.mkdir(parents=True, exist_ok=True)
     module = sys.modules[function.__module__]
@@ -40,7 +44,7 @@ def in_processes(function: Callable[..., Any], num: int, folder: Path, *args: ob
     for worker in workers:
         worker.start()
     try:
-        results = dict(pickle.loads(queue.get(timeout=SECONDS)) for _ in workers)
+        results = dict(pickle.loads(queue.get(timeout=SECONDS)) for _ in workers[killed:])
     except Empty:
         codes = [worker.exitcode for worker in workers]
         raise AssertionError(f"a process gave no result; exit codes: {codes}") from None
@@ -51,7 +55,8 @@ def in_processes(function: Callable[..., Any], num: int, folder: Path, *args: ob
     for result in results.values():
         if isinstance(result, BaseException):
             raise result
-    return [results[rank] for rank in range(num)]
+    assert all(worker.exitcode == -signal.SIGKILL for worker in workers[:killed])
+    return [results[rank] for rank in range(killed, num)]
 
 
 def _work(queue: Any, rank: int, num: int, folder: str, file: str, name: str, args: Any) -> None:

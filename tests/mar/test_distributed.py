@@ -1,6 +1,5 @@
 """Processes that work together give what one process alone gives."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -66,22 +65,19 @@ def wait_for_main(folder: str, seconds: float) -> float:
     return time.monotonic() - begin
 
 
-def lose_main(rank: int, folder: str) -> None:
-    """Wait for a main process that dies after some signs of life; leave what was noticed."""
+def lose_main(marker: str) -> float:
+    """Wait for a main process that dies; return how long it took to notice."""
     distributed.BEAT = 0.2
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    place = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
 
     def die() -> None:
         time.sleep(1)
-        Path(folder, "died").touch()
+        Path(marker).touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(RuntimeError) as caught:
         distributed.from_main(die)
     assert launch.is_connection_lost(caught.value)
-    Path(folder, "noticed").touch()
+    return time.time() - Path(marker).stat().st_mtime
 
 
 @pytest.mark.parametrize("num", [1, 2, 3])
@@ -114,15 +110,7 @@ def test_long_work_of_the_main_process_outlasts_the_timeout_of_the_group(tmp_pat
 
 def test_a_main_process_that_dies_at_work_is_noticed_at_once(tmp_path: Path) -> None:
     """Not by a timeout, which is half an hour here."""
-    context = multiprocessing.get_context("forkserver")
-    both = [context.Process(target=lose_main, args=(rank, str(tmp_path))) for rank in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(timeout=60)
-        process.kill()
-    assert [process.exitcode for process in both] == [-signal.SIGKILL, 0]
-    waited = (tmp_path / "noticed").stat().st_mtime - (tmp_path / "died").stat().st_mtime
+    (waited,) = in_processes(lose_main, 2, tmp_path, str(tmp_path / "died"), killed=1)
     assert waited < 10
 
 
