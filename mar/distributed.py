@@ -112,6 +112,17 @@ def from_main(function: Callable[[], T]) -> T:
     return result  # pyright: ignore[reportReturnType]
 
 
+def main_first(function: Callable[[], T]) -> T:
+    """Call a function in the main process, then in the others, which find what it downloaded.
+
+    Raises:
+        Exception: what a call raised.
+    """
+    found: list[T] = []
+    from_main(lambda: found.append(function()))
+    return found[0] if found else function()
+
+
 @contextmanager
 def _signs_of_life() -> Generator[None]:
     """Tell the other processes again and again that this one is at work, until the block ends.

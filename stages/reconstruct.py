@@ -1,6 +1,5 @@
 """Reconstruct the held-out images, to see what the tokenizer loses."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -131,13 +130,13 @@ def _lpips(stage: Stage, image_size: int) -> list[LPIPSScore]:
     try:
         if isinstance(config, LPIPSConfig):
             path, sha256 = config.weights, config.weights_sha256
-        elif (found := find_download(lpips.FILE)) is not None:
+        elif (found := distributed.from_main(lambda: find_download(lpips.FILE))) is not None:
             path, sha256 = str(found), None
         else:
             return []
         network = lpips.load(path, sha256, key=key, base=stage.root)
     except ValueError as error:  # a tokenizer that was trained elsewhere can do without
-        sys.stderr.write(f"{stage.name}: no LPIPS: {error}\n")
+        stage.warn([f"no LPIPS: {error}"])
         return []
     return [LPIPSScore(network.to(stage.device))]
 

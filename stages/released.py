@@ -4,7 +4,6 @@ By name, not by an import statement: what opens such a file and checks it can re
 of it, and never changes what is made of the tensors, so editing it must not make DVC train again.
 """
 
-import sys
 from importlib import import_module
 from typing import Any
 
@@ -25,5 +24,5 @@ def read(stage: Stage, part: str, section: Any, model: Any) -> Any:
     """
     reader = import_module("mar.released.reader")
     found = getattr(reader, f"read_{part}")(section, model, base=stage.root)
-    sys.stderr.writelines(f"{stage.name}: {remark}\n" for remark in found.remarks)
+    stage.warn(found.remarks)
     return found

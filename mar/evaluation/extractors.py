@@ -138,7 +138,7 @@ class ReferenceSection(Config, ABC):
 
 
 def load(section: ReferenceSection, folder: Path, *, base: Path = Path()) -> Extractor:
-    """Load an extractor, first in the main process: what it downloads, others find.
+    """Load an extractor, which the main process may have to download.
 
     Args:
         section: Which extractor.
@@ -148,9 +148,7 @@ def load(section: ReferenceSection, folder: Path, *, base: Path = Path()) -> Ext
     Raises:
         ValueError: a file is missing or not what it should be, or a download fails.
     """
-    found: list[Extractor] = []
-    distributed.from_main(lambda: found.append(section.load(folder, base=base)))
-    return found[0] if found else section.load(folder, base=base)
+    return distributed.main_first(lambda: section.load(folder, base=base))
 
 
 def extract(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.models import VGG16_Weights, vgg16
 
+from mar import distributed
 from mar.config import Config, PathText, Sha256
 from mar.data.images import to_float
 from mar.files import downloads
@@ -148,7 +149,9 @@ def load(
     Raises:
         ValueError: the file is missing or another one.
     """
-    file = downloads.locate(path, sha256, FILE, key=key, otherwise=otherwise, base=base)
+    file = distributed.main_first(
+        lambda: downloads.locate(path, sha256, FILE, key=key, otherwise=otherwise, base=base)
+    )
     with torch.device("meta"):  # its weights are read, so none are drawn
         vgg = cast(nn.Sequential, vgg16(weights=None).features)
     layers = vgg[: DEPTHS[-1] + 1]

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from tqdm import tqdm
 
-from mar import seeds
+from mar import distributed, seeds
 from mar.data.batches import batch_indices
 from mar.files import seal
 from mar.files.arrow import open_arrow
@@ -323,6 +323,9 @@ def measure_latents(folder: Path, shape: LatentShape) -> LatentStatistics:
 def _open_shards(folder: Path) -> Iterator[pa.RecordBatch]:
     """Yield the shards of a cache, each compared with its seal first."""
     paths = sorted(folder.glob("*.arrow"))
-    for path in tqdm(paths, desc=f"check {folder}", unit="file", delay=3, leave=False):
+    hidden = not distributed.is_main()
+    for path in tqdm(
+        paths, desc=f"check {folder}", unit="file", delay=3, leave=False, disable=hidden
+    ):
         seal.check(path)
         yield open_arrow(path).get_batch(0)

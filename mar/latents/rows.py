@@ -16,6 +16,8 @@ from jaxtyping import Bool, Int, Int64, Shaped
 from torch import Tensor
 from tqdm import tqdm
 
+from mar import distributed
+
 
 CPU = torch.device("cpu")
 PART_BYTES = 1 << 26  # copied to a device at a time
@@ -91,7 +93,10 @@ class MappedRows:
         shape = (int(self._first_rows[-1]), self._width)
         held = torch.empty(shape, dtype=self._dtype, device=device)
         size = max(1, PART_BYTES // self.row_bytes)
-        with tqdm(total=len(held), desc=f"latents to {device}", delay=3, leave=False) as progress:
+        hidden = not distributed.is_main()
+        with tqdm(
+            total=len(held), desc=f"latents to {device}", delay=3, leave=False, disable=hidden
+        ) as progress:
             for number, start, part in self.parts(size):
                 first = int(self._first_rows[number]) + start
                 held[first : first + len(part)] = torch.from_numpy(part.copy()).to(device)

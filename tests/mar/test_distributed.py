@@ -114,6 +114,23 @@ def test_a_main_process_that_dies_at_work_is_noticed_at_once(tmp_path: Path) -> 
     assert waited < 10
 
 
+def download(folder: str) -> bool:
+    """Return whether a file was there before."""
+
+    def load() -> bool:
+        file = Path(folder, "weights")
+        there = file.exists()
+        time.sleep(0.3)
+        file.touch()
+        return there
+
+    return distributed.main_first(load)
+
+
+def test_the_main_process_downloads_and_others_find_it(tmp_path: Path) -> None:
+    assert in_processes(download, 3, tmp_path, str(tmp_path)) == [False, True, True]
+
+
 def test_a_batch_is_shared_in_blocks() -> None:
     assert distributed.batch_share(8) == slice(0, 8)
 
