@@ -63,6 +63,7 @@ def info(**changes: Any) -> LatentsInfo:
         "flips": True,
         "count": COUNT,
         "num_classes": 4,
+        "class_counts": [],
         "codebook_size": None,
         "shape": [2, 4, 3],
         "latent_std": 3.0,
