@@ -50,7 +50,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "parquet, zstd": {"compression": "zstd"},
 }
 COMMON = {"image_size": 64, "held_out_fraction": 0.01, "max_unreadable": 0, "seed": 0}
-PARQUET = {"source": "parquet", "image_column": "image", "label_column": "label"}
+PARQUET = {
+    "source": "parquet",
+    "image_column": "image",
+    "label_column": "label",
+    "caption_column": None,
+}
 
 
 def parse() -> argparse.Namespace:
@@ -117,7 +122,7 @@ def section(name: str, root: Path) -> DataSource:
     if name == "folder":
         values["source"] = "folder"
     elif name == "webdataset":
-        values |= {"source": "webdataset", "label": "cls", "class_names": None}
+        values |= {"source": "webdataset", "label": "cls", "caption": None, "class_names": None}
     else:
         values |= {**PARQUET, "class_names": None}
     adapter: TypeAdapter[DataSource] = TypeAdapter(DataConfig)

@@ -52,7 +52,10 @@ SHARD_COLUMNS = pa.schema(  # besides, where images lie in shards: the fields of
         ("begin", pa.int64()),
     ]
 )
-CAPTIONED_COLUMNS = pa.schema([*COLUMNS, ("captions", pa.list_(pa.string()))])
+CAPTIONS = ("captions", pa.list_(pa.string()))
+CAPTIONED_COLUMNS = pa.schema([*COLUMNS, CAPTIONS])
+CAPTIONED_SHARD_COLUMNS = pa.schema([*SHARD_COLUMNS, CAPTIONS])
+SCHEMAS = (COLUMNS, SHARD_COLUMNS, CAPTIONED_COLUMNS, CAPTIONED_SHARD_COLUMNS)
 BATCH = 1 << 16  # rows that are Python objects, or written, at a time
 
 
@@ -73,11 +76,11 @@ class Rows:
     """Rows as Arrow columns, whose memory is that of their content (ImageNet: 220 MB).
 
     Attributes:
-        table: Their columns: `COLUMNS`, `SHARD_COLUMNS` or `CAPTIONED_COLUMNS`.
+        table: Their columns, one of `SCHEMAS`.
     """
 
     def __init__(self, table: pa.Table) -> None:
-        assert table.schema in (COLUMNS, SHARD_COLUMNS, CAPTIONED_COLUMNS)
+        assert table.schema in SCHEMAS
         self.table = table
 
     @classmethod

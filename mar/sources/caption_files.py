@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from mar.config import Config, choice
+from mar.sources.captions import read_texts
 
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # as `datasets` calls them
@@ -86,7 +87,7 @@ class MetadataFiles(Layout):
                         f"{root / path}: {place} has no {missing} (data.captions.column), but "
                         f"{', '.join(map(str, row))}"
                     )
-                captions = _texts(row[self.column], f"{root / path}: {place}")
+                captions = read_texts(row[self.column], f"{root / path}: {place}")
                 found.add(_joined(file.parent, name), captions)
         if not found.files:
             alike = [path for path in others if "metadata" in PurePosixPath(path).name.casefold()]
@@ -153,7 +154,7 @@ class CocoFile(Layout):
                 raise ValueError(
                     f"{path}: {name} may be {within[0]} or {within[1]}, names must be unique"
                 )
-            texts = _texts(captions[number], f"{path}: {name}")
+            texts = read_texts(captions[number], f"{path}: {name}")
             found.add(within[0] if within else name, texts)
         return found
 
@@ -184,7 +185,7 @@ def _beside(
         if file.suffix.lower() != ending:
             continue
         found.files += 1
-        texts = _texts(read(root / path), str(root / path))
+        texts = read_texts(read(root / path), str(root / path))
         found.add(by_stem.get(str(file.with_suffix("")), path), texts)
     if not found.files:
         raise ValueError(f"{root} holds no {ending} files with captions")
@@ -217,18 +218,6 @@ def _rows(file: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
             if not isinstance(row, dict):
                 raise ValueError(f"{file}: line {number} is not an object of JSON")
             yield f"line {number}", cast(dict[str, object], row)
-
-
-def _texts(value: object, place: str) -> list[str]:
-    """Return a caption or several, white space as one blank each; empty ones are kept as "".
-
-    Raises:
-        ValueError: it is something else.
-    """
-    values = cast(list[object], value) if isinstance(value, list) else [value]
-    if not all(isinstance(each, str) or each is None for each in values):
-        raise ValueError(f"{place}: its caption is {value!r:.80}, expected text or a list of texts")
-    return [" ".join(cast(str, each or "").split()) for each in values]
 
 
 def _joined(folder: PurePosixPath, name: str) -> str:

@@ -1,9 +1,8 @@
 """The data source `captioned_folder`: images anywhere in a folder, with captions and no classes."""
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -11,6 +10,8 @@ from pydantic import Field
 from mar.data.formats import EXTENSIONS
 from mar.data.manifest import Row, Rows, Split
 from mar.sources.caption_files import CaptionsConfig, Found
+from mar.sources.caption_report import caption_remarks, caption_warnings
+from mar.sources.captions import CLASS
 from mar.sources.folder import check_files
 from mar.sources.folder_entries import Skipped, entries, require_text
 from mar.sources.held_out import hold_out
@@ -19,15 +20,11 @@ from mar.sources.split_names import role
 from mar.sources.unreadable import Wording, left_out, require_few, require_small
 
 
-EXAMPLES = 5
 USABLE = Wording("images", "used")
-CLASS = "image"  # the one class of images that have none
 
 
 class CaptionedFolderData(DataSource):
     """Images of any size with captions, in whatever folders."""
-
-    has_captions: ClassVar[bool] = True
 
     source: Literal["captioned_folder"] = Field(description="a folder of images with captions")
     path: str = Field(min_length=1, description="the folder, absolute or from the repository")
@@ -42,6 +39,11 @@ class CaptionedFolderData(DataSource):
         ge=0, description="images that may be left out: they cannot be decoded or have no caption"
     )
     seed: int = Field(ge=0, description="chooses the images that are held out")
+
+    @property
+    def has_captions(self) -> bool:
+        """All images have captions."""
+        return True
 
     def collect(self, surroundings: Surroundings) -> Collection:
         """Find the images and their captions, check both, and assign them to splits.
@@ -78,52 +80,25 @@ class CaptionedFolderData(DataSource):
                 usable, _splits(root, usable, self.held_out_fraction, self.seed), strict=True
             )
         )
+        empty = [path for path, texts in found.captions.items() if "" in texts]
         return Collection(
             [CLASS],
             rows,
             unreadable,
             remarks=[*left_out(unreadable, len(images), USABLE), *caption_remarks(rows)],
-            warnings=caption_warnings(found, rows),
+            warnings=[*_orphans(found), *caption_warnings(empty, rows)],
             num_read=num_read,
             num_known=len(images) - num_read,
         )
 
 
-def caption_remarks(rows: Rows) -> list[str]:
-    """Say how many captions there are and how long, with examples."""
-    captions = rows.captions() or []
-    texts = [text for each in captions for text in each]
-    if not texts:
+def _orphans(found: Found) -> list[str]:
+    """Say which captions are likely misplaced."""
+    if not found.orphans:
         return []
-    lengths = sorted(len(text.split()) for text in texts)
-    half, most = (lengths[int(share * (len(lengths) - 1))] for share in (0.5, 0.95))
-    step = max(1, len(texts) // EXAMPLES)
-    shown = "\n".join(f"  {text!r}" for text in texts[::step][:EXAMPLES])
     return [
-        f"{len(texts)} captions of {len(captions)} images; half have up to {half} words, 95 % up "
-        f"to {most}, the longest {lengths[-1]}, as\n{shown}"
+        f"{len(found.orphans)} captions belong to no image of the folder, as {found.orphans[0]}"
     ]
-
-
-def caption_warnings(found: Found, rows: Rows) -> list[str]:
-    """Say what of the captions is likely a mistake, a sentence each."""
-    warnings: list[str] = []
-    if orphans := found.orphans:
-        warnings.append(
-            f"{len(orphans)} captions belong to no image of the folder, as {orphans[0]}"
-        )
-    empty = [path for path, texts in found.captions.items() if "" in texts]
-    if empty:
-        warnings.append(f"{len(empty)} images have an empty caption, as {empty[0]}")
-    counts = Counter(text for texts in rows.captions() or [] for text in set(texts))
-    doubled = {text: count for text, count in counts.items() if count > 1}
-    if doubled:
-        text = max(doubled, key=lambda key: doubled[key])
-        warnings.append(
-            f"{sum(doubled.values())} images share their caption with another, {doubled[text]} of "
-            f"them {text!r:.80}"
-        )
-    return warnings
 
 
 def _without(captions: list[str]) -> str | None:

@@ -1,8 +1,8 @@
 """The data source `parquet`: Parquet files as the Hugging Face Hub hands out image data sets.
 
 A row is an image: a column of structs with the fields `bytes` and `path` (the feature `Image`), or
-of plain bytes, and a column of labels, whole numbers or text. The names of the classes are in the
-schema's metadata (the feature `ClassLabel`).
+of plain bytes, and a column of labels, whole numbers or text, or else one of captions, text or
+lists. The names of the classes are in the schema's metadata (the feature `ClassLabel`).
 """
 # pyarrow has no types:
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -17,9 +17,10 @@ from typing import BinaryIO, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mar.sources import parquet_pages
+from mar.sources.captions import read_texts
 from mar.sources.parquet_pages import ChunkReader
 from mar.sources.shard_notes import Noted, broken, note
 from mar.sources.shards import ShardData
@@ -39,14 +40,38 @@ class ParquetData(ShardData):
     image_column: str = Field(
         min_length=1, description="the column of images: structs with a field `bytes`, or bytes"
     )
-    label_column: str = Field(
-        min_length=1, description="the column of labels: whole numbers, or text"
+    label_column: str | None = Field(
+        min_length=1, description="the column of labels: whole numbers, or text; null: no classes"
+    )
+    caption_column: str | None = Field(
+        min_length=1, description="the column of captions: text, or lists; null: no captions"
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> "ParquetData":
+        self.require_one("label_column", "caption_column")
+        return self
+
     @property
-    def reading(self) -> dict[str, str]:
+    def has_captions(self) -> bool:
+        """Whether a column is that of captions."""
+        return self.caption_column is not None
+
+    @property
+    def reading(self) -> dict[str, str | None]:
         """The columns."""
-        return {"image": self.image_column, "label": self.label_column}
+        return {
+            "image": self.image_column,
+            "label": self.label_column,
+            "caption": self.caption_column,
+        }
+
+    @property
+    def _said_by(self) -> str:
+        """The column of labels or captions."""
+        name = self.label_column or self.caption_column
+        assert name is not None  # see `_check`
+        return name
 
     def note(self, file: Path, max_pixels: int) -> tuple[Iterator[Noted], list[str] | None]:
         """Read a file; return its images one after another, and the names of the classes.
@@ -60,14 +85,14 @@ class ParquetData(ShardData):
         try:
             with pq.ParquetFile(file) as opened:
                 self._require_columns(opened.schema_arrow)
-                names = _class_names(opened.schema_arrow, self.label_column)
+                names = _class_names(opened.schema_arrow, self._said_by)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise _named(file, error) from None
         return self._rows(file, max_pixels), names
 
     def _require_columns(self, schema: pa.Schema) -> None:
-        for key, name in (("image", self.image_column), ("label", self.label_column)):
-            if name not in schema.names:
+        for key, name in self.reading.items():
+            if name is not None and name not in schema.names:
                 raise ValueError(
                     f"it has no column {name!r} (data.{key}_column), but {', '.join(schema.names)}"
                 )
@@ -80,11 +105,14 @@ class ParquetData(ShardData):
                 f"its column {self.image_column!r} is of the type {image}, expected structs with a "
                 "field `bytes`, or bytes"
             )
-        label = schema.field(self.label_column).type
-        if not (pa.types.is_integer(label) or _is_text(label)):
+        kind = schema.field(self._said_by).type
+        if self.has_captions:
+            fits, expected = _is_text(kind) or _is_texts(kind), "text, or lists of texts"
+        else:
+            fits, expected = pa.types.is_integer(kind) or _is_text(kind), "whole numbers or text"
+        if not fits:
             raise ValueError(
-                f"its column {self.label_column!r} is of the type {label}, expected whole numbers "
-                "or text"
+                f"its column {self._said_by!r} is of the type {kind}, expected {expected}"
             )
 
     def _rows(self, file: Path, max_pixels: int) -> Iterator[Noted]:
@@ -113,30 +141,35 @@ class ParquetData(ShardData):
         chunks = [described.column(index) for index in range(described.num_columns)]
         (chunk,) = [chunk for chunk in chunks if chunk.path_in_schema == path]
         reader = ChunkReader(plain, chunk)
-        columns = [path, self.label_column]
+        columns = [path, self._said_by]
+        used = {self.image_column, self._said_by}
+        unused = ", ".join(name for name in opened.schema_arrow.names if name not in used)
         batches = opened.iter_batches(BATCH, row_groups=[group], columns=columns, use_threads=False)
         row = first
         for batch in batches:
             images = batch.column(self.image_column)
             contents = images.field("bytes") if nested else images
-            for content, label in zip(
-                contents.to_pylist(), batch.column(self.label_column).to_pylist(), strict=True
+            for content, said in zip(
+                contents.to_pylist(), batch.column(self._said_by).to_pylist(), strict=True
             ):
-                yield self._note_row(str(row), content, label, reader, max_pixels)
+                noted = self._note_row(str(row), content, said, reader, max_pixels)
+                yield noted._replace(unused=unused)
                 row += 1
 
     def _note_row(
         self,
         name: str,
         content: bytes | None,
-        label: int | str | None,
+        said: object,
         reader: ChunkReader,
         max_pixels: int,
     ) -> Noted:
         if content is None:
             return broken(name, f"it has no bytes in the column {self.image_column!r}")
-        text = None if label is None else str(label).strip()
-        noted = note(name, text or None, content, max_pixels)
+        label = None if self.has_captions or said is None else str(said).strip()
+        noted = note(name, label or None, content, max_pixels)
+        if self.has_captions and said is not None:
+            noted = noted._replace(captions=read_texts(said, name))
         return noted._replace(**reader.find(content)._asdict()) if content else noted
 
 
@@ -172,6 +205,10 @@ def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_texts(kind: pa.DataType) -> bool:
+    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_text(kind.value_type)
 
 
 def _named(file: Path, error: Exception) -> ValueError:

@@ -10,7 +10,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mar.data.manifest import Row, Rows, Split
 from mar.seeds import make_rng
-from mar.sources.captioned_folder import caption_remarks
+from mar.sources.caption_report import caption_remarks
 from mar.sources.digits import load_digits
 from mar.sources.held_out import hold_out
 from mar.sources.source import Collection, DataSource, Surroundings
@@ -45,8 +45,6 @@ HELD_OUT_DIGITS = 0.2  # of scikit-learn's, from which held-out scenes are made
 class ScenesData(DataSource):
     """Scenes of coloured digits with captions, built in."""
 
-    has_captions: ClassVar[bool] = True
-
     source: Literal["scenes"] = Field(description="coloured digits in places, built in")
     image_size: int = Field(
         gt=0, le=16_384, description="side to which the images, of 24 pixels, are scaled"
@@ -57,6 +55,11 @@ class ScenesData(DataSource):
     num_train: int = Field(ge=1, description="scenes to train on")
     num_held_out: int = Field(ge=1, description="scenes of other digits, which are held out")
     seed: int = Field(ge=0, description="chooses digits, colours and places")
+
+    @property
+    def has_captions(self) -> bool:
+        """All images have captions."""
+        return True
 
     def collect(self, surroundings: Surroundings) -> Collection:
         """Return the scenes as PNG files within the rows."""

@@ -21,8 +21,9 @@ import pyarrow as pa
 from pyarrow.compute import call_function
 
 from mar.data.decoding import inspect
-from mar.data.manifest import SHARD_COLUMNS, Rows
+from mar.data.manifest import CAPTIONED_SHARD_COLUMNS, SHARD_COLUMNS, Rows
 from mar.sources import doubts
+from mar.sources.captions import CLASS
 from mar.sources.image_folder import in_order
 
 
@@ -43,14 +44,20 @@ COLUMNS = pa.schema(
         ("codec", pa.string()),
         ("unpacked", pa.int64()),
         ("begin", pa.int64()),
+        ("captions", pa.list_(pa.string())),
+        ("unused", pa.string()),
     ]
 )
 BATCH = 4096  # notes that are Python objects at a time
+MOST_NAMES = 8  # of what is not used
 AMPLIFIED = 8  # times as many bytes to unpack as an image has, from which on it is said
 
 
 class Noted(NamedTuple):
-    """What was found of an image in a shard; the columns, see `Checked` and `Place`."""
+    """What was found of an image in a shard; the columns, see `Checked` and `Place`.
+
+    Those of its captions may be empty. `unused` says what else there is of it, joined by commas.
+    """
 
     name: str
     label: str | None
@@ -65,6 +72,8 @@ class Noted(NamedTuple):
     codec: str | None = None
     unpacked: int = 0
     begin: int = 0
+    captions: Sequence[str] | None = None
+    unused: str = ""
 
 
 def broken(name: str, fault: str) -> Noted:
@@ -177,8 +186,35 @@ class Notes:
             unreadable[self._path(at)] = reason
         return list(names), labels, unreadable
 
-    def rows(self, labels: Values, held_out: Values) -> Rows:
-        """Return the rows of the images that have a label."""
+    def label_captioned(self) -> tuple[list[str], Values, dict[str, str]]:
+        """Give one class to all images that have a caption; returns what `label` does."""
+        of_image, texts = self._captions()
+        has_caption = np.zeros(len(self), bool)
+        has_caption[of_image[_is_said(texts)]] = True
+        is_faulty = self._table["fault"].is_valid().to_numpy()
+        labels = np.where(has_caption & ~is_faulty, 0, -1)
+        unreadable = {
+            self._path(at): self._table["fault"][at].as_py() or "it has no caption"
+            for at in np.flatnonzero(labels < 0).tolist()
+        }
+        return [CLASS], labels, unreadable
+
+    def with_empty_caption(self) -> list[str]:
+        """Return the paths of the images that have an empty caption."""
+        of_image, texts = self._captions()
+        return [self._path(at) for at in np.unique(of_image[~_is_said(texts)]).tolist()]
+
+    def remarks(self) -> list[str]:
+        """Say what of the samples or rows is not used, a sentence each."""
+        columns = [text for text in self._table["unused"].unique().to_pylist() if text]
+        names = sorted({name for text in columns for name in text.split(", ")})
+        if not names:
+            return []
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        return [f"not used of what there is beside images: {', '.join(names[:MOST_NAMES])}{more}"]
+
+    def rows(self, labels: Values, held_out: Values, *, captions: bool) -> Rows:
+        """Return the rows of the images that have a label, with their captions or without."""
         usable = np.flatnonzero(labels >= 0)
         table = self._table.take(pa.array(usable))
         shard_of = pa.array(self.shard_of[usable])
@@ -196,8 +232,12 @@ class Notes:
             "shard": shard,
             "codec": table["codec"].combine_chunks().dictionary_encode(),
         }
-        arrays = [columns[name] if name in columns else table[name] for name in SHARD_COLUMNS.names]
-        return Rows(pa.table(arrays, schema=SHARD_COLUMNS))
+        schema = SHARD_COLUMNS
+        if captions:
+            schema = CAPTIONED_SHARD_COLUMNS
+            columns["captions"] = self._said(usable)
+        arrays = [columns[name] if name in columns else table[name] for name in schema.names]
+        return Rows(pa.table(arrays, schema=schema))
 
     def doubts(self, labels: Values) -> list[str]:
         """Say what of the images that have a label is likely a mistake, a sentence each."""
@@ -213,11 +253,33 @@ class Notes:
             )
         return found
 
+    def _captions(self) -> tuple[Values, pa.Array]:
+        """Return the index of each caption's image, and the captions."""
+        captions = self._table["captions"].combine_chunks()
+        of_image = call_function("list_parent_indices", [captions]).to_numpy()
+        return of_image, call_function("list_flatten", [captions])
+
+    def _said(self, images: Values) -> pa.Array:
+        """Return the captions of some images, but for empty ones."""
+        of_image, texts = self._captions()
+        said = _is_said(texts)
+        counts = np.bincount(of_image[said], minlength=len(self))
+        kept = np.zeros(len(self), bool)
+        kept[images] = True
+        texts = texts.filter(pa.array(said & kept[of_image]))
+        offsets = np.concatenate([[0], np.cumsum(counts[images])]).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), texts)
+
     def _column(self, name: str) -> Values:
         return self._table[name].to_numpy()
 
     def _path(self, at: int) -> str:
         return f"{self._shards[self.shard_of[at]]}/{self._table['name'][at].as_py()}"
+
+
+def _is_said(texts: pa.Array) -> Values:
+    """Tell which captions are not empty."""
+    return call_function("not_equal", [texts, pa.scalar("")]).to_numpy(zero_copy_only=False)
 
 
 def _describe(names: Sequence[str] | None) -> str:

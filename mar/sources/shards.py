@@ -23,7 +23,8 @@ from pydantic import Field
 from tqdm import tqdm
 
 from mar.data.workers import map_chunks
-from mar.sources import doubts, shard_files, shard_notes
+from mar.sources import captions, doubts, shard_files, shard_notes
+from mar.sources.caption_report import caption_remarks, caption_warnings
 from mar.sources.checked_files import reader
 from mar.sources.held_out import hold_out
 from mar.sources.shard_files import Memory, Shard, ShardListing, list_shards, state_of
@@ -32,7 +33,11 @@ from mar.sources.source import Collection, DataSource, Surroundings
 from mar.sources.unreadable import Wording, left_out, require_few, require_small
 
 
-MODULES = (shard_files, shard_notes)  # whose code decides what is noted, beside that of the kind
+MODULES = (
+    captions,
+    shard_files,
+    shard_notes,
+)  # whose code decides what is noted, beside that of the kind
 
 USABLE = Wording("images", "used")
 
@@ -59,13 +64,15 @@ class ShardData(DataSource):
     class_names: str | None = Field(
         min_length=1,
         description="a file in that folder with a class name on each line, in the order of the "
-        "labels' numbers; null: the names in the data, else the labels themselves",
+        "labels' numbers; null: the names in the data, else the labels themselves, or no classes",
     )
     held_out_fraction: float = Field(
         gt=0, lt=1, description="share of each class not trained on, unless there are shards of val"
     )
     max_unreadable: int = Field(
-        ge=0, description="images that may be left out: they cannot be decoded or have no label"
+        ge=0,
+        description="images that may be left out: they cannot be decoded, or have no label, or no "
+        "caption",
     )
     seed: int = Field(ge=0, description="chooses the images that are held out")
 
@@ -79,7 +86,7 @@ class ShardData(DataSource):
         raise NotImplementedError
 
     @property
-    def reading(self) -> dict[str, str]:
+    def reading(self) -> dict[str, str | None]:
         """What of this section decides what is found in a shard."""
         raise NotImplementedError
 
@@ -97,25 +104,45 @@ class ShardData(DataSource):
         notes = Notes([shard.path for shard in listing.shards], tables)
         large = notes.too_large()
         require_small(root, large, len(notes), surroundings.max_pixels, USABLE)
-        class_names, labels, unreadable = notes.label(self._names(root, notes))
+        captioned = self.has_captions
+        class_names, labels, unreadable = (
+            notes.label_captioned() if captioned else notes.label(self._names(root, notes))
+        )
         require_few(root, unreadable, len(notes), self.max_unreadable, USABLE)
         held_out = self._held_out(listing, notes, labels)
         _require_every_class(root, class_names, labels[(labels >= 0) & ~held_out])
         _require_both(root, held_out, listing)
-        rows = notes.rows(labels, held_out)
+        rows = notes.rows(labels, held_out, captions=captioned)
         return Collection(
             class_names,
             rows,
             unreadable,
-            remarks=[*listing.remarks(), *left_out(unreadable, len(notes), USABLE)],
+            remarks=[
+                *listing.remarks(),
+                *notes.remarks(),
+                *left_out(unreadable, len(notes), USABLE),
+                *caption_remarks(rows),
+            ],
             warnings=[
-                *doubts.sizes(class_names, rows),
+                *([] if captioned else doubts.sizes(class_names, rows)),
+                *(caption_warnings(notes.with_empty_caption(), rows) if captioned else []),
                 *notes.doubts(labels),
                 *_not_held_out(class_names, labels[held_out], listing),
             ],
             num_read=num_read,
             num_known=len(tables) - num_read,
         )
+
+    def require_one(self, label: str, caption: str) -> None:
+        """Refuse a section that names neither of these keys, or both, or classes without labels.
+
+        Raises:
+            ValueError: it does.
+        """
+        if (getattr(self, label) is None) == (getattr(self, caption) is None):
+            raise ValueError(f"one of {label} and {caption} must be null, and the other must not")
+        if self.has_captions and self.class_names is not None:
+            raise ValueError(f"class_names must be null where {label} is")
 
     def _held_out(self, listing: ShardListing, notes: Notes, labels: Values) -> Values:
         """Tell of each image whether it is held out: as the shards say, or drawn at random."""

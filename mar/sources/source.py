@@ -60,13 +60,16 @@ class DataSource(Config):
     Attributes:
         image_size: The side of the images in pixels.
         has_images: Whether there are images, and not their classes alone.
-        has_captions: Whether images have captions.
     """
 
     has_images: ClassVar[bool] = True
-    has_captions: ClassVar[bool] = False
 
     image_size: int = Field(gt=0, description="side of the images in pixels")
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether images have captions."""
+        return False
 
     def collect(self, surroundings: Surroundings) -> Collection:
         """Find and check the images, and assign them to splits.

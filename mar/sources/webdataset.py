@@ -12,16 +12,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, ClassVar, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mar.data.formats import EXTENSIONS
+from mar.sources.captions import read_texts
 from mar.sources.folder_entries import is_junk, show
 from mar.sources.shard_notes import Noted, broken, note
 from mar.sources.shards import ShardData
 
 
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-MAX_LABEL = 1 << 20  # bytes: more are no label
+MAX_VALUE = 1 << 20  # bytes: more are no label and no caption
+MEMBER = r"^[^./]+(\.[^./]+)*$"  # the ending of a file, or that and keys of JSON
 PIECE = 1 << 20  # bytes behind the end of an archive that are looked at together
 
 
@@ -36,16 +38,32 @@ class WebDatasetData(ShardData):
     modules: ClassVar[tuple[ModuleType, ...]] = ()
 
     source: Literal["webdataset"] = Field(description="a folder of tar archives")
-    label: str = Field(
-        pattern=r"^[^./]+(\.[^./]+)*$",
+    label: str | None = Field(
+        pattern=MEMBER,
         description="the file of a sample that holds its label, a number or text: its ending "
-        "(cls, txt), or for a value within a JSON file json and the key (json.label)",
+        "(cls, txt), or for a value within a JSON file json and the key (json.label); null: no "
+        "classes",
+    )
+    caption: str | None = Field(
+        pattern=MEMBER,
+        description="the file that holds its caption, or several in JSON: txt, json.caption; null: "
+        "no captions",
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> "WebDatasetData":
+        self.require_one("label", "caption")
+        return self
+
     @property
-    def reading(self) -> dict[str, str]:
-        """The file with the label."""
-        return {"label": self.label}
+    def has_captions(self) -> bool:
+        """Whether a file is that of captions."""
+        return self.caption is not None
+
+    @property
+    def reading(self) -> dict[str, str | None]:
+        """The file with the label or the caption."""
+        return {"label": self.label, "caption": self.caption}
 
     def note(self, file: Path, max_pixels: int) -> tuple[Iterator[Noted], None]:
         """Read an archive; return its images one after another.
@@ -84,23 +102,31 @@ class WebDatasetData(ShardData):
     ) -> Noted:
         if sample.fault is not None:
             return broken(name, sample.fault)
-        ending, _, key = self.label.partition(".") if self._in_json else (self.label, "", "")
+        where = self.label or self.caption or ""
+        ending, _, key = where.partition(".") if where.startswith("json.") else (where, "", "")
+        what = "caption" if self.has_captions else "label"
+        label, captions = None, None
         try:
-            label = None
             if (member := sample.members.get(ending)) is not None:
-                label = _label(_read(content, member), key)
+                value = _value(_read(content, member), key)
+                if value is not None and self.has_captions:
+                    captions = read_texts(value, ending)
+                elif value is not None:
+                    label = _label(value)
         except ValueError as error:
-            return broken(name, f"its label in {ending} cannot be read: {error}")
-        if label is None:
-            return broken(name, f"it has no {self.label}, but {', '.join(sample.members)}")
-        image = sample.members[sample.images[0]]
-        noted = note(name, label, _read(content, image), max_pixels)
-        size = image.size
-        return noted._replace(offset=image.offset_data, stored=size, unpacked=size)
-
-    @property
-    def _in_json(self) -> bool:
-        return self.label.startswith("json.")
+            return broken(name, f"its {what} in {ending} cannot be read: {error}")
+        if label is None and captions is None:
+            return broken(name, f"it has no {where}, but {', '.join(sample.members)}")
+        image = sample.images[0]
+        member = sample.members[image]
+        noted = note(name, label, _read(content, member), max_pixels)
+        return noted._replace(
+            offset=member.offset_data,
+            stored=member.size,
+            unpacked=member.size,
+            captions=captions,
+            unused=", ".join(other for other in sample.members if other not in (ending, image)),
+        )
 
 
 class _Sample:
@@ -198,21 +224,28 @@ def _read(content: BinaryIO, member: tarfile.TarInfo) -> bytes:
     return os.pread(content.fileno(), member.size, member.offset_data)
 
 
-def _label(content: bytes, key: str) -> str | None:
-    """Return a label: the whole content of a file, or the value that JSON has for a key.
+def _value(content: bytes, key: str) -> object:
+    """Return the whole content of a file as text, or the value that JSON has for a key.
 
     Raises:
-        ValueError: it is no number and no text.
+        ValueError: the content is too large, no UTF-8 or no JSON.
     """
-    if len(content) > MAX_LABEL:
+    if len(content) > MAX_VALUE:
         raise ValueError(f"it has {len(content)} bytes")
     value: object = content.decode()
     if key:
         value = json.loads(content)
         for part in key.split("."):
             value = cast(Mapping[str, object], value).get(part) if isinstance(value, dict) else None
-    if value is None:
-        return None
+    return value
+
+
+def _label(value: object) -> str | None:
+    """Return a label as text, or None where it is empty.
+
+    Raises:
+        ValueError: it is no number and no text.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise ValueError(f"it is {value!r:.80}, expected a whole number or text")
     return str(value).strip() or None

@@ -172,6 +172,7 @@ data:
   path: photos
   image_column: image
   label_column: label
+  caption_column: null
   class_names: null
   image_size: 8
   held_out_fraction: 0.5

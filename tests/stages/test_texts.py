@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import tiny_project as tiny
 from PIL import Image
+from sample_shards import jpeg, write_tar
 
+from mar.data.dataset import ImageSet
 from mar.files import weights
 from mar.sampling.store import SampleSet
+from mar.text.cache import TextCache
 from stages import check
 from stages import weights as stage_weights
 
@@ -33,6 +36,29 @@ def text_params(**sample: Any) -> dict[str, Any]:
     params["generator"]["condition_tokens"] = 3
     params["sample"] |= {"num_images": 24, "prompts": ["a red square", "Blue"], **sample}
     return params
+
+
+def test_captions_of_shards_reach_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracking_uri: str
+) -> None:
+    params = text_params()
+    shards = {"source": "webdataset", "path": "shards", "label": None, "caption": "txt"}
+    del params["data"]["captions"]
+    params["data"] |= {**shards, "class_names": None}
+    project = tiny.make_project(tmp_path / "project", params)
+    files: dict[str, bytes] = {}
+    for number in range(10):
+        files[f"{number}.jpg"] = jpeg(number)
+        files[f"{number}.txt"] = f"{'red' if number % 2 else 'a blue'} square".encode()
+    write_tar(project / "shards" / "00000.tar", files)
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("MAR_WORKERS", "0")
+    for stage in ("prepare", "encode_text"):
+        tiny.run_stage(stage)
+    cache = TextCache(Path("out/encode_text/texts"), 3)
+    assert cache.names == ImageSet(Path("out/prepare/manifest.parquet"), "train", 8).names
+    encoder = json.loads(Path("out/encode_text/encoder.json").read_text())["encoder"]
+    assert sorted(encoder["words"]) == ["a", "blue", "red", "square"]
 
 
 @pytest.fixture

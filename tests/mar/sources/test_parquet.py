@@ -41,6 +41,7 @@ def collect(
         "image_size": SIZE,
         "image_column": "image",
         "label_column": "label",
+        "caption_column": None,
         "class_names": None,
         "held_out_fraction": 0.25,
         "max_unreadable": 0,
@@ -512,3 +513,32 @@ def test_the_manifest_does_not_depend_on_where_the_folder_lies(tmp_path: Path) -
     moved = open_set(collect(tmp_path / "moved"), tmp_path / "moved")
     assert manifest.read_bytes() == content
     assert torch.equal(moved[0][0], train)
+
+
+# Captions
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_captions_are_a_column_of_text_or_of_lists(tmp_path: Path, several: bool) -> None:
+    images = [jpeg(index) for index in range(20)]
+    texts = [f"image {index}" for index in range(20)]
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = pa.array([{"bytes": image, "path": None} for image in images], struct)
+    column = [[text, f"{text} again", " "] for text in texts] if several else [*texts[:19], None]
+    table = pa.table({"image": rows, "text": pa.array(column), "url": texts, "width": range(20)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=7)
+    collection = collect(tmp_path, label_column=None, caption_column="text", max_unreadable=1)
+    expected = [(text, f"{text} again") if several else (text,) for text in texts]
+    assert [row.captions for row in collection.rows] == expected[: 20 if several else 19]
+    unreadable = {} if several else {"a.parquet/19": "it has no caption"}
+    assert collection.unreadable == unreadable
+    assert collection.remarks[0] == "not used of what there is beside images: url, width"
+    empty = ["20 images have an empty caption, as a.parquet/0"]
+    assert collection.warnings == (empty if several else [])
+    for image, row in zip(images, collection.rows, strict=False):
+        assert row.place is not None
+        assert read_image(tmp_path, row.place, row.size) == image
+    with pytest.raises(ValueError, match=r"'width' is of the type int64, expected text, or lists"):
+        collect(tmp_path, label_column=None, caption_column="width")
+    with pytest.raises(ValueError, match=r"no column 'caption' \(data.caption_column\), but image"):
+        collect(tmp_path, label_column=None, caption_column="caption")

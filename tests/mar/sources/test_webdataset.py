@@ -15,7 +15,7 @@ import torch
 from sample_shards import jpeg, write_tar
 
 from mar.data.dataset import ImageSet
-from mar.data.manifest import write_manifest
+from mar.data.manifest import Manifest, write_manifest
 from mar.data.shards import read_image
 from mar.sources.source import Collection, Surroundings
 from mar.sources.webdataset import WebDatasetData
@@ -29,6 +29,7 @@ def collect(
         "path": str(root),
         "image_size": 16,
         "label": "cls",
+        "caption": None,
         "class_names": None,
         "held_out_fraction": 0.25,
         "max_unreadable": 0,
@@ -302,3 +303,67 @@ def test_the_images_are_the_same_tensors_wherever_the_folder_lies(tmp_path: Path
     assert moved.names == before[0]
     assert torch.equal(moved.stack([0, 3, 5]), before[1])
     assert json.loads(json.dumps(moved.class_names)) == ["0", "1"]
+
+
+# Captions
+
+
+@pytest.mark.parametrize("caption", ["txt", "json.caption"])
+def test_captions_take_the_place_of_labels(tmp_path: Path, caption: str) -> None:
+    files: dict[str, bytes] = {}
+    for index in range(8):
+        text = f"image  {index // 2}\n"
+        files[f"{index}.jpg"] = jpeg(index)
+        files[f"{index}.txt"] = text.encode()
+        files[f"{index}.json"] = json.dumps({"caption": [text, ""], "url": "x"}).encode()
+    write_tar(tmp_path / "00000.tar", files)
+    collection = collect(tmp_path, label=None, caption=caption, kept=tmp_path / "kept")
+    assert [row.captions for row in collection.rows] == [(f"image {n // 2}",) for n in range(8)]
+    assert collection.class_names == ["image"]
+    assert collection.count("held_out") == 2
+    other = "json" if caption == "txt" else "txt"
+    assert collection.remarks[0] == f"not used of what there is beside images: {other}"
+    assert collection.remarks[1].startswith("8 captions of 8 images; half have up to 2 words")
+    doubled = "8 images share their caption with another, 2 of them 'image 0'"
+    empty = "8 images have an empty caption, as 00000.tar/0.jpg"
+    assert collection.warnings == ([doubled] if caption == "txt" else [empty, doubled])
+    for index, row in enumerate(collection.rows):
+        assert row.place is not None
+        assert read_image(tmp_path, row.place, row.size) == jpeg(index)
+    path = tmp_path / "manifest.parquet"
+    write_manifest(path, collection.class_names, collection.rows)
+    assert Manifest(path).captions() == [[f"image {n // 2}"] for n in range(8)]
+
+
+def test_samples_without_a_caption_are_left_out_and_named(tmp_path: Path) -> None:
+    files: list[tuple[str, bytes]] = []
+    for index, text in enumerate([b"a cat", b" \n", b"\xff", None, b"a dog", b"a bird"]):
+        files.append((f"{index}.jpg", jpeg(index)))
+        files += [] if text is None else [(f"{index}.txt", text)]
+    files.append(("6.txt", b"of no image"))
+    write_tar(tmp_path / "a.tar", files)
+    with pytest.raises(ValueError, match="4 of 7 images"):
+        collect(tmp_path, label=None, caption="txt")
+    collection = collect(tmp_path, label=None, caption="txt", max_unreadable=4)
+    assert [row.captions for row in collection.rows] == [("a cat",), ("a dog",), ("a bird",)]
+    assert list(collection.unreadable) == [f"a.tar/{n}.jpg" for n in (1, 2, 3)] + ["a.tar/6.txt"]
+    reasons = list(collection.unreadable.values())
+    assert reasons[0] == "it has no caption"
+    assert reasons[1].startswith("its caption in txt cannot be read: ")
+    assert reasons[2] == "it has no txt, but jpg"
+    assert reasons[3].startswith("it has no image")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"caption": "txt"}, "one of label and caption must be null"),
+        ({"label": None}, "one of label and caption must be null"),
+        ({"label": None, "caption": "txt", "class_names": "names.txt"}, "class_names must be null"),
+    ],
+)
+def test_either_labels_or_captions_are_read(
+    tmp_path: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        collect(tmp_path, **changes)
