@@ -12,57 +12,20 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from mar.latents.posterior import LatentShape
-from mar.model.mar import MAR, GeneratorConfig
+from benchmarks.training_step import TRAINING, Sizes, build
+from mar.model.mar import MAR
 from mar.training.checkpoints import Checkpoints
-from mar.training.generator import TrainingConfig, new_trainer
+from mar.training.generator import new_trainer
 from mar.training.trainer import Trainer
 
 
 def make_trainer(width: int, blocks: int) -> Trainer[MAR]:
     """Return a trainer of MAR with the paper's tokens (16 x 16 of 16 channels)."""
-    size = {
-        f"{part}_{what}": number
-        for part in ("encoder", "decoder")
-        for what, number in (("width", width), ("blocks", blocks), ("heads", 8))
-    }
-    config = {
-        "size": size,
-        "attention": "bidirectional",
-        "order": "random",
-        "patch_size": 1,
-        "condition_tokens": 64,
-        "dropout": 0.1,
-        "label_drop": 0.1,
-        "mask_ratio": {"min": 0.7, "std": 0.25},
-        "head": {
-            "kind": "diffusion",
-            "size": {"blocks": 3, "width": 1024},
-            "noise_samples_per_token": 4,
-        },
-    }
-    training: dict[str, Any] = {
-        "seed": 0,
-        "steps": 1,
-        "batch_size": 1,
-        "lr": 1e-4,
-        "lr_schedule": "constant",
-        "warmup_steps": 0,
-        "beta_1": 0.9,
-        "beta_2": 0.95,
-        "weight_decay": 0.02,
-        "gradient_clip": 3.0,
-        "ema_decay": 0.9999,
-        "averages": None,
-        "curve_steps": 1,
-        "preview_steps": 1,
-    }
-    model = MAR(GeneratorConfig.model_validate(config), LatentShape(16, 16, 16), 1000)
-    return new_trainer(model, TrainingConfig.model_validate(training))
+    sizes = Sizes(width=width, blocks=blocks, heads=8, denoiser_width=1024, classes=1000)
+    return new_trainer(build(sizes), TRAINING)
 
 
 def measure(trainer: Trainer[MAR], folder: Path, rounds: int) -> dict[str, float]:

@@ -70,7 +70,8 @@ def parse() -> argparse.Namespace:
 def sample_config(sizes: Generation, annealed: tuple[int, int] | None = None) -> SampleConfig:
     """Return the section `sample` for the sizes: that of a preset but for numbers of steps."""
     first, last = annealed or (sizes.num_denoising_steps, None)
-    sample = YAML(typ="safe").load(presets.resolve("imagenet256-mar-b"))["sample"]
+    folder = Path(__file__).resolve().parents[1] / presets.FOLDER
+    sample = YAML(typ="safe").load(presets.resolve("imagenet256-mar-b", folder))["sample"]
     head = {**sample["head"], "temperature": 1.0, "num_steps": first, "final_num_steps": last}
     changes = {"num_steps": sizes.num_steps, "guidance_scale": sizes.guidance_scale, "head": head}
     return SampleConfig.model_validate({**sample, "labels": None, **changes})

@@ -3,9 +3,10 @@
     python -m benchmarks.sampling --json sampling.json
     python -m benchmarks.sampling --trained --score --images 1000 --rounds 1
 
-Without `--trained`, a model with random weights is timed: 256 tokens in 64 generation steps. With
-it, the model in `out/` of the folder where this is run, with section `sample` of `params.yaml`
-except for what a mode sets. All modes generate the same images of the same noise, in turns.
+Without `--trained`, a model with random weights is timed: 256 tokens in 64 generation steps, by
+default. With it, the model in `out/` of the folder where this is run, with section `sample` of
+`params.yaml` except for what a mode sets. All modes generate the same images of the same noise, in
+turns.
 """
 
 import argparse
@@ -21,11 +22,10 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from mar.heads.denoiser import DenoiserSize
-from mar.heads.diffusion_loss import DiffusionConfig, DiffusionLoss
-from mar.latents.posterior import LatentShape
-from mar.model.mar import MAR, GeneratorConfig, MaskRatio
-from mar.model.transformer import Widths
+from benchmarks.generation import Generation, new_model, sample_config
+from benchmarks.training_step import Sizes
+from mar.heads.diffusion_loss import DiffusionLoss
+from mar.model.mar import MAR
 from mar.sampling.generate import SampleConfig, balanced_labels, draw_noise, generate
 from mar.sampling.images import generate_images
 from stages.scoring import FOLDER, Scorer
@@ -61,6 +61,8 @@ def parse() -> argparse.Namespace:
     add("--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE",
         help=f"some of {', '.join(MODES)} (default: all)")  # fmt: skip
     add("--width", type=int, default=256, help="of the transformer with random weights")
+    add("--tokens", type=int, default=256, help="of an image, with random weights")
+    add("--num-steps", type=int, default=64, help="generation steps, with random weights")
     add("--device", default="cpu")
     add("--json", type=Path, help="where the numbers are written")
     arguments = parser.parse_args()
@@ -69,58 +71,15 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def random_model(width: int) -> MAR:
-    """Return a model of 256 tokens, with fresh weights."""
-    size = Widths(
-        encoder_width=width,
-        encoder_blocks=4,
-        encoder_heads=4,
-        decoder_width=width,
-        decoder_blocks=4,
-        decoder_heads=4,
-    )
-    config = GeneratorConfig(
-        size=size,
-        attention="bidirectional",
-        order="random",
-        patch_size=1,
-        condition_tokens=64,
-        dropout=0.1,
-        label_drop=0.1,
-        mask_ratio=MaskRatio(min=0.7, std=0.25),
-        head=DiffusionConfig(
-            kind="diffusion", size=DenoiserSize(blocks=3, width=512), noise_samples_per_token=4
-        ),
-    )
-    model = MAR(config, LatentShape(channels=16, height=16, width=16), num_classes=1000)
-    model.initialize(torch.Generator().manual_seed(0))
-    return model.eval()
+def random_model(sizes: argparse.Namespace) -> MAR:
+    """Return a model for the classes of ImageNet, with fresh weights."""
+    return new_model(Sizes(width=sizes.width, tokens=sizes.tokens, classes=1000))
 
 
-def random_sample() -> dict[str, Any]:
+def random_sample(num_steps: int) -> dict[str, Any]:
     """Return a section `sample` for the model with random weights."""
-    return {
-        "seed": 0,
-        "num_images": 8,
-        "labels": None,
-        "prompts": None,
-        "num_steps": 64,
-        "order": "random",
-        "guidance_scale": 2.0,
-        "guidance_schedule": "linear",
-        "reconstruction_steps": None,
-        "head": {
-            "kind": "diffusion",
-            "num_steps": 100,
-            "final_num_steps": None,
-            "annealing": "linear",
-            "solver": "ancestral",
-            "temperature": 1.0,
-            "x_0_bound": 4.0,
-            "precision": "float32",
-        },
-        "shard_images": 8,
-    }
+    sample = sample_config(Generation(num_steps=num_steps, guidance_scale=2.0)).model_dump()
+    return {**sample, "head": {**sample["head"], "x_0_bound": 4.0}}
 
 
 def configs(sample: Mapping[str, Any], modes: list[str]) -> dict[str, SampleConfig]:
@@ -179,14 +138,14 @@ def main() -> None:
     """Generate with each mode in turns; print and write what was found."""
     arguments = parse()
     weights = trained_weights(ema=True) if arguments.trained else None
-    model = random_model(arguments.width) if weights is None else weights.mar
+    model = random_model(arguments) if weights is None else weights.mar
     model.to(arguments.device)
     if weights is not None:
         weights.tokenizer.to(arguments.device)
     scorer = None
     if weights is not None and arguments.score:
         scorer = Scorer.open(FOLDER, weights.image_size, weights.class_names, weights.preset)
-    sample = random_sample() if weights is None else weights.sample.model_dump()
+    sample = random_sample(arguments.num_steps) if weights is None else weights.sample.model_dump()
     evaluations = Evaluations(model)
     labels = balanced_labels(arguments.images, None, model.num_classes)
     seconds: dict[str, list[float]] = {mode: [] for mode in arguments.modes}
