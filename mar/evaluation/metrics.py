@@ -251,7 +251,7 @@ def _neighbour_scores(
     scores = {names.kid: float(kid[KEY_METRIC_KID_MEAN])}
     if config.kid_subsets > 1:
         scores[names.kid + SPREAD] = float(kid[KEY_METRIC_KID_STD])
-    scores[names.mmd] = mmd(features, real)
+    scores[names.mmd] = mmd(features, real, seed=config.seed)
     shares = prc_features_to_metric(
         features,
         real,

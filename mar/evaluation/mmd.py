@@ -14,18 +14,27 @@ from torch import Tensor
 
 from mar.data.spread import spread
 from mar.evaluation.statistics import ROWS
+from mar.seeds import make_rng
 
 
 SCALE = 1000.0  # as CMMD is multiplied, so that it is read more easily
 MEDIAN_OF = 1000  # real images, evenly spread, whose distances tell the width of the kernel
 
 
-def mmd(found: Float32[Tensor, "N F"], real: Float32[Tensor, "M F"]) -> float:
+def mmd(found: Float32[Tensor, "N F"], real: Float32[Tensor, "M F"], *, seed: int) -> float:
     """Return the squared discrepancy times `SCALE`; around 0 for images of one distribution.
 
-    Of more images than real ones, as many are taken, evenly spread: so its time is bounded.
+    Of more images than real ones, as many are drawn: so its time is bounded.
+
+    Args:
+        found: Features of generated images; at least two.
+        real: Features of real ones; at least two.
+        seed: Of the draw. Images at equal distances would be of some classes only, as samples
+            cycle through the classes.
     """
-    found = found[spread(len(found), max(len(real), 2))]
+    if len(found) > len(real):
+        order = torch.randperm(len(found), generator=make_rng("mmd", seed))
+        found = found[order[: len(real)]]
     width = _median_distance(real)
     inside = sum(
         (_kernel_sum(x, x, width) - len(x)) / (len(x) * (len(x) - 1)) for x in (found, real)

@@ -29,16 +29,25 @@ def test_it_equals_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
 
     across = sum(kernel(a, b) for a in found for b in real) / 99
     expected = within(found) + within(real) - 2 * across
-    assert mmd(found, real) == pytest.approx(SCALE * expected, rel=1e-6)
+    assert mmd(found, real, seed=0) == pytest.approx(SCALE * expected, rel=1e-6)
 
 
 def test_few_images_of_one_distribution_are_at_no_distance_on_average() -> None:
-    same = [mmd(normal(16, seed), normal(200, 1000)) for seed in range(40)]
-    other = [mmd(normal(16, seed) + 1, normal(200, 1000)) for seed in range(40)]
+    same = [mmd(normal(16, seed), normal(200, 1000), seed=0) for seed in range(40)]
+    other = [mmd(normal(16, seed) + 1, normal(200, 1000), seed=0) for seed in range(40)]
     mean, spread = sum(same) / 40, torch.tensor(same).std()
     assert abs(mean) < 4 * spread / 40**0.5
     assert min(other) > max(same)
 
 
 def test_images_that_are_all_the_same_are_at_no_distance_from_themselves() -> None:
-    assert mmd(torch.ones(5, 3), torch.ones(4, 3)) == 0.0
+    assert mmd(torch.ones(5, 3), torch.ones(4, 3), seed=0) == 0.0
+
+
+def test_of_more_images_than_real_ones_all_classes_are_compared() -> None:
+    """Samples cycle through the classes, so that every fifth is of two of ten."""
+    labels = torch.arange(2000) % 10
+    found = normal(2000, 0) / 10 + labels[:, None]
+    real = normal(400, 1) / 10 + torch.arange(400)[:, None] // 40
+    assert abs(mmd(found, real, seed=0)) < 10
+    assert mmd(found[::5], real, seed=0) > 50
