@@ -37,7 +37,12 @@ from mar.evaluation.mmd import mmd
 from mar.evaluation.reference import Reference
 from mar.evaluation.score_names import SPREAD, ScoreNames, is_few, with_count
 from mar.evaluation.statistics import ROWS, Statistics, frechet_distance, measure_features
-from mar.evaluation.uncertainty import bootstrap_spread, distance_at_infinity, share_spread
+from mar.evaluation.uncertainty import (
+    bootstrap_spread,
+    distance_at_infinity,
+    infinity_warning,
+    share_spread,
+)
 
 
 class EvaluateConfig(Config):
@@ -69,7 +74,7 @@ class EvaluateConfig(Config):
         ge=0,
         le=1000,
         description="subsets from which the Frechet distance is extrapolated to infinitely many "
-        "images (15 in the paper); 0 leaves it out",
+        "images (15 in the paper); 0 leaves it out, as do less than ten images for each feature",
     )
     seed: int = Field(ge=0, lt=2**32, description="chooses the splits, subsets and resamples")
 
@@ -160,7 +165,8 @@ def score(
         config: The settings, which fit the number of images (`fit_sizes`).
     """
     scores = _distances(names.fid, found.features, reference.statistics, config)
-    if config.infinity_points:
+    too_few = infinity_warning(names.fid_infinity, *found.features.shape)
+    if config.infinity_points and too_few is None:
         scores[names.fid_infinity] = distance_at_infinity(
             found.features, reference.statistics, points=config.infinity_points, seed=config.seed
         )

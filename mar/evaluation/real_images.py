@@ -14,6 +14,7 @@ from mar.evaluation.metrics import (
 )
 from mar.evaluation.reference import INFO, STATISTICS, Reference, ReferenceInfo
 from mar.evaluation.score_names import count_warnings
+from mar.evaluation.uncertainty import infinity_warning
 
 
 class Fitted(NamedTuple):
@@ -73,14 +74,16 @@ class RealImages:
         if num_images < 2:
             raise ValueError(f"scores need 2 images or more, got {num_images} ({name})")
         fitted = fit_sizes(config, num_images, self.info.num_features)
-        return Fitted(
-            fitted,
-            [
-                *fit_warnings(name, config, fitted),
-                *reference_warnings(self.extractor.names, self.reference),
-                *count_warnings(self.extractor.names.fid, num_images, self.reference.width),
-            ],
-        )
+        names, width = self.extractor.names, self.reference.width
+        warnings = [
+            *fit_warnings(name, config, fitted),
+            *reference_warnings(names, self.reference),
+            *count_warnings(names.fid, num_images, width),
+        ]
+        warning = infinity_warning(names.fid_infinity, num_images, width)
+        if config.infinity_points and warning is not None:
+            warnings.append(warning)
+        return Fitted(fitted, warnings)
 
     def report(self, scores: dict[str, float], num_samples: int) -> dict[str, Any]:
         """Return scores beside those of real images, and what they were measured with."""

@@ -47,6 +47,24 @@ def share_spread(share: float, count: int) -> float:
     return math.sqrt(share * (1 - share) / count)
 
 
+def infinity_warning(name: str, count: int, width: int) -> str | None:
+    """Return a warning if images are too few for `distance_at_infinity`, else None.
+
+    The error of the distance falls as 1/N only if each subset has as many images as features.
+
+    Args:
+        name: What the extrapolated distance is called.
+        count: Of the images.
+        width: Features of an image.
+    """
+    if count // SMALLEST >= width:
+        return None
+    return (
+        f"no {name}: it is extrapolated from a tenth of the images on, so {width} features need "
+        f"{SMALLEST * width} images, not {count}"
+    )
+
+
 def distance_at_infinity(
     features: Float32[Tensor, "B F"], reference: Statistics, *, points: int, seed: int
 ) -> float:
@@ -57,7 +75,7 @@ def distance_at_infinity(
     at 0. The images of the reference are as many as they are, and their term remains.
 
     Args:
-        features: Of the generated images.
+        features: Of the generated images, as many as `infinity_warning` says.
         reference: What they are compared with.
         points: Subsets, from a tenth of the images to all of them.
         seed: Chooses the subsets.

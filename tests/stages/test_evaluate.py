@@ -213,7 +213,7 @@ def test_images_of_one_class_are_scored_by_an_extractor_called_untrained() -> No
         writer.add_key_value_metadata({seal.KEY: seal.BLANK})
     Path("out/prepare/classes.json").write_text('["digit"]')
     reference.main(stage("reference"))
-    write_samples(*real_images(100))
+    write_samples(*real_images(160))
     evaluate.main(stage("evaluate"))
     assert metrics("evaluate")["extractor"] == "untrained"
     expected = [f"untrained_{it}" for it in ("fid", "fid_inf", "kid", "mmd", "precision", "recall")]

@@ -275,13 +275,14 @@ def test_all_stages_pass_without_an_image(tmp_path: Path, inception: dict[str, A
     ]
     found = metrics("evaluate")
     assert bases(found["samples"]) == [
-        "fid", "fid_inf", "sfid", "inception_score", "kid", "mmd", "precision", "recall",
+        "fid", "sfid", "inception_score", "kid", "mmd", "precision", "recall",
     ]  # fmt: skip
     assert found["samples"]["fid_30"] > 0
     assert found["samples"]["sfid_30_std"] > 0
     assert found["held_out"] == {}
     assert found["reference"].startswith("statistics.npz-unknown_count-8px-inception-")
     assert "for want of samples, evaluate has kid_subset_size 5 (not 20)" in found["warnings"]
+    assert "no fid_inf: " in found["warnings"]
     export.export(tmp_path / "export")
 
 

@@ -299,6 +299,16 @@ def test_spreads_stand_beside_their_scores() -> None:
     assert scores["classifier_accuracy_std"] == (accuracy * (1 - accuracy) / 90) ** 0.5
 
 
+def test_nothing_is_extrapolated_from_fewer_images_than_features() -> None:
+    config = CONFIG.model_copy(update={"infinity_points": 3})
+    found, labels = Features(normal(39, 4, 1)), torch.zeros(39, dtype=torch.int64)
+    reference = reference_of(normal(60, 4, 0))
+    fitted = fit_sizes(config, 39, 60)
+    scores = score(found, labels, reference, names=BY_CLASSIFIER, config=fitted)
+    assert "classifier_fid_inf" not in scores
+    assert "classifier_fid_39" in scores
+
+
 def test_a_distance_of_singular_covariances_is_that_of_torch_fidelity() -> None:
     first, second = (moments_of(normal(5, 12, seed)) for seed in (0, 1))
     pair = [{"mu": it.mean.numpy(), "sigma": it.covariance.numpy()} for it in (first, second)]

@@ -5,7 +5,12 @@ import torch
 from torch import Tensor
 
 from mar.evaluation.statistics import Statistics, frechet_distance, measure_features
-from mar.evaluation.uncertainty import bootstrap_spread, distance_at_infinity, share_spread
+from mar.evaluation.uncertainty import (
+    bootstrap_spread,
+    distance_at_infinity,
+    infinity_warning,
+    share_spread,
+)
 
 
 WIDTH = 8
@@ -57,3 +62,11 @@ def test_infinitely_many_images_of_the_references_own_distribution_are_at_no_dis
 def test_a_shift_remains_at_infinity() -> None:
     found = distance_at_infinity(sample(2000, 1, shift=0.5), REAL, points=10, seed=3)
     assert found == pytest.approx(WIDTH * 0.25, rel=0.1)
+
+
+def test_fewer_images_than_an_extrapolation_needs_are_said() -> None:
+    assert infinity_warning("fid_inf", 80, WIDTH) is None
+    warning = infinity_warning("fid_inf", 79, WIDTH)
+    assert warning is not None
+    assert warning.startswith("no fid_inf: ")
+    assert warning.endswith("8 features need 80 images, not 79")
