@@ -7,9 +7,10 @@ What counts as a copy is set by real images, in an extractor's feature space:
 - A training copy lies closer to a training image than all but 1 % of real images that were held out
   (where none are, of training images to another one).
 
-So 1 % of fresh real images would count as each, and a share well above that is a finding. Images
-whose features are equal, but which differ, count as copies too: features see what they were trained
-to see.
+So 1 % of fresh real images would count as each, and a share well above that is a finding. An image
+at the distance 0 always counts: also where more than 1 % of the real images are there twice, so
+that fresh ones would count more often. Images whose features are equal, but which differ, count as
+copies too: features see what they were trained to see.
 
 Shapes: B generated images, K training images, H held-out images, F features.
 """
@@ -46,7 +47,7 @@ class CopyScale:
     """How near real images lie to others, by which copies among generated ones are told.
 
     Attributes:
-        training_copy: The distance to a training image, below which an image counts as its copy.
+        training_copy: The distance to a training image, up to which an image counts as its copy.
         basis: The real images whose distances these are: "held-out" or "training".
         between_real: The distances between each training image and its nearest other one, sorted.
     """
@@ -69,7 +70,7 @@ class CopyScale:
         )
 
     def near_duplicate(self, count: int) -> float:
-        """Return the distance below which one of `count` images counts as a near-duplicate.
+        """Return the distance up to which one of `count` images counts as a near-duplicate.
 
         Nearest neighbours are nearer among more images: the chance that one is within a small
         distance grows as their number. So the share of the real images is that much smaller or
@@ -100,8 +101,8 @@ class Copies:
     Attributes:
         training: The nearest training image of each.
         others: The nearest other generated image of each.
-        training_copy: The distance below which the first counts as a copy.
-        near_duplicate: The distance below which the second does.
+        training_copy: The distance up to which the first counts as a copy.
+        near_duplicate: The distance up to which the second does.
     """
 
     training: Nearest
@@ -126,8 +127,8 @@ class Copies:
 
     def shares(self) -> dict[str, float]:
         """Return the shares of images that are near-duplicates and training copies."""
-        duplicates = self.others.distances < self.near_duplicate
-        copies = self.training.distances < self.training_copy
+        duplicates = self.others.distances <= self.near_duplicate
+        copies = self.training.distances <= self.training_copy
         return {
             "near_duplicates": float(duplicates.double().mean()),
             "training_copies": float(copies.double().mean()),
