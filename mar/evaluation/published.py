@@ -65,6 +65,8 @@ class PublishedStatistics:
 
     def keep(self, wanted: int) -> "PublishedStatistics":
         """Return the same statistics with only `wanted` of the images, evenly spread."""
+        if wanted >= len(self):
+            return self  # ADM's are 2 GB: no copy of them
         kept = self.images[spread(len(self), wanted).numpy()]
         return PublishedStatistics(self.statistics, self.spatial, kept)
 
@@ -107,6 +109,10 @@ def read_published(path: Path, file: StatisticsFile, *, image_size: int) -> Publ
             _check_shape(path, IMAGES, images.shape[1:], (image_size, image_size, 3))
             if images.dtype != np.uint8:
                 raise ValueError(f"{KEY}: {path} has {IMAGES} of {images.dtype}, expected uint8")
+            if len(images) == 1:
+                raise ValueError(
+                    f"{KEY}: {path} has {IMAGES} of 1 image, expected none, or 2 or more"
+                )
     return PublishedStatistics(statistics, spatial, images)
 
 

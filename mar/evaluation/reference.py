@@ -211,8 +211,8 @@ def measure(
         base: The folder that a relative path of the published statistics starts from.
 
     Raises:
-        ValueError: the published file is missing, has another digest than the config says, or is
-            of other features or image sizes.
+        ValueError: the split has fewer than two images; or the published file is missing, has
+            another digest than the config says, or is of other features or image sizes.
     """
     path, file = find_published(config, base), config.statistics_file
     if path is not None and file is not None:
@@ -226,6 +226,11 @@ def measure(
         features = [torch.empty(0, file.width), *(batch.features for batch in batches)]
         return Reference(published.statistics, torch.cat(features), path.name, published.spatial)
     source = SOURCES[config.split or "train"]
+    if len(images) < 2:
+        raise ValueError(
+            f"reference.split: the {source} has {len(images)} images, and a covariance needs 2 or "
+            "more"
+        )
     batches = extract(extractor, images, name=source, device=device, workers=workers)
     if not distributed.is_main():
         do_share(batches)

@@ -57,12 +57,15 @@ class Pictures:
 
     image_size = 4
 
+    def __init__(self, count: int = 150) -> None:
+        self.count = count
+
     def __len__(self) -> int:
-        return 150
+        return self.count
 
     def stack(self, indices: list[int]) -> Tensor:
         rng = torch.Generator().manual_seed(0)
-        return torch.randint(256, (150, 3, 4, 4), generator=rng)[indices].to(torch.uint8)
+        return torch.randint(256, (self.count, 3, 4, 4), generator=rng)[indices].to(torch.uint8)
 
 
 def save(path: Path, **arrays: np.ndarray) -> Path:
@@ -118,6 +121,14 @@ def test_a_split_is_measured_with_its_spatial_features() -> None:
     assert info.id.startswith("held_out_split-150-4px-colours-")
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_split_without_a_covariance_is_named(count: int) -> None:
+    config = Section(split="held_out", num_features=7, statistics=None)
+    message = rf"reference\.split: the held-out split has {count} images, and a covariance needs 2"
+    with pytest.raises(ValueError, match=message):
+        measure(config, config.load(Path()), Pictures(count), device=CPU, workers=0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -134,6 +145,7 @@ def test_a_split_is_measured_with_its_spatial_features() -> None:
         ({"mu": np.array(["a", "b", "c"])}, r"mu holds <U1, expected an array of numbers"),
         ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8)}, r"has arr_0 \(8, 8, 3\), expected \(4"),
         ({"arr_0": np.zeros((2, 4, 4, 3))}, r"has arr_0 of float64, expected uint8"),
+        ({"arr_0": np.zeros((1, 4, 4, 3), np.uint8)}, r"has arr_0 of 1 image, expected none"),
     ],
 )  # fmt: skip
 def test_what_is_no_statistics_is_named_by_file_and_key(
