@@ -122,13 +122,17 @@ def test_a_head_samples_in_float32_under_autocast(
 
 def test_what_sees_any_tokens_can_generate_row_by_row(make: Callable[..., MAR]) -> None:
     model = make("diffusion", order="random")
-    seen: list[list[int]] = []
-    model.transformer.register_forward_pre_hook(
-        lambda _, values: seen.append(values[1][2].tolist())
-    )
+    left: list[list[int]] = []
     config = sample_config(order="raster", num_steps=12, guidance_scale=1.0)
-    assert generate(model, LABELS, noise_of(model, config), config).isfinite().all()
-    assert [sorted(visible) for visible in seen] == [list(range(step)) for step in range(12)]
+    latents = generate(
+        model,
+        LABELS,
+        noise_of(model, config),
+        config,
+        on_tokens=lambda _, hidden: left.append(sorted(hidden[2].tolist())),
+    )
+    assert latents.isfinite().all()
+    assert left == [list(range(step, 12)) for step in range(1, 13)]
 
 
 def test_raster_order_appears_row_by_row(make: Callable[..., MAR]) -> None:
@@ -144,14 +148,14 @@ def test_by_confidence_the_surest_codes_are_kept(make: Callable[..., MAR]) -> No
     """In two steps, the tokens of the first are drawn likelier than those left for the second."""
     model = make("cross_entropy")
     config = sample_config("cross_entropy", order="confidence", num_steps=2, guidance_scale=1.0)
-    inputs: list[tuple[Tensor, Tensor]] = []
-    model.transformer.register_forward_pre_hook(
-        lambda _, values: inputs.append((values[0].clone(), values[1].clone()))
-    )
+    left: list[Tensor] = []
     noise = noise_of(model, config)
-    codes = model.patchify(generate(model, LABELS, noise, config))
-    _, visible = inputs[-1]
-    first = [set(row.tolist()) for row in visible]
+    latents = generate(
+        model, LABELS, noise, config, on_tokens=lambda _, hidden: left.append(hidden.clone())
+    )
+    codes = model.patchify(latents)
+    first = [set(range(48)) - set(row.tolist()) for row in left[0]]
+    assert [hidden.shape[1] for hidden in left] == [48 - len(first[0]), 0]
     condition = model.transformer.condition(LABELS, torch.zeros(4, dtype=torch.bool))
     nothing = torch.zeros(4, 0, dtype=torch.int64)
     with torch.no_grad():
@@ -183,14 +187,18 @@ def test_by_confidence_every_step_draws_afresh(make: Callable[..., MAR]) -> None
 def test_by_confidence_a_later_draw_changes_what_is_left_alone(make: Callable[..., MAR]) -> None:
     model = make("cross_entropy")
     config = sample_config("cross_entropy", order="confidence", num_steps=2, guidance_scale=1.0)
-    visible: list[Tensor] = []
-    model.transformer.register_forward_pre_hook(lambda _, values: visible.append(values[1]))
+    left: list[Tensor] = []
     noise = noise_of(model, config)
     assert noise.later is not None
     other = replace(noise, later=-noise.later)
-    first, second = (model.patchify(generate(model, LABELS, n, config)) for n in (noise, other))
-    assert len(visible) == 2 * config.num_steps  # the transformer runs once in each
-    kept = torch.zeros(4, 48).scatter(1, visible[-1], 1.0).bool()
+    first, second = (
+        model.patchify(
+            generate(model, LABELS, n, config, on_tokens=lambda _, hidden: left.append(hidden))
+        )
+        for n in (noise, other)
+    )
+    assert torch.equal(left[0], left[2])  # after the first of two steps, in both generations
+    kept = torch.ones(4, 48).scatter(1, left[0], 0.0).bool()
     assert torch.equal(first[kept], second[kept])
     assert (first[~kept] != second[~kept]).float().mean() > 0.5
 
