@@ -144,9 +144,8 @@ class DiffusionLoss(Head):
         spread of x_t would be 10 % too large with 100 steps, and six times too large with 10.
         """
         assert isinstance(sampler, DiffusionSampler)
-        steps, timesteps = _sampling_steps(sampler.num_steps, condition.z.device)
+        steps, features = _sampling_steps(sampler.num_steps, condition.z.device)
         with without_autocast(condition.z.device):
-            features = functional.embedding(timesteps, self.time_features)  # (S, F)
             dtype = getattr(torch, sampler.precision)
             denoise = Denoising(self.denoiser, condition, features, dtype).guided
             if sampler.solver in ORDERS:
@@ -171,6 +170,6 @@ class DiffusionLoss(Head):
 def _sampling_steps(
     num_steps: int, device: torch.device
 ) -> tuple[list[diffusion_sampling.Step], Tensor]:
-    """Return the steps and, on the device, their training steps, which every call needs."""
+    """Return the steps and, on the device, the features (S, F) of their times."""
     schedule = diffusion.sampling_schedule(num_steps)
-    return diffusion_sampling.steps_of(schedule), schedule.timesteps.to(device)
+    return diffusion_sampling.steps_of(schedule), time_features(schedule.timesteps).to(device)
