@@ -64,6 +64,6 @@ def test_two_clones_give_the_same_lock(tmp_path: Path) -> None:
     locks = [(tmp_path / name / "mar" / "dvc.lock").read_text() for name in uris]
     assert locks[0] == locks[1]
     stages = YAML(typ="safe").load(locks[0])["stages"]
-    assert len(stages) == 8
+    assert len(stages) == 9
     recorded = {out["path"] for stage in stages.values() for out in stage["outs"]}
     assert {"out/evaluate/metrics.json", "out/train_generator/curves.csv"} <= recorded

@@ -134,7 +134,7 @@ def test_arithmetic_that_the_device_lacks_is_refused(photos: Path) -> None:
 def test_where_latents_are_held_changes_no_weight(
     on_device: str, project: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("prepare", "train_tokenizer", "encode"):
+    for name in ("prepare", "train_tokenizer", "encode", "encode_text"):
         shutil.copytree(finished / "out" / name, project / "out" / name)
     monkeypatch.setenv("MAR_CACHE_ON_DEVICE", on_device)
     tiny.run_stage("train_generator")

@@ -91,7 +91,7 @@ def test_the_page_in_a_browser(address: str, finished: Path) -> None:
         assert np.array_equal(images, expected)
         seen = [pixels(url) for url in page.evaluate("window.seen")]
         shares = {float((picture == 128).all(axis=2).mean()) for picture in seen}
-        assert len(shares - {0.0}) >= 2  # it filled in
+        assert any(0 < share < 1 for share in shares)  # a picture on the way, grey in part
 
         page.locator("#pictures img").first.click()
         area = page.locator("#mask").bounding_box()

@@ -146,8 +146,8 @@ def test_an_unknown_choice_lists_the_known_ones(content: dict[str, Any], tmp_pat
     content["data"]["source"] = "digit"
     message = refuse(tmp_path, content)
     assert message == (
-        "params.yaml: data.source must be 'digits' or 'folder' or 'parquet' or 'webdataset' or "
-        "'none', got 'digit'; did you mean 'digits'?"
+        "params.yaml: data.source must be 'digits' or 'scenes' or 'folder' or 'captioned_folder' "
+        "or 'parquet' or 'webdataset' or 'none', got 'digit'; did you mean 'digits'?"
     )
 
 
@@ -399,7 +399,7 @@ CAUSAL = {
         (
             {"generator.label_drop": 0.0},
             "sample.guidance_scale: must be 1 where generator.label_drop is 0, as the prediction "
-            "without class is not trained; got 1.15",
+            "without class or text is not trained; got 1.15",
         ),
         (
             {"training.steps": 100},

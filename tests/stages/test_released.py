@@ -76,7 +76,9 @@ def test_without_a_step_both_sets_are_those_of_the_file() -> None:
     samples = SampleSet(Path("out/sample/samples"))
     assert len(samples) == 30
     assert float(samples.stack(list(range(30))).float().std()) > 1
-    assert metrics("evaluate")["samples"].keys() == metrics("evaluate")["held_out"].keys()
+    samples_scores, held_out_scores = (metrics("evaluate")[of] for of in ("samples", "held_out"))
+    missing = set(bases(held_out_scores)) - set(bases(samples_scores))
+    assert missing <= {"classifier_fid_inf"}  # 30 samples are too few to extrapolate from
 
 
 @pytest.mark.usefixtures("copied")
