@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 
 from mar.data.formats import EXTENSIONS
+from mar.data.held_out import hold_out
 from mar.data.manifest import Row, Rows, Split
 from mar.sources.caption_files import CaptionsConfig, Found
 from mar.sources.caption_report import caption_remarks, caption_warnings
 from mar.sources.captions import CLASS
 from mar.sources.folder import check_files
 from mar.sources.folder_entries import Skipped, entries, require_text
-from mar.sources.held_out import hold_out
 from mar.sources.source import Collection, DataSource, Surroundings
 from mar.sources.split_names import role
 from mar.sources.unreadable import Wording, left_out, require_few, require_small

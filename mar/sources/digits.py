@@ -1,20 +1,15 @@
-"""The data source `digits`: handwritten digits that come with scikit-learn.
-
-Shapes: N images of a data set.
-"""
+"""The data source `digits`: handwritten digits that come with scikit-learn."""
 
 import hashlib
 import io
 from typing import Literal
 
-import torch
-from jaxtyping import Int64, UInt8
 from PIL import Image
 from pydantic import Field
-from torch import Tensor
 
+from mar.data.held_out import hold_out
 from mar.data.manifest import Row, Rows, Split
-from mar.sources.held_out import hold_out
+from mar.scenes.digits import load_digits
 from mar.sources.source import Collection, DataSource, Surroundings
 
 
@@ -42,13 +37,3 @@ class DigitsData(DataSource):
             label = int(labels[index])
             rows.append(Row(f"digits/{index:04d}", content, label, len(content), sha256, split))
         return Collection([str(digit) for digit in range(10)], Rows.collect(rows))
-
-
-def load_digits() -> tuple[UInt8[Tensor, "N 8 8"], Int64[Tensor, " N"]]:
-    """Return the digits of scikit-learn, 0 to 255, and which digit each is."""
-    # Here, as it takes seconds to import, and a folder of images does not need it.
-    from sklearn import datasets  # pyright: ignore[reportMissingTypeStubs]
-
-    values, labels = datasets.load_digits(return_X_y=True)  # pyright: ignore[reportUnknownVariableType]
-    images = torch.tensor(values).reshape(-1, 8, 8) * 255 / 16  # scikit-learn: 0 to 16
-    return images.round().to(torch.uint8), torch.tensor(labels, dtype=torch.int64)

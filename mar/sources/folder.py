@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from tqdm import tqdm
 
+from mar.data.held_out import hold_out
 from mar.data.manifest import Row, Rows, Split
 from mar.data.workers import map_chunks, ranges
 from mar.sources import checked_files, doubts
 from mar.sources.checked_files import Checked, check_file
-from mar.sources.held_out import hold_out
 from mar.sources.image_folder import File, list_folder
 from mar.sources.source import Collection, DataSource, Surroundings
 from mar.sources.unreadable import left_out, require_few, require_small

@@ -22,11 +22,11 @@ import torch
 from pydantic import Field
 from tqdm import tqdm
 
+from mar.data.held_out import hold_out
 from mar.data.workers import map_chunks
 from mar.sources import captions, doubts, shard_files, shard_notes
 from mar.sources.caption_report import caption_remarks, caption_warnings
 from mar.sources.checked_files import reader
-from mar.sources.held_out import hold_out
 from mar.sources.shard_files import Memory, Shard, ShardListing, list_shards, state_of
 from mar.sources.shard_notes import Noted, Notes, Values
 from mar.sources.source import Collection, DataSource, Surroundings

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from mar.evaluation.geneval import Box, Detection, Prompt, Verdict, Wanted, judge
+from mar.scenes.grammar import COLORS, NUMBERS, Scene, draw_scene, plural, unseen_pairs
 from mar.seeds import make_rng
-from mar.sources.scenes import COLORS, NUMBERS, Scene, ScenesData, draw_scene, plural, unseen_pairs
+from mar.sources.scenes import ScenesData
 from mar.sources.source import Collection, Surroundings
 
 

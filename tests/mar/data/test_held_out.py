@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mar.sources.held_out import hold_out
+from mar.data.held_out import hold_out
 
 
 @given(

@@ -1,0 +1,108 @@
+"""What scenes show, and the captions that say it.
+
+A scene is of 2 x 2 cells with at most one object in each: a digit in one of six colours. Its
+caption belongs to one of the six tasks of GenEval (arXiv 2310.11513), and no object is in a scene
+that its caption does not mention. For each colour, one digit never has it: whether a model draws it
+when asked tells whether it puts together what it learnt.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from mar.seeds import make_rng
+
+
+Task = Literal["single_object", "two_object", "counting", "colors", "position", "color_attr"]
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+COLORS = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "purple": (255, 0, 255),
+    "white": (255, 255, 255),
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is where.
+
+    Attributes:
+        digits: The digit of each object.
+        colors: Its colour.
+        cells: Its cell, 0 to 3, row by row.
+        captions: Of the scene.
+    """
+
+    digits: Sequence[int]
+    colors: Sequence[str]
+    cells: Sequence[int]
+    captions: tuple[str, ...]
+
+
+def unseen_pairs(seed: int) -> set[tuple[int, str]]:
+    """Return the digit and the colour of those that never occur: one digit for each colour."""
+    order = _shuffled(len(NUMBERS), make_rng("unseen", seed))
+    return set(zip(order, COLORS, strict=False))
+
+
+def draw_scene(task: Task, unseen: set[tuple[int, str]], rng: torch.Generator) -> Scene:
+    """Draw a scene with the captions of a task.
+
+    Scenes of two objects with colours or places have a second caption, which says both.
+    """
+    count = {"single_object": 1, "colors": 1, "counting": 2 + below(3, rng)}.get(task, 2)
+    digits = _shuffled(len(NUMBERS), rng)[:count]
+    if task == "counting":
+        digits = [digits[0]] * count
+    cells = _shuffled(4, rng)[:count]
+    colors: list[str] = []
+    for digit in digits:
+        taken = colors if task == "color_attr" else []
+        free = [name for name in COLORS if (digit, name) not in unseen and name not in taken]
+        colors.append(free[below(len(free), rng)])
+    names = [NUMBERS[digit] for digit in digits]
+    full = [f"a {color} {name}" for color, name in zip(colors, names, strict=True)]
+    if task == "counting":
+        captions = (f"{NUMBERS[count]} {plural(names[0])}",)
+    elif task == "single_object":
+        captions = (f"a {names[0]}",)
+    elif task == "colors":
+        captions = (full[0],)
+    elif task == "two_object":
+        captions = (f"a {names[0]} and a {names[1]}",)
+    else:
+        known = list(relations(*cells))
+        relation = known[below(len(known), rng)]
+        plain = f"a {names[0]} {relation} a {names[1]}"
+        whole = f"{full[0]} {relation} {full[1]}"
+        captions = (plain if task == "position" else f"{full[0]} and {full[1]}", whole)
+    return Scene(digits, colors, cells, captions)
+
+
+def relations(cell: int, other: int) -> Iterator[str]:
+    """Yield how a cell lies to another: on a diagonal in two ways."""
+    (row, column), (other_row, other_column) = divmod(cell, 2), divmod(other, 2)
+    if column != other_column:
+        yield "left of" if column < other_column else "right of"
+    if row != other_row:
+        yield "above" if row < other_row else "below"
+
+
+def plural(name: str) -> str:
+    """Return the plural of a digit's name."""
+    return f"{name}es" if name in ("zero", "six") else f"{name}s"
+
+
+def _shuffled(count: int, rng: torch.Generator) -> list[int]:
+    return [int(index) for index in torch.randperm(count, generator=rng)]
+
+
+def below(count: int, rng: torch.Generator) -> int:
+    """Draw a number from 0 to `count` - 1."""
+    return int(torch.randint(count, (1,), generator=rng))
