@@ -23,7 +23,7 @@ from mar.evaluation.reference import Reference
 from mar.evaluation.score_names import bases, find
 from mar.files import atomic
 from mar.sampling.store import SampleSet
-from stages import copies, evaluation_report, pictures
+from stages import copies, evaluation_report, pictures, scene_scores
 from stages.stage import Stage, run
 
 
@@ -39,6 +39,7 @@ def main(stage: Stage) -> None:
     """Write the samples' scores beside those of real images that were held out."""
     config = stage.params("evaluate", EvaluateConfig)
     section = stage.params("reference", ReferenceConfig)
+    source = stage.params("data.source", str)
     samples = distributed.from_main(lambda: SampleSet(SAMPLES))  # compared with their seals once
     size = {"height": samples.height, "width": samples.width}
     real = RealImages.load(REFERENCE, section, base=stage.root, **size)
@@ -55,7 +56,9 @@ def main(stage: Stage) -> None:
     atomic.write_text(stage.out / "scores.csv", _table(scores, real.info.held_out))
     alike = copies.find(REFERENCE, reference, found.features)
     shares = {"copies": copies.report(alike, reference)} if alike else {}
-    report = real.report(scores, len(samples)) | shares
+    scenes = scene_scores.find(source, MANIFEST, samples)
+    warnings += stage.warn([scene_scores.warning(source, samples, scenes)])
+    report = real.report(scores, len(samples)) | shares | scenes
     stage.write_metrics(report | {"warnings": " ".join(f"{text}." for text in warnings)})
     described = ("extractor", "reference", "num_samples")
     stage.run.tags({key: str(report[key]) for key in described} | {"warnings": "\n".join(warnings)})

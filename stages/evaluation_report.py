@@ -10,7 +10,7 @@ from mar.config import Config
 from mar.evaluation.copies import SHARE, Copies
 from mar.evaluation.reference import ReferenceInfo
 from mar.files import atomic
-from stages import report
+from stages import report, scene_scores
 from stages.report import Picture, Report, Table
 from stages.stage import Stage
 
@@ -66,6 +66,8 @@ def compose(
     tables = [Table("Measured with", report.facts(described), "The id tells references apart.")]
     if found:
         tables.append(_copies(found, values["copies"], info))
+    if "scenes" in values:
+        tables.insert(0, scene_scores.table(values["scenes"]))
     for name, section in sections.items():
         tables.append(Table(f"Section {name}", report.facts(section.model_dump())))
     return Report(

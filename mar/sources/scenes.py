@@ -26,7 +26,10 @@ class ScenesData(DataSource):
 
     source: Literal["scenes"] = Field(description="coloured digits in places, built in")
     image_size: int = Field(
-        gt=0, le=16_384, description="side to which the images, of 24 pixels, are scaled"
+        gt=0,
+        le=16_384,
+        multiple_of=2,
+        description="side to which the images, of 24 pixels and 2 x 2 cells, are scaled",
     )
     tasks: list[Task] = Field(
         min_length=1, description="GenEval's tasks whose captions there are, all equally often"
@@ -42,8 +45,8 @@ class ScenesData(DataSource):
 
     def collect(self, surroundings: Surroundings) -> Collection:
         """Return the scenes as PNG files within the rows."""
-        train, held_out = split_digits(self.seed)
-        unseen = unseen_pairs(self.seed)
+        train, held_out = split_digits()
+        unseen = unseen_pairs()
         rows: list[Row] = []
         splits: dict[Split, int] = {"train": self.num_train, "held_out": self.num_held_out}
         for split, count in splits.items():

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -13,6 +14,7 @@ from PIL import Image
 from torch.nn import functional
 
 from mar.data.dataset import ImageSet
+from mar.data.manifest import Manifest
 from mar.evaluation.reference import ReferenceInfo
 from mar.evaluation.score_names import bases, find
 from mar.files import seal
@@ -311,3 +313,39 @@ def test_missing_inception_weights_are_named_by_every_stage(
     for main in (reference.main, reconstruct.main, evaluate.main):
         with pytest.raises(ValueError, match=message):
             main(stage(main.__module__.rpartition(".")[2]))
+
+
+def test_scenes_are_judged_by_what_they_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAR_WORKERS", "0")
+    scenes = (
+        "data: {source: scenes, image_size: 24, tasks: [single_object, colors], num_train: 60, "
+        "num_held_out: 40, seed: 0}"
+    )
+    digits = PARAMS.splitlines()[1]
+    Path("params.yaml").write_text(PARAMS.replace(digits, scenes).replace("steps: 80", "steps: 1"))
+    prepare.main(stage("prepare"))
+    reference.main(stage("reference"))
+    real = ImageSet(MANIFEST, "held_out", 24)
+    captions = [texts[0] for texts in Manifest(MANIFEST, "held_out").captions() or []]
+    prompts = [*captions[:-1], "a cat"]
+    write_shard(
+        shard_path(Path("out/sample/samples"), 0),
+        real.stack(list(range(40))),
+        labels=torch.zeros(40, dtype=torch.int64),
+        first_index=0,
+        num_classes=1,
+        seed=0,
+        prompts=prompts,
+    )
+    evaluate.main(stage("evaluate"))
+    found: Any = metrics("evaluate")["scenes"]
+    assert set(found["tasks"]) == {"single_object", "colors"}
+    assert found["overall"] > 0.9
+    assert found["ceiling"]["overall"] > 0.9
+    assert found["floor"]["overall"] < 0.4
+    assert (found["num_judged"], found["num_not_understood"]) == (39, 1)
+    assert "1 of 40 prompts are no captions of scenes" in capsys.readouterr().err
+    assert "What scenes show" in Path("out/evaluate/report.md").read_text()

@@ -1,0 +1,67 @@
+"""Score generated scenes by what they show, where the data are scenes with captions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mar.data.dataset import ImageSet
+from mar.data.manifest import Manifest
+from mar.evaluation.scene_detector import learn_digits
+from mar.evaluation.scene_prompts import read_prompt
+from mar.evaluation.scene_scores import bounds, score_scenes
+from mar.sampling.store import SampleSet
+from mar.scenes.digits import split_digits
+from stages.report import Table
+
+
+NOTE = (
+    "The share of generated scenes that show what their prompt asks for, by GenEval's rules; "
+    "places and colours are told by the pixels, digits by a small classifier. In brackets, what "
+    "real scenes reach that were held out: with the captions of other scenes, and with their own."
+)
+
+
+def find(source: str, manifest: Path, samples: SampleSet) -> dict[str, Any]:
+    """Return the scores of scenes as `scenes`; nothing of other data, or where no prompt fits."""
+    if source != "scenes" or samples.prompts is None or not any(map(read_prompt, samples.prompts)):
+        return {}
+    training, _ = split_digits()
+    classifier = learn_digits(training)
+    real = ImageSet(manifest, "held_out", samples.height)
+    captions = [texts[0] for texts in Manifest(manifest, "held_out").captions() or []]
+    return {
+        "scenes": {
+            **score_scenes(classifier, samples.stack(list(range(len(samples)))), samples.prompts),
+            **bounds(classifier, real.stack(list(range(len(real)))), captions),
+        }
+    }
+
+
+def warning(source: str, samples: SampleSet, found: Mapping[str, Any]) -> str | None:
+    """Say that prompts are not judged, if some are not."""
+    if source != "scenes" or samples.prompts is None:
+        return None
+    count = found["scenes"]["num_not_understood"] if found else len(samples)
+    if not count:
+        return None
+    return f"{count} of {len(samples)} prompts are no captions of scenes, so these are not judged"
+
+
+def table(scores: Mapping[str, Any]) -> Table:
+    """Return the scores for the report."""
+    low, high = scores["floor"], scores["ceiling"]
+    rows = [
+        (name.replace("_", " "), _row(value, low["tasks"].get(name), high["tasks"].get(name)))
+        for name, value in scores["tasks"].items()
+    ]
+    rows += [(name, _row(scores[name], low[name], high[name])) for name in ("overall", "strict")]
+    if "unseen" in scores:
+        rows.append(("pairs of digit and colour never seen", f"{scores['unseen']:.1%}"))
+    return Table("What scenes show", rows, NOTE)
+
+
+def _row(value: float, low: float | None, high: float | None) -> str:
+    """Return a score between its bounds; the held-out scenes may lack a task of the prompts."""
+    if low is None or high is None:
+        return f"{value:.1%}"
+    return f"{value:.1%} ({low:.1%} to {high:.1%})"
