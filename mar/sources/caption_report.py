@@ -10,15 +10,16 @@ EXAMPLES = 5
 
 
 def caption_remarks(rows: Rows) -> list[str]:
-    """Say how many captions there are and how long, with examples."""
+    """Say how many captions there are and how long, with different ones as examples."""
     captions = rows.captions() or []
     texts = [text for each in captions for text in each]
     if not texts:
         return []
     lengths = sorted(len(text.split()) for text in texts)
     half, most = (lengths[int(share * (len(lengths) - 1))] for share in (0.5, 0.95))
-    step = max(1, len(texts) // EXAMPLES)
-    shown = "\n".join(f"  {text!r}" for text in texts[::step][:EXAMPLES])
+    different = list(dict.fromkeys(texts))
+    step = max(1, len(different) // EXAMPLES)
+    shown = "\n".join(f"  {text!r}" for text in different[::step][:EXAMPLES])
     return [
         f"{len(texts)} captions of {len(captions)} images; half have up to {half} words, 95 % up "
         f"to {most}, the longest {lengths[-1]}, as\n{shown}"

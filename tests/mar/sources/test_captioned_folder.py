@@ -124,7 +124,7 @@ def test_what_is_missing_empty_or_doubled_is_said(tmp_path: Path) -> None:
     ]
     assert collection.remarks[1] == (
         "4 captions of 4 images; half have up to 2 words, 95 % up to 2, the longest 6, as\n"
-        "  'a cat'\n  'a cat'\n  'a red bird on a tree'\n  'x'"
+        "  'a cat'\n  'a red bird on a tree'\n  'x'"
     )
 
 
