@@ -90,19 +90,6 @@ def test_a_scene_shows_what_its_captions_say_and_nothing_else(task: Any) -> None
             assert judge(asked(tag, caption), found) == Verdict(True, True, ""), caption
 
 
-def test_a_pair_of_each_colour_never_occurs() -> None:
-    assert {color for _, color in UNSEEN} == set(COLORS)
-    assert len({digit for digit, _ in UNSEEN}) == 6
-    drawn = {
-        pair
-        for index in range(1500)
-        for scene in [draw_scene("color_attr", UNSEEN, make_rng("scene", 0, "train", index))]
-        for pair in zip(scene.digits, scene.colors, strict=True)
-    }
-    assert len(drawn) == 54
-    assert not drawn & UNSEEN
-
-
 def test_tasks_are_equally_frequent_and_captions_fit_eight_slots() -> None:
     collection = collect()
     captions = [row.captions or () for row in collection.rows]
