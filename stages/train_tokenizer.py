@@ -1,5 +1,6 @@
 """Train the tokenizer on the images."""
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +12,16 @@ from mar.evaluation.classifier import Classifier, ClassifierConfig, load_classif
 from mar.evaluation.psnr import psnr
 from mar.released.tokenizer import TokenizerSource, to_ours
 from mar.tokenizer_training import perceptual
-from mar.tokenizer_training import trainer as tokenizer_training
-from mar.tokenizer_training.trainer import TokenizerTrainingConfig, broken_images
+from mar.tokenizer_training.steps import broken_images, train
+from mar.tokenizer_training.trainer import (
+    TokenizerTrainer,
+    TokenizerTrainingConfig,
+    new_trainer,
+    takes_steps,
+)
 from mar.tokenizers.codec import reconstruct
 from mar.tokenizers.registry import build_tokenizer, save_tokenizer
+from mar.training.trainer import Step
 from stages import classifier_training, released, train_loop
 from stages.images import open_images
 from stages.stage import Stage, run
@@ -28,68 +35,79 @@ def main(stage: Stage) -> None:
     """Train, and write the averaged weights, curves and reconstructions along the way."""
     image_size = stage.params("data.image_size", int)
     config = stage.params("tokenizer_training", TokenizerTrainingConfig)
-    section = stage.params("tokenizer", TokenizerSource)
-    model = build_tokenizer(section)
-    given = None
-    if section.is_released:
-        given = to_ours(section, released.read(stage, "tokenizer", section, model).tensors, model)
-    images = open_images(stage, MANIFEST, "train", image_size)
-    distance = None
-    if tokenizer_training.takes_steps(model, config):  # without the weights of LPIPS it ends here
-        distance = perceptual.load(
-            config.perceptual,
-            lambda settings: _classifier(stage, settings, images),
-            base=stage.root,
-        )
-    model = model.to(stage.device)
-    trainer = tokenizer_training.new_trainer(model, config, given, distance=distance)
-
     share = distributed.batch_share(config.batch_size, "tokenizer_training.batch_size")
-
-    def steps():
-        batches = image_batches(
-            images,
-            config.batch_size,
-            seed=config.seed,
-            first_step=trainer.step,
-            workers=stage.workers,
-            part=share,
-        )
-        return tokenizer_training.train(
-            trainer, batches, config, micro_batch=stage.micro_batch, autocast=stage.autocast
-        )
-
+    images = open_images(stage, MANIFEST, "train", image_size)
     held_out = open_images(stage, MANIFEST, "held_out", image_size)
+    trainer = _new_trainer(stage, config, images)
 
     def preview(step: int) -> None:
         if distributed.is_main():
             stage.preview("reconstructions", tokenizer=trainer.ema, images=held_out, step=step)
 
-    def held_out_psnr() -> float | None:
-        shown = held_out.spread(SHOWN)
-        if not len(shown):
-            return None
-        restored = torch.cat([reconstruct(trainer.ema, part) for part in shown.split(8)])
-        return psnr(restored, shown)
-
-    measures = {"held_out_psnr": held_out_psnr}  # in dB, of the averaged weights
     history = train_loop.run(
         stage,
         trainer,
-        steps,
+        partial(_steps, stage, trainer, config, images, share),
         preview,
-        measures,
+        {"held_out_psnr": partial(_held_out_psnr, trainer, held_out)},
         broken_samples=partial(broken_images, trainer, images, config, autocast=stage.autocast),
     )
     if distributed.is_main():
         save_tokenizer(stage.out / "tokenizer.safetensors", trainer.ema)
     metrics: dict[str, float] = {
         "steps": trainer.step,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
     }
     for last in [point for point in history if "l1" in point][-1:]:  # none if nothing was trained
         metrics["l1_per_pixel"] = last["l1"] / (3 * image_size**2)
     stage.write_metrics(metrics)
+
+
+def _new_trainer(
+    stage: Stage, config: TokenizerTrainingConfig, images: ImageSet
+) -> TokenizerTrainer:
+    """Return the tokenizer with its first weights, and the networks of its losses."""
+    section = stage.params("tokenizer", TokenizerSource)
+    model = build_tokenizer(section)
+    given = None
+    if section.is_released:
+        given = to_ours(section, released.read(stage, "tokenizer", section, model).tensors, model)
+    distance = None
+    if takes_steps(model, config):  # without the weights of LPIPS it ends here
+        distance = perceptual.load(
+            config.perceptual,
+            lambda settings: _classifier(stage, settings, images),
+            base=stage.root,
+        )
+    return new_trainer(model.to(stage.device), config, given, distance=distance)
+
+
+def _steps(
+    stage: Stage,
+    trainer: TokenizerTrainer,
+    config: TokenizerTrainingConfig,
+    images: ImageSet,
+    share: slice,
+) -> Iterator[Step]:
+    """Return the steps that are left, on this process's share of their batches."""
+    batches = image_batches(
+        images,
+        config.batch_size,
+        seed=config.seed,
+        first_step=trainer.step,
+        workers=stage.workers,
+        part=share,
+    )
+    return train(trainer, batches, config, micro_batch=stage.micro_batch, autocast=stage.autocast)
+
+
+def _held_out_psnr(trainer: TokenizerTrainer, held_out: ImageSet) -> float | None:
+    """Return the PSNR of some held-out images in dB, of the averaged weights; None without any."""
+    shown = held_out.spread(SHOWN)
+    if not len(shown):
+        return None
+    restored = torch.cat([reconstruct(trainer.ema, part) for part in shown.split(8)])
+    return psnr(restored, shown)
 
 
 def _classifier(stage: Stage, config: ClassifierConfig, images: ImageSet) -> Classifier:

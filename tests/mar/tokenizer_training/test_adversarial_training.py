@@ -18,6 +18,7 @@ from mar.evaluation.classifier import ClassifierConfig, new_classifier
 from mar.evaluation.reconstruction_metrics import score
 from mar.tokenizer_training import trainer as tokenizer_training
 from mar.tokenizer_training.perceptual import ClassifierDistance
+from mar.tokenizer_training.steps import train
 from mar.tokenizer_training.trainer import TokenizerTrainer, TokenizerTrainingConfig
 from mar.tokenizers.codec import reconstruct
 from mar.tokenizers.kl import AutoencoderConfig
@@ -120,9 +121,7 @@ def run(
             yield images[indices], indices
             step += 1
 
-    steps = tokenizer_training.train(
-        trainer, batches(), config, micro_batch=micro_batch, autocast=autocast
-    )
+    steps = train(trainer, batches(), config, micro_batch=micro_batch, autocast=autocast)
     return list(steps)
 
 

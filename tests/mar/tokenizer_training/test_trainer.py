@@ -13,11 +13,11 @@ from torch import Tensor
 from mar.data.batches import batch_indices
 from mar.evaluation.reconstruction_metrics import score
 from mar.latents.posterior import Posterior
+from mar.tokenizer_training.steps import train
 from mar.tokenizer_training.trainer import (
     TokenizerTrainer,
     TokenizerTrainingConfig,
     new_trainer,
-    train,
 )
 from mar.tokenizers.codebook import DEAD_AFTER, Codebook
 from mar.tokenizers.codec import reconstruct
