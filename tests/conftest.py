@@ -5,12 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from hypothesis import settings
+from tiny_generator import FIELDS
 
-from mar.heads.denoiser import DenoiserSize
-from mar.heads.diffusion_loss import DiffusionConfig
 from mar.latents.posterior import LatentShape
-from mar.model.mar import MAR, GeneratorConfig, MaskRatio
-from mar.model.transformer import Widths
+from mar.model.mar import MAR, GeneratorConfig
 
 
 # Tensors here are too small to share out: on a busy machine, threads that wait for each other made
@@ -33,27 +31,7 @@ def tiny_model() -> MAR:
 
     Fresh weights hold many zeros, behind which a fault could hide, so all are moved from there.
     """
-    size = Widths(
-        encoder_width=16,
-        encoder_blocks=2,
-        encoder_heads=2,
-        decoder_width=24,
-        decoder_blocks=2,
-        decoder_heads=3,
-    )
-    config = GeneratorConfig(
-        size=size,
-        attention="bidirectional",
-        order="random",
-        patch_size=2,
-        condition_tokens=3,
-        dropout=0.1,
-        label_drop=0.1,
-        mask_ratio=MaskRatio(min=0.7, std=0.25),
-        head=DiffusionConfig(
-            kind="diffusion", size=DenoiserSize(blocks=2, width=20), noise_samples_per_token=2
-        ),
-    )
+    config = GeneratorConfig.model_validate(FIELDS)
     return moved(MAR(config, LatentShape(channels=2, height=8, width=6), num_classes=5))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tiny_generator import FIELDS
 from torch import Tensor
 
 from mar import distributed
@@ -19,28 +20,6 @@ from mar.training.generator import TrainingConfig, new_trainer, train
 
 SHAPE = LatentShape(channels=2, height=4, width=4)
 COUNT = 8
-GENERATOR = {
-    "size": {
-        "encoder_width": 16,
-        "encoder_blocks": 2,
-        "encoder_heads": 2,
-        "decoder_width": 16,
-        "decoder_blocks": 2,
-        "decoder_heads": 2,
-    },
-    "attention": "bidirectional",
-    "order": "random",
-    "patch_size": 1,
-    "condition_tokens": 2,
-    "dropout": 0.1,
-    "label_drop": 0.2,
-    "mask_ratio": {"min": 0.7, "std": 0.25},
-    "head": {
-        "kind": "diffusion",
-        "size": {"blocks": 2, "width": 16},
-        "noise_samples_per_token": 2,
-    },
-}
 TRAINING = {
     "seed": 0,
     "steps": 4,
@@ -104,7 +83,7 @@ def run(
     folder: Path, parallel: Parallel, steps: int, head: dict[str, Any] | None = None
 ) -> Outcome | None:
     """Take the steps that are left, save, and return what came of it, in the main process."""
-    fields = {**GENERATOR, **({"head": head} if head else {})}
+    fields = {**FIELDS, "patch_size": 1, **({"head": head} if head else {})}
     model = MAR(GeneratorConfig.model_validate(fields), SHAPE, COUNT)
     config = TrainingConfig.model_validate({**TRAINING, "steps": steps})
     trainer = new_trainer(model, config, parallel=parallel)
