@@ -23,6 +23,7 @@ from mar.activation_checkpointing import Checkpointed
 from mar.config import Config
 from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection, guide
 from mar.heads.denoiser import FinalLayer, NamedOrCustom, ResidualBlock, denoiser_size
+from mar.linear import Linear
 
 
 SMALLEST = 1e-8  # is added to squared distances, whose root has no gradient at 0; ours
@@ -73,8 +74,8 @@ class EnergyHead(Checkpointed, Head):
         self.num_samples = config.noise_samples_per_token
         self.alpha = config.alpha
         size = denoiser_size(config.size)
-        self.input_proj = nn.Linear(z_width, size.width)
-        self.noise_proj = nn.Linear(2 * channels, size.width)
+        self.input_proj = Linear(z_width, size.width)
+        self.noise_proj = Linear(2 * channels, size.width)
         self.blocks = nn.ModuleList(ResidualBlock(size.width) for _ in range(size.blocks))
         self.final = FinalLayer(size.width, channels)
 

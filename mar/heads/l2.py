@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mar.config import Config
 from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection
+from mar.linear import Linear
 
 
 class L2Config(Config):
@@ -46,7 +47,7 @@ class L2(Head):
 
     def __init__(self, config: L2Config, *, channels: int, z_width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(z_width, channels)
+        self.linear = Linear(z_width, channels)
 
     def initialize(self, rng: torch.Generator) -> None:
         """Set every weight: Xavier uniform, bias 0, as the transformer's."""

@@ -19,6 +19,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mar.linear import Linear
+
 
 @dataclass(frozen=True)
 class TextShape:
@@ -131,7 +133,7 @@ class EmbeddingTokens(TextTokens):
     def __init__(self, channels: int, width: int, count: int) -> None:
         super().__init__(width, count)
         self.channels = channels
-        self.text_proj = nn.Linear(channels, width, bias=False)
+        self.text_proj = Linear(channels, width, bias=False)
 
     def embed(self, given: Float[Tensor, "B K E"]) -> Float[Tensor, "B K D"]:
         """Return the projected embedding of each token."""
