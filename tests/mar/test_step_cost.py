@@ -27,7 +27,7 @@ from mar.model.masking import sample_mask_ratio
 
 # The sizes at which the reference implementation needs 319 GFLOP, and 983 operations for the
 # forward and backward pass (another 1,700 in the optimiser and the EMA). A convolution is one
-# operation forward and one backward; a GPU's matrix products are 717 in all.
+# operation forward and one backward; with matrix products, also on a CPU, it is 717 in all.
 SIZES = Sizes()
 MOST_GFLOP = 263.0
 MOST_OF_THE_MODEL = 600
