@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 Parallel = Literal["ddp", "fsdp"]  # how a model is trained: whole in each process, or spread
 
-BEAT = 30.0  # seconds between two signs of life of the main process, while the others wait for it
+BEAT = 30.0  # seconds between two signs of life, while one process waits for another
 
 
 def is_distributed() -> bool:
@@ -82,9 +82,7 @@ def gather(value: T) -> list[T]:
 
 
 def from_main(function: Callable[[], T]) -> T:
-    """Call a function in the main process and return its result in all.
-
-    It may take longer than the timeout of the process group, and must not communicate itself.
+    """Call a function, which must not communicate, in the main process; return its result in all.
 
     Raises:
         Exception: what the call raised.
@@ -93,16 +91,13 @@ def from_main(function: Callable[[], T]) -> T:
         return function()
     outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
     failure: Exception | None = None
-    if is_main():
-        with _signs_of_life():
+    with meeting():
+        if is_main():
             try:
                 outcome = [(function(), None)]
             except Exception as error:  # the others would wait for ever
                 outcome = [(None, portable(error))]
                 failure = error
-    else:
-        while _is_at_work():
-            pass
     dist.broadcast_object_list(outcome)
     result, error = outcome[0]
     if failure is not None:
@@ -124,20 +119,26 @@ def main_first(function: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _signs_of_life() -> Generator[None]:
-    """Tell the other processes again and again that this one is at work, until the block ends.
+def meeting() -> Generator[None]:
+    """Wait at the end of the block until all processes are there, however long one works in it.
 
-    They wait for one sign at a time, so the timeout of the process group counts from the last one;
-    if this process dies, the next sign fails at once.
+    All processes enter it and do not communicate in it. Again and again they tell one another
+    whether they are at work, so the timeout of the process group counts from the last time; if one
+    dies, that fails at once.
+
+    Raises:
+        RuntimeError: a process is lost.
     """
+    if not is_distributed():
+        yield
+        return
     ended = threading.Event()
     lost: list[RuntimeError] = []
 
     def beat() -> None:
         try:
-            while not ended.wait(BEAT):
-                _is_at_work(True)
-            _is_at_work(False)
+            while agree(int(not ended.wait(BEAT)))[0]:
+                pass
         except RuntimeError as error:
             lost.append(error)
 
@@ -147,16 +148,9 @@ def _signs_of_life() -> Generator[None]:
         yield
     finally:
         ended.set()
-    thread.join()  # not where a signal ends this process: the others may never come
+    thread.join()  # not where an error or a signal ends this process: the others may never come
     if lost:
         raise lost[0]
-
-
-def _is_at_work(answer: bool = False) -> bool:
-    """Return in every process what the main one says, when it says so."""
-    sign = torch.tensor(int(answer))  # on the CPU: by gloo
-    dist.broadcast(sign, src=0)
-    return bool(sign)
 
 
 def agree(*values: int) -> tuple[int, ...]:

@@ -101,10 +101,11 @@ def main(stage: Stage) -> None:
     missing = distributed.from_main(lambda: _missing(stage, paths))
     num_missing = sum(len(shards[number]) for number in missing)
     mine = distributed.share(missing)
-    with _progress(stage, sum(len(shards[n]) for n in mine), num_images - num_missing) as progress:
+    num_mine = sum(len(shards[number]) for number in mine)
+    with _progress(stage, num_mine, num_images - num_missing) as progress, distributed.meeting():
         for number in mine:
             generation.write(stage, paths[number], shards[number], progress)
-    reaches = distributed.gather(generation.reach)  # by then, all shards are written
+    reaches = distributed.gather(generation.reach)
     if not distributed.is_main():
         return
     if warning := Reach.of(reaches).warning():
