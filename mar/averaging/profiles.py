@@ -102,6 +102,10 @@ class Fit(NamedTuple):
 def fit(snapshots: Sequence[Power], wanted: Power | Exponential) -> Fit:
     """Return the coefficients that bring a sum of snapshots closest to a wanted average.
 
+    They sum to 1. EDM2's do not: its networks ignore the size of their weights. Here the closest
+    sum would shrink all weights (by 2.5 % for a decay of 0.999 over 4,000 steps, of 8 snapshots of
+    two averages).
+
     Args:
         snapshots: Their profiles, none of which ends after the wanted one.
         wanted: Its profile.
@@ -110,8 +114,13 @@ def fit(snapshots: Sequence[Power], wanted: Power | Exponential) -> Fit:
     targets = np.array([wanted.dot(snapshot) for snapshot in snapshots])
     # Of unit norm: the products of early and late snapshots differ by orders of magnitude.
     norms = np.sqrt(np.diagonal(products))
-    scaled = products / np.outer(norms, norms)
-    found = np.linalg.lstsq(scaled, targets / norms, rcond=1e-14)[0] / norms
+    constraint = 1 / norms / np.linalg.norm(1 / norms)
+    # With a Lagrange multiplier for the sum.
+    system = np.block(
+        [[products / np.outer(norms, norms), constraint[:, None]], [constraint, np.zeros(1)]]
+    )
+    right = np.append(targets / norms, 1 / np.linalg.norm(1 / norms))
+    found = np.linalg.lstsq(system, right, rcond=1e-14)[0][:-1] / norms
     square = wanted.square()
     rest = square - 2 * found @ targets + found @ products @ found
     return Fit([float(value) for value in found], math.sqrt(max(float(rest), 0.0) / square))

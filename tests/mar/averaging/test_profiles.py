@@ -104,12 +104,19 @@ def test_the_error_is_the_distance_of_the_profiles_and_falls_with_more_snapshots
     assert fit(snapshots(16), wanted).error < 0.5 * found.error < 0.03
 
 
-def test_no_other_sum_is_closer() -> None:
-    known, wanted = snapshots(4), Power.of_width(0.2, 4000)
-    found = fit(known, wanted)
+@pytest.mark.parametrize(
+    "wanted", [Power.of_width(0.2, 4000), Power.of_width(0.02, 4000), Exponential(0.999, 4000)]
+)
+def test_coefficients_sum_to_one_and_no_other_such_sum_is_closer(
+    wanted: Power | Exponential,
+) -> None:
+    known = snapshots(4)
+    found = np.array(fit(known, wanted).coefficients)
+    assert found.sum() == pytest.approx(1, abs=1e-9)
     products = np.array([[one.dot(other) for other in known] for one in known])
     targets = np.array([wanted.dot(profile) for profile in known])
-    np.testing.assert_allclose(products @ found.coefficients, targets, rtol=1e-6)
+    gradient = products @ found - targets  # along (1, ..., 1), which leaves the sum
+    np.testing.assert_allclose(gradient, gradient.mean(), rtol=0, atol=1e-9 * targets.max())
 
 
 def test_snapshots_are_evenly_spread_and_the_last_is_the_end() -> None:
