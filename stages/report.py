@@ -20,11 +20,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mar.evaluation.image_grid import one_line
+from mar.evaluation.score_names import find, parts
 
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 TEMPLATES = Path(__file__).parent
-PARTS = re.compile(r"(\w+?)(_\d+)?(_std)?")  # of a score's name: base, count of images, spread
 # What a score is, whatever its features: how people call it, and what is better.
 LABELS = {
     "accuracy": ("accuracy", "more is better"),
@@ -141,8 +141,8 @@ def rows(samples: Mapping[str, float], held_out: Mapping[str, float]) -> list[Ro
     """Return scores, each beside that of real images and with its spread, as text."""
     found: list[Row] = []
     for name in samples:
-        base, _, spread = _parts(name)
-        if spread:
+        base, _, is_spread = parts(name)
+        if is_spread:
             continue
         match = KIND.fullmatch(base)
         kind = match[2] if match else None
@@ -182,17 +182,10 @@ def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _parts(name: str) -> tuple[str, str, bool]:
-    match = PARTS.fullmatch(name)
-    assert match is not None
-    return match[1], match[2] or "", match[3] is not None
-
-
 def _number(kind: str | None, scores: Mapping[str, float], base: str) -> str:
-    found = {_parts(name)[2]: value for name, value in scores.items() if _parts(name)[0] == base}
-    if False not in found:
+    value, spread = find(scores, base), find(scores, base, spread=True)
+    if value is None:
         return ""
-    value, spread = found[False], found.get(True, 0.0)
     if kind == "accuracy":
         return f"{value:.1%}" + (f" {PLUS_MINUS} {spread:.1%}" if spread else "")
     if not spread:
