@@ -48,7 +48,8 @@ from mar.evaluation.uncertainty import (
 class EvaluateConfig(Config):
     """Section `evaluate` of `params.yaml`: how features are compared.
 
-    `is_splits`, `kid_subset_size` and `neighbours` are lowered where there are fewer images.
+    `is_splits`, `kid_subset_size` and `neighbours` are lowered where there are fewer images, the
+    second to half of them, so that its subsets differ.
     """
 
     is_splits: int = Field(
@@ -96,10 +97,11 @@ def fit_sizes(config: EvaluateConfig, num_images: int, num_features: int) -> Eva
             where these are not computed.
     """
     fewest = min(num_images, num_features) if num_features else num_images
+    fits = config.kid_subset_size <= fewest
     return config.model_copy(
         update={
             "is_splits": min(config.is_splits, num_images),
-            "kid_subset_size": min(config.kid_subset_size, fewest),
+            "kid_subset_size": config.kid_subset_size if fits else max(fewest // 2, 2),
             "neighbours": min(config.neighbours, fewest - 1),
         }
     )
@@ -243,8 +245,10 @@ def _neighbour_scores(
     real: Float32[Tensor, "K F"],
     config: EvaluateConfig,
 ) -> dict[str, float]:
-    """Return what compares single images: KID (its spread is that of the subsets), MMD, and the
-    shares of images within the manifold of the others.
+    """Return what compares single images: KID, MMD, and the shares of images within the manifold of
+    the others.
+
+    KID's spread is that of the subsets; there is none where each would be a whole set of images.
     """
     kid = kid_features_to_metric(
         features.double(),
@@ -255,7 +259,7 @@ def _neighbour_scores(
         verbose=False,
     )
     scores = {names.kid: float(kid[KEY_METRIC_KID_MEAN])}
-    if config.kid_subsets > 1:
+    if config.kid_subsets > 1 and config.kid_subset_size < min(len(features), len(real)):
         scores[names.kid + SPREAD] = float(kid[KEY_METRIC_KID_STD])
     scores[names.mmd] = mmd(features, real, seed=config.seed)
     shares = prc_features_to_metric(

@@ -258,7 +258,7 @@ def test_a_few_samples_are_scored_with_settings_that_they_bear(
     assert find(found["samples"], "classifier_kid") == found["samples"]["classifier_kid"]
     assert "classifier_fid_5" in found["samples"]
     said = capsys.readouterr().err
-    assert "for want of samples, evaluate has kid_subset_size 5 (not 100)" in said
+    assert "for want of samples, evaluate has kid_subset_size 2 (not 100)" in said
     classes = len(labels[:5].unique())
     assert f"evaluate: the pictures are of {classes} of 10 classes, the real images of all" in said
     write_samples(images[:1], labels[:1])
@@ -281,7 +281,7 @@ def test_the_held_out_split_may_be_the_reference_and_smaller_than_a_subset(
     write_samples(*real_images(400))
     evaluate.main(stage("evaluate"))
     assert metrics("evaluate")["samples"]["classifier_fid_400"] > 0
-    assert "evaluate has kid_subset_size 359 (not 360)" in capsys.readouterr().err
+    assert "evaluate has kid_subset_size 179 (not 360)" in capsys.readouterr().err
     table = pd.read_csv("out/evaluate/scores.csv").set_index("metric")
     assert list(table["held_out"].dropna()) == []
 

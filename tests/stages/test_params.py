@@ -513,7 +513,7 @@ def test_settings_for_more_images_are_warned_of(content: dict[str, Any], tmp_pat
     np.savez(statistics, **numbers, arr_0=np.zeros((2, 16, 16, 3), np.uint8))
     assert check.config_warnings(check.check_all(write(tmp_path, content))) == [
         "for want of images (sample.num_images, reference.num_features), evaluate has "
-        "kid_subset_size 1000 (not 1500)"
+        "kid_subset_size 500 (not 1500)"
     ]
 
 

@@ -222,10 +222,11 @@ def test_the_distance_to_the_reference_is_that_to_its_nearest_image() -> None:
 def test_settings_that_need_more_images_are_lowered_and_said() -> None:
     config = CONFIG.model_copy(update={"is_splits": 61, "kid_subset_size": 100, "neighbours": 60})
     fitted = fit_sizes(config, 60, 500)
-    assert (fitted.is_splits, fitted.kid_subset_size, fitted.neighbours) == (60, 60, 59)
-    assert fit_sizes(config, 500, 70).kid_subset_size == 70
+    assert (fitted.is_splits, fitted.kid_subset_size, fitted.neighbours) == (60, 30, 59)
+    assert fit_sizes(config, 500, 70).kid_subset_size == 35
+    assert fit_sizes(config, 3, 70).kid_subset_size == 2
     assert fit_warnings("samples", config, fitted) == [
-        "for want of samples, evaluate has is_splits 60 (not 61), kid_subset_size 60 (not 100), "
+        "for want of samples, evaluate has is_splits 60 (not 61), kid_subset_size 30 (not 100), "
         "neighbours 59 (not 60)"
     ]
 
@@ -297,6 +298,13 @@ def test_spreads_stand_beside_their_scores() -> None:
     assert all(scores[f"{name}_std"] > 0 for name in spreads)
     accuracy = scores["classifier_accuracy"]
     assert scores["classifier_accuracy_std"] == (accuracy * (1 - accuracy) / 90) ** 0.5
+
+
+def test_subsets_that_are_all_the_same_tell_no_spread() -> None:
+    few, all_of_them = reference_of(normal(60, 4, 0)), reference_of(normal(40, 4, 0))
+    found = Features(normal(60, 4, 1))
+    assert score_of(found, few)["classifier_kid_std"] > 0
+    assert "classifier_kid_std" not in score_of(found, all_of_them)
 
 
 def test_nothing_is_extrapolated_from_fewer_images_than_features() -> None:
