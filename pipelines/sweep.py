@@ -7,6 +7,7 @@ already is not done again, so a sweep that was killed goes on.
 
 import argparse
 import io
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from ruamel.yaml import YAML
 
+from mar.averaging.power import WIDEST
 from pipelines import (
     clone,
     command,
@@ -45,6 +47,7 @@ KEYS = {
     "steps": "sample.num_steps",
     "weights": "sample.weights",
 }
+WIDTHS = ("0.05", "0.1", "0.15")  # of the averages that are tried where the training kept some
 IMAGES = 1000
 SEED = 1000
 
@@ -79,7 +82,7 @@ def sweep(
     temperature: Sequence[float] = (0.9, 1.0, 1.1, 1.2),
     diffusion_steps: Sequence[int] = (10, 25, 50, 100),
     steps: Sequence[int] = (4, 8, 16),
-    weights: Sequence[str] = ("raw", "ema", "0.05", "0.1", "0.15"),
+    weights: Sequence[str] | None = None,
     num_images: int = IMAGES,
     seed: int = SEED,
     name: str = NAME,
@@ -97,7 +100,8 @@ def sweep(
         temperature: Values of sample.head.temperature.
         diffusion_steps: Values of sample.head.num_steps, the denoising steps of a token.
         steps: Values of sample.num_steps, the generation steps.
-        weights: Values of sample.weights: ema, raw, or relative widths of averages such as 0.1.
+        weights: Values of sample.weights: ema, raw, and averages of the training, as relative
+            widths (0.1) or decays (0.999); None is all but decays.
         num_images: Images of a point; fewer than the long run's.
         seed: Of the points' samples, which must not be that of the long run.
         name: The report's name, and a part of the experiments': lower-case letters, digits, dashes.
@@ -115,7 +119,7 @@ def sweep(
         "temperature": list(temperature),
         "diffusion_steps": list(diffusion_steps),
         "steps": list(steps),
-        "weights": [_weights(text) for text in weights],
+        "weights": _all_weights(base, weights),
     }
     axes = {axis: values for axis, values in axes.items() if values}
     best = {axis: _get(base, axis) for axis in axes}
@@ -197,8 +201,26 @@ def _get(base: Mapping[str, Any], axis: str) -> Any:
     return found
 
 
+def _all_weights(base: Mapping[str, Any], texts: Sequence[str] | None) -> list[Any]:
+    """Return values of sample.weights.
+
+    Raises:
+        ValueError: One is none, or an average of a training that kept none.
+    """
+    kept = find(base, "training.averages") is not None
+    if texts is None:
+        texts = ("raw", "ema", *(WIDTHS if kept else ()))
+    values = [_weights(text) for text in texts]
+    for text, value in zip(texts, values, strict=True):
+        if isinstance(value, dict) and not kept:
+            raise ValueError(
+                f"weights: must be ema or raw, as training.averages is null, got {text!r}"
+            )
+    return values
+
+
 def _weights(text: str) -> Any:
-    """Return a value of sample.weights: a name, or the average of a relative width.
+    """Return a value of sample.weights: a name, or the average of a relative width or a decay.
 
     Raises:
         ValueError: It is neither.
@@ -206,9 +228,17 @@ def _weights(text: str) -> Any:
     if text in ("ema", "raw"):
         return text
     try:
-        return {"width": float(text)}
+        number = float(text)
     except ValueError:
-        raise ValueError(f"weights: must be ema, raw or a width, got {text!r}") from None
+        number = math.nan
+    if 0 < number <= WIDEST:
+        return {"width": number}
+    if 0.5 <= number < 1:
+        return {"decay": number}
+    raise ValueError(
+        f"weights: must be ema, raw, a relative width below {WIDEST:.3f} or a decay from 0.5 on, "
+        f"got {text!r}"
+    )
 
 
 def _best(points: Iterable[Point], axis: str) -> Point:
@@ -227,7 +257,10 @@ def _plain(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f"{{width: {value['width']}}}" if isinstance(value, dict) else str(value)
+    if isinstance(value, dict):
+        ((key, number),) = value.items()
+        return f"{{{key}: {number}}}"
+    return str(value)
 
 
 def _quoted(text: str) -> str:
@@ -264,10 +297,12 @@ def main() -> None:
     defaults = {key: each.default for key, each in signature(sweep.fn).parameters.items()}
     kinds = {"guidance": float, "temperature": float, "diffusion_steps": int, "steps": int}
     for axis, key in KEYS.items():
-        tried = " ".join(map(str, defaults[axis]))
+        tried = "raw, ema and the averages that the training kept"
+        if defaults[axis] is not None:
+            tried = " ".join(map(str, defaults[axis]))
         add(f"--{axis.partition('_')[0]}", dest=axis, nargs="*", type=kinds.get(axis, str),
-            metavar="VALUE", default=list(defaults[axis]), help=f"values of {key} (default: "
-            f"{tried}); none to leave it as it is")  # fmt: skip
+            metavar="VALUE", default=defaults[axis], help=f"values of {key} (default: {tried}); "
+            "none to leave it as it is")  # fmt: skip
     add("--images", type=int, default=IMAGES, help="images of a point (default: %(default)s)")
     add("--seed", type=int, default=SEED, help="of their noise (default: %(default)s)")
     add("--name", default=NAME, help="name of the report (default: %(default)s)")

@@ -132,14 +132,25 @@ def markdown(name: str, points: Sequence[Point], proposal: str, failures: Mappin
         cells.append("" if point.sampling_ms is None else f"{point.sampling_ms:.1f}")
         cells.append(", ".join(point.axes))
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"![{', '.join(axes)}]({picture(name)})"]
+    lines += ["", _not_told_apart(points), "", f"![{', '.join(axes)}]({picture(name)})"]
     failed = [f"- {label}: {reason}" for label, reason in failures.items()]
     return "\n".join([*lines, *(["", "Failed:", "", *failed] if failed else [])]) + "\n"
 
 
+def _not_told_apart(points: Sequence[Point]) -> str:
+    """Say how many points are as good as the best, as far as the spread of samples tells."""
+    best = min(points, key=lambda point: point.distance)
+    if best.spread is None:
+        return "No spread was measured (evaluate.bootstrap is 0): small differences say nothing."
+    alike = sum(point.distance - best.distance < 2 * best.spread for point in points) - 1
+    return f"{alike} other points are within two standard deviations of the best: not told apart."
+
+
 def shown(value: Any) -> str:
     """Return a setting as text."""
-    return f"width {value['width']}" if isinstance(value, dict) else str(value)
+    if isinstance(value, dict):
+        return " ".join(f"{key} {number}" for key, number in value.items())
+    return str(value)
 
 
 def _draw(path: Path, points: Sequence[Point]) -> None:

@@ -1,6 +1,7 @@
 """A sweep walks its axes from the best point so far, goes on where it stopped, and proposes."""
 
 import csv
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -105,6 +106,7 @@ def test_axes_are_walked_one_after_the_other_and_the_best_is_proposed(
         "| 1.5 | 1.2 | width 0.1 | 0.000 \N{PLUS-MINUS SIGN} 0.02 | 8.50 | 20.0 | weights |"
         in report
     )
+    assert "0 other points are within two standard deviations of the best" in report
     with (tmp_path / "sweep-sampling.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["classifier_fid_40"]) for row in rows] == [p.distance for p in points]
@@ -130,26 +132,51 @@ def test_the_seed_of_the_long_run_and_keys_that_are_not_there_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"seed: must differ from sample.seed, .*, got 0"):
         run(tmp_path, seed=0)
-    with pytest.raises(ValueError, match="weights: must be ema, raw or a width, got 'best'"):
-        run(tmp_path, weights=["best"])
+    for text in ("best", "0.4", "1", "-0.1", "nan"):
+        with pytest.raises(
+            ValueError, match=f"weights: must be ema, raw, a relative .* got '{text}'"
+        ):
+            run(tmp_path, weights=[text])
     with pytest.raises(ValueError, match="name: must be lower-case"):
         run(tmp_path, name="A b")
     assert place.ran == []
 
 
-def test_points_are_valid_settings(tmp_path: Path) -> None:
+def test_averages_are_tried_where_the_training_kept_some(
+    place: Place, tmp_path: Path, server: None
+) -> None:
+    nothing: dict[str, Any] = {"guidance": [], "temperature": []}
+    points = run(tmp_path / "kept", **nothing, weights=None)
+    widths = [{"width": 0.05}, {"width": 0.1}, {"width": 0.15}]
+    assert [point.settings["weights"] for point in points] == ["ema", "raw", *widths]
+    points = run(tmp_path / "decays", **nothing, weights=["0.999"])
+    assert points[-1].settings["weights"] == {"decay": 0.999}
+    assert "-S 'sample.weights={decay: 0.999}'" in sweep.proposal(BASE, points[-1])
+
+    text = (ROOT / "params.yaml").read_text()
+    changed = re.sub(r"averages: \{.*\}", "averages: null", text)
+    assert changed != text
+    (tmp_path / "params.yaml").write_text(changed)
+    points = run(tmp_path / "none", **nothing, weights=None, project=tmp_path)
+    assert [point.settings["weights"] for point in points] == ["ema", "raw"]
+    with pytest.raises(ValueError, match=r"as training\.averages is null, got '0\.1'"):
+        run(tmp_path, **nothing, weights=["ema", "0.1"], project=tmp_path)
+
+
+@pytest.mark.parametrize("weights", [{"width": 0.1}, {"decay": 0.99}])
+def test_points_are_valid_settings(weights: dict[str, float], tmp_path: Path) -> None:
     settings = {
         "guidance": 2.0,
         "temperature": 0.9,
         "diffusion_steps": 25,
         "steps": 8,
-        "weights": {"width": 0.1},
+        "weights": weights,
     }
     text = sweep.variant(ROOT, settings, num_images=300, seed=7)
     (tmp_path / "params.yaml").write_text(text)
     found = check.check_all(tmp_path / "params.yaml")["sample"]
     assert (found.guidance_scale, found.head.temperature, found.head.num_steps) == (2.0, 0.9, 25)
-    assert (found.num_steps, found.weights.width, found.seed) == (8, 0.1, 7)
+    assert (found.num_steps, found.weights.model_dump(), found.seed) == (8, weights, 7)
 
 
 def test_nothing_is_proposed_where_params_has_the_best() -> None:
