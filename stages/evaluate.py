@@ -1,6 +1,7 @@
 """Score the generated images against the real ones."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from PIL.Image import Image
@@ -40,6 +41,7 @@ def main(stage: Stage) -> None:
     config = stage.params("evaluate", EvaluateConfig)
     section = stage.params("reference", ReferenceConfig)
     source = stage.params("data.source", str)
+    sampling = stage.params("sample", dict[str, Any])  # for the report alone
     samples = distributed.from_main(lambda: SampleSet(SAMPLES))  # compared with their seals once
     size = {"height": samples.height, "width": samples.width}
     real = RealImages.load(REFERENCE, section, base=stage.root, **size)
@@ -71,7 +73,8 @@ def main(stage: Stage) -> None:
                 stage, section, MANIFEST, samples, alike, len(reference.features)
             ),
         )
-    sections = {"evaluate": config, "reference": section}
+    sections = {"sample": sampling, "evaluate": config.model_dump(),
+                "reference": section.model_dump()}  # fmt: skip
     page = evaluation_report.compose(
         stage, report, real.info, sections, alike, warnings=warnings, grid=GRID, curves=CURVES
     )

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from mar.config import Config
 from mar.evaluation.copies import SHARE, Copies
 from mar.evaluation.reference import ReferenceInfo
 from mar.files import atomic
@@ -37,7 +36,7 @@ def compose(
     stage: Stage,
     values: Mapping[str, Any],
     info: ReferenceInfo,
-    sections: Mapping[str, Config],
+    sections: Mapping[str, Mapping[str, Any]],
     found: Copies | None,
     *,
     warnings: Sequence[str],
@@ -50,7 +49,7 @@ def compose(
         stage: The stage, whose folder holds the pictures.
         values: What its `metrics.json` holds.
         info: What the samples were compared with.
-        sections: The sections of `params.yaml` that it read.
+        sections: The sections of `params.yaml` that the numbers depend on most.
         found: The copies among the samples.
         warnings: What a reader should know of the scores.
         grid: A picture of the samples.
@@ -69,7 +68,7 @@ def compose(
     if "scenes" in values:
         tables.insert(0, scene_scores.table(values["scenes"]))
     for name, section in sections.items():
-        tables.append(Table(f"Section {name}", report.facts(section.model_dump())))
+        tables.append(Table(f"Section {name}", report.facts(section)))
     return Report(
         title=TITLE.format(count=values["num_samples"]),
         summary=summary,

@@ -1,6 +1,7 @@
 """`reference` and `evaluate` score images against real ones, and refuse what cannot be compared."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ reference:
     shift: 1
     flip: false
     noise: 20.0
+sample: {guidance_scale: 1.75}
 evaluate:
   is_splits: 1
   is_shuffle: true
@@ -143,6 +145,7 @@ def test_real_images_score_well_and_blurred_ones_badly() -> None:
     assert "Evaluation of 250 generated images" in page
     assert page.count("data:image/png;base64,") == 3  # there is no grid of samples, and no training
     assert str(good["reference"]) in page
+    assert re.search(r"guidance_scale</th><td><code>1\.75<", page)
     with_source = Path("work/reports/evaluate.html").read_text()
     assert "commit" in with_source
     assert "commit" not in page
@@ -304,7 +307,7 @@ def test_missing_inception_weights_are_named_by_every_stage(
         "statistics_sha256": None,
     }
     start, _, end = PARAMS.partition("reference:")
-    text = f"{start}reference: {json.dumps(settings)}\nevaluate:{end.partition('evaluate:')[2]}"
+    text = f"{start}reference: {json.dumps(settings)}\nsample:{end.partition('sample:')[2]}"
     Path("params.yaml").write_text(text)
     write_samples(*real_images(100))
     pixels = build_tokenizer(PixelsConfig(kind="pixels"))
