@@ -125,8 +125,8 @@ def test_scores_of_the_workspace_are_those_of_its_parameters(project: Path) -> N
     out.mkdir(parents=True)
     (out / "metrics.json").write_text('{"samples": {"classifier_fid": 0.5}}')
     params = tiny.tiny_params()
-    values = {name: params[name] for name in ("sample", "reference", "evaluate")}
-    values["data.source"] = params["data"]["source"]
+    sections = {name: params[name] for name in ("sample", "reference", "evaluate")}
+    values = {"data.source": params["data"]["source"], **sections}
     entry = {"params": {"params.yaml": values}, "deps": [], "outs": []}
     (project / "dvc.lock").write_text(json.dumps({"stages": {"evaluate": entry}}))
     assert compare.workspace().numbers == {"classifier_fid": 0.5}
