@@ -5,7 +5,7 @@ Loss. Sampling a token takes a few steps of an ODE solver. Where on the path the
 may follow Stable Diffusion 3 (arXiv 2403.03206, "SD3").
 
 Shapes: B batch, M tokens with a loss, R rows (tokens, of any images), C channels of a token, D
-width of z, A independent draws of (t, eps) for each token.
+width of z, A independent draws of (t, eps) for each token, S times at which the network is called.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from mar.config import Config
 from mar.heads.annealing import AnnealedSampler
-from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection, guide
-from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size
+from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection
+from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size, time_features
+from mar.heads.denoising import Denoising
+from mar.precision import without_autocast
 
 
 Solver = Literal["euler", "adams", "heun", "midpoint"]
@@ -113,18 +115,29 @@ class RectifiedFlow(Head):
         Everything is float32, also under autocast.
         """
         assert isinstance(sampler, FlowSampler)
-        with torch.autocast(condition.z.device.type, enabled=False):
-            y = self.denoiser.embed_condition(condition)  # (R or 2 R, W)
+        with without_autocast(condition.z.device):
+            times = solver_times(sampler.num_steps, sampler.solver, condition.z.device)
+            features = time_features(TIME_SCALE * times)  # (S, F)
+            denoise = Denoising(self.denoiser, condition, features).guided
+            return solve(
+                lambda x_t, time: denoise(x_t, time)[0],
+                sampler.temperature * noise.initial,
+                num_steps=sampler.num_steps,
+                solver=sampler.solver,
+            )
 
-            def velocity(x_t: Tensor, t: float) -> Tensor:
-                time = self.denoiser.embed_time(x_t.new_full((1,), TIME_SCALE * t))  # (1, W)
-                if condition.z_null is None:
-                    return self.denoiser.denoise(x_t, y + time)
-                given, null = self.denoiser.denoise(torch.cat([x_t, x_t]), y + time).chunk(2)
-                return guide(null, given, condition.scale)
 
-            start = sampler.temperature * noise.initial
-            return solve(velocity, start, num_steps=sampler.num_steps, solver=sampler.solver)
+def solver_times(num_steps: int, solver: Solver, device: torch.device) -> Float[Tensor, " S"]:
+    """Return the times, from 1 to 0 in equal steps, by whose indices `solve` asks for velocities.
+
+    They are the ends of the solver's steps, and for the midpoint rule their middles too.
+    """
+    intervals = num_steps * _intervals_per_step(solver)
+    return torch.arange(intervals, -1, -1, device=device) / intervals
+
+
+def _intervals_per_step(solver: Solver) -> int:
+    return 2 if solver == "midpoint" else 1
 
 
 def draw_times(
@@ -138,7 +151,7 @@ def draw_times(
 
 
 def solve(
-    velocity: Callable[[Tensor, float], Tensor],
+    velocity: Callable[[Tensor, int], Tensor],
     start: Float[Tensor, "R C"],
     *,
     num_steps: int,
@@ -147,7 +160,7 @@ def solve(
     """Integrate dx/dt = velocity(x, t) from t = 1 to t = 0 in equal steps.
 
     Args:
-        velocity: From x (R, C) and t.
+        velocity: From x (R, C) and the index of t in `solver_times`.
         start: x at t = 1.
         num_steps: Of the solver.
         solver: `euler`, `heun` (its slope is the mean of those at both ends of a step), `midpoint`
@@ -155,14 +168,13 @@ def solve(
             is extrapolated from this step's and the one's before; the first step is Euler's).
     """
     x, before = start, None
-    step = 1 / num_steps
-    for index in range(num_steps):
-        t = 1 - index * step
-        slope = here = velocity(x, t)
+    step, intervals = 1 / num_steps, _intervals_per_step(solver)
+    for time in range(0, num_steps * intervals, intervals):
+        slope = here = velocity(x, time)
         if solver == "heun":
-            slope = (here + velocity(x - step * here, t - step)) / 2
+            slope = (here + velocity(x - step * here, time + 1)) / 2
         elif solver == "midpoint":
-            slope = velocity(x - step / 2 * here, t - step / 2)
+            slope = velocity(x - step / 2 * here, time + 1)
         elif solver == "adams" and before is not None:
             slope = (3 * here - before) / 2
         x, before = x - step * slope, here

@@ -1,10 +1,12 @@
 """The flow's loss is that of its velocity, its solvers have their order, and it learns."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
 
-from mar.heads.base import Condition, Noise
+from mar.heads.base import Condition, Noise, guide
 from mar.heads.denoiser import DenoiserSize
 from mar.heads.flow import (
     FlowConfig,
@@ -14,6 +16,7 @@ from mar.heads.flow import (
     Solver,
     draw_times,
     solve,
+    solver_times,
 )
 
 
@@ -90,7 +93,12 @@ def velocity_of_normal_data(x: Tensor, t: float) -> Tensor:
 def solver_error(num_steps: int, solver: Solver) -> float:
     """The relative error of x at t = 0, which the exact flow takes to STD times the start."""
     start = torch.ones(1, 1, dtype=torch.float64)
-    x_0 = solve(velocity_of_normal_data, start, num_steps=num_steps, solver=solver)
+    times = solver_times(num_steps, solver, torch.device("cpu")).double()
+
+    def velocity(x: Tensor, time: int) -> Tensor:
+        return velocity_of_normal_data(x, float(times[time]))
+
+    x_0 = solve(velocity, start, num_steps=num_steps, solver=solver)
     return abs(float(x_0) - STD) / STD
 
 
@@ -106,16 +114,34 @@ def test_solvers_converge_with_their_order_to_normal_data(solver: Solver, order:
 
 @pytest.mark.parametrize(("solver", "calls"), [("euler", 7), ("adams", 7), ("heun", 14)])
 def test_adams_calls_the_network_as_often_as_euler(solver: Solver, calls: int) -> None:
-    times: list[float] = []
+    times: list[int] = []
 
-    def velocity(x: Tensor, t: float) -> Tensor:
-        times.append(t)
+    def velocity(x: Tensor, time: int) -> Tensor:
+        times.append(time)
         return x
 
     solve(velocity, torch.ones(1, 1), num_steps=7, solver=solver)
     assert len(times) == calls
-    assert times[0] == 1
-    assert min(times) >= -1e-12
+    assert (times[0], max(times)) == (0, 7 if solver == "heun" else 6)
+
+
+@pytest.mark.parametrize("solver", get_args(Solver))
+def test_samples_are_those_of_the_network_itself(
+    head: RectifiedFlow, rng: torch.Generator, solver: Solver
+) -> None:
+    """Each call with its time and both branches of guidance, nothing computed ahead."""
+    moved(head, rng)
+    z, noise = torch.randn(6, 4, generator=rng), noise_of(6, rng)
+
+    def velocity(x: Tensor, time: int) -> Tensor:
+        t = torch.tensor(1 - time / (10 if solver == "midpoint" else 5)).expand(6)
+        null, given = (head.denoiser(x, 1000 * t, rows) for rows in (z.flip(0), z))
+        return guide(null, given, 2.5)
+
+    with torch.no_grad():
+        expected = solve(velocity, 0.9 * noise.initial, num_steps=5, solver=solver)
+    found = head.sample(Condition(z, z.flip(0), 2.5), noise, sampler(5, solver, 0.9))
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_times_have_the_distribution_that_is_asked_for(rng: torch.Generator) -> None:
