@@ -32,7 +32,8 @@ from mar.files import atomic, seal
 from mar.heads.registry import HEADS as KINDS
 from mar.latents.cache import LatentCache
 from mar.latents.info import LatentsInfo
-from mar.model.mar import MAR, GeneratorConfig, load_mar, save_mar
+from mar.model.mar import MAR, GeneratorConfig
+from mar.model.saved import load_mar, save_mar
 from mar.sampling.generate import SampleConfig, balanced_labels
 from mar.sampling.images import generate_images
 from mar.tokenizers.registry import load_tokenizer

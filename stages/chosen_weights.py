@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mar.averaging.choice import WeightsChoice
 from mar.averaging.rebuild import fit_warning, rebuild
-from mar.model.mar import MAR, load_mar
+from mar.model.mar import MAR
+from mar.model.saved import load_mar
 
 
 def load(folder: Path, choice: WeightsChoice, tokenizer: str, say: Callable[[str], None]) -> MAR:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from mar.files import seal
 from mar.latents.info import LatentsInfo
-from mar.model.mar import MAR, load_mar
+from mar.model.mar import MAR
+from mar.model.saved import load_mar
 from mar.released.names import to_released
 from mar.released.pickles import write_generator, write_tokenizer
 from mar.released.shapes import check_layout

@@ -10,7 +10,8 @@ from mar.latents.info import TRANSFORM, LatentsInfo, latent_std
 from mar.model.compilation import compile_blocks
 from mar.model.conditions import TextShape
 from mar.model.flops import mfu
-from mar.model.mar import MAR, save_mar
+from mar.model.mar import MAR
+from mar.model.saved import save_mar
 from mar.released.generator import GeneratorSource, fitted
 from mar.text.cache import TextCache
 from mar.text.registry import load_encoder

@@ -17,7 +17,7 @@ from mar.evaluation.score_names import bases
 from mar.files.atomic import digest
 from mar.latents.cache import LatentCache
 from mar.latents.info import LatentsInfo
-from mar.model.mar import load_mar
+from mar.model.saved import load_mar
 from mar.sampling.store import SampleSet
 from mar.tokenizers.kl import AutoencoderKL
 from mar.tokenizers.registry import load_tokenizer, save_tokenizer

@@ -15,7 +15,8 @@ from released_project import KL16, MAR_FILE, released_params, write_params
 
 from mar.files import atomic, seal
 from mar.latents.posterior import LatentShape
-from mar.model.mar import MAR, GeneratorConfig, save_mar
+from mar.model.mar import MAR, GeneratorConfig
+from mar.model.saved import save_mar
 from mar.tokenizers.registry import TokenizerConfig, build_tokenizer, save_tokenizer
 from stages import check, export
 

@@ -17,7 +17,8 @@ from mar.model.conditions import (
     WordTokens,
     condition_tokens,
 )
-from mar.model.mar import MAR, GeneratorConfig, load_mar, save_mar
+from mar.model.mar import MAR, GeneratorConfig
+from mar.model.saved import load_mar, save_mar
 from mar.released.generator import fitted
 from mar.sampling.generate import KnownTokens, draw_noise, generate
 

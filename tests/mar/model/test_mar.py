@@ -15,14 +15,8 @@ from torch import Tensor
 from mar.heads.diffusion_loss import DiffusionLoss
 from mar.latents.posterior import LatentShape
 from mar.model import masking
-from mar.model.mar import (
-    MAR,
-    GeneratorConfig,
-    TrainingDraws,
-    load_mar,
-    narrow_denoiser_warning,
-    save_mar,
-)
+from mar.model.mar import MAR, GeneratorConfig, TrainingDraws, narrow_denoiser_warning
+from mar.model.saved import load_mar, save_mar
 from mar.tokenizers.kl import AutoencoderConfig
 from mar.tokenizers.registry import build_tokenizer, save_tokenizer
 

@@ -9,7 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from mar.config import choice
 from mar.latents.posterior import LatentShape, Posterior
-from mar.model.mar import MAR, save_mar
+from mar.model.mar import MAR
+from mar.model.saved import save_mar
 from mar.tokenizers.detok import DeTokConfig, StackSize
 from mar.tokenizers.diffusers import DiffusersConfig
 from mar.tokenizers.interface import TokenizerSection
