@@ -3,15 +3,24 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from fake_gpu import OnlyGpuIsFake
+from sample_configs import SAMPLERS
+from sample_configs import sample_config as tiny_config
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.generation import Generation, flop_counter, new_model, sample_config
 from benchmarks.train_step import Operations, Waits
-from mar.sampling.generate import SamplingNoise, generate
+from mar.heads import diffusion_loss
+from mar.model.mar import MAR
+from mar.sampling.generate import SamplingNoise, draw_noise, generate
 
 
 # The sizes at which the reference implementation needs 1,787 GFLOP without attention, 1,893 with
@@ -53,6 +62,41 @@ def test_a_generation_stays_below_the_committed_operations_and_never_waits() -> 
         generation_on("cpu", tiny)
     assert 0.95 * MOST_OPERATIONS < operations.counts.total() <= MOST_OPERATIONS, operations.counts
     assert waits.counts.total() == 0, +waits.counts
+
+
+FLOW: dict[str, Any] = {
+    "kind": "flow",
+    "size": {"blocks": 1, "width": 20},
+    "noise_samples_per_token": 2,
+    "times": None,
+}
+# What the model has of its own; kind and keys of section `sample`.
+MODES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "exact": ({}, "diffusion", {}),
+    "annealed": ({}, "diffusion", {"head": SAMPLERS["diffusion"] | {"final_num_steps": 2}}),
+    "flow": ({"head": FLOW}, "flow", {}),
+    "causal": ({"attention": "causal", "mask_ratio": None}, "diffusion", {"num_steps": 12}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_generation_keeps_to_its_gpu_and_never_waits_for_it(
+    variant: Callable[..., MAR], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that computes nothing fails where a number of it is needed, and beside a CPU's."""
+    changes, kind, keys = MODES[mode]
+    model, config = variant(**changes), tiny_config(kind, **keys)
+    kept = diffusion_loss._sampling_steps  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(diffusion_loss, kept.__name__, kept.__wrapped__)  # keep none of a fake GPU
+    gpu = torch.device("cuda")
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, OnlyGpuIsFake():
+        with gpu:
+            twin = MAR(model.config, model.latent, model.num_classes).eval()
+        noise = draw_noise(twin, range(4), config).to(gpu)
+        latents = generate(twin, torch.zeros(4, dtype=torch.int64).to(gpu), noise, config)
+        assert latents.device.type == "cuda"
+        assert fake.shape_env is None  # no size is a guess
 
 
 ADAPTER = """
