@@ -92,19 +92,28 @@ def choose_device() -> torch.device:
     """Return the device of `MAR_DEVICE`, else the first accelerator, else the CPU."""
     chosen = os.environ.get("MAR_DEVICE")
     if chosen and not (chosen == "cuda" and launch.local_rank() is not None):
-        try:
-            device = torch.empty(0, device=chosen).device
-            torch.ones(2, device=device).sum().item()  # refused where nothing is computed (meta)
-            return device
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"MAR_DEVICE: cannot use {chosen!r}: {reason}") from None
+        return usable_device(chosen, "MAR_DEVICE")
     if torch.cuda.is_available():
         local_rank = launch.local_rank()
         if local_rank is None:
             return torch.device("cuda")
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def usable_device(name: str, key: str) -> torch.device:
+    """Return the device of a name.
+
+    Raises:
+        ValueError: nothing can be computed on it; the message begins with the key.
+    """
+    try:
+        device = torch.empty(0, device=name).device
+        torch.ones(2, device=device).sum().item()  # refused where nothing is computed (meta)
+        return device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{key}: cannot use {name!r}: {reason}") from None
 
 
 def _check_params(name: str) -> None:

@@ -11,7 +11,9 @@ the weights, the settings, its class and its place in the list of classes.
 Shapes: B images, H W an image in pixels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import operator
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,12 +25,13 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from mar.sampling import editing
+from mar.sampling.blank import count_blank
 from mar.sampling.generate import SampleConfig, check_fit
 from mar.sampling.images import generate_images, picture_so_far
 from mar.sampling.labels import find_labels
 from stages import params
 from stages.image_batches import ImageBatches
-from stages.runner import choose_device
+from stages.runner import choose_device, usable_device
 from stages.stage import autocast
 from stages.weights import Weights, released_weights, trained_weights
 
@@ -112,6 +115,9 @@ class Sampler:
 
         Raises:
             ValueError: a class or setting does not exist, or a value does not fit.
+
+        Warns:
+            UserWarning: images are blank (`mar.sampling.blank`).
         """
         labels, config = self.labels(classes), self.settings(**settings)
         return _to_arrays(self.generate(labels, config, on_step=on_step))
@@ -139,6 +145,9 @@ class Sampler:
         Raises:
             ValueError: images, mask and classes do not fit together or to the model, or the model
                 cannot see tokens that come later in its order.
+
+        Warns:
+            UserWarning: images are blank (`mar.sampling.blank`).
         """
         labels, config = self.labels(classes), self.settings(**settings)
         if len(images) != len(labels):
@@ -168,10 +177,11 @@ class Sampler:
         Raises:
             ValueError: there is no such class, several have the name, or there are none.
         """
-        if isinstance(classes, int | str) or not len(classes):
+        is_list = isinstance(classes, Iterable) and not isinstance(classes, str)
+        if not (listed := list(classes) if is_list else []):
             raise ValueError(f"classes must be a list of names or numbers, got {classes!r}")
         try:
-            return torch.tensor(find_labels(classes, self.class_names))
+            return torch.tensor(find_labels(list(map(_class, listed)), self.class_names))
         except ValueError as error:
             raise ValueError(f"classes: {error}") from None
 
@@ -189,6 +199,8 @@ class Sampler:
             ValueError: a key is unknown, or a value not allowed or not for this model.
         """
         fields: dict[str, Any] = self.weights.sample.model_dump()
+        if not isinstance(head, Mapping | None):
+            raise ValueError(f"{source}: sample.head must hold keys of its own, got {head!r}")
         for name, given, known in (
             ("sample", changes, SETTINGS),
             ("sample.head", head or {}, [key for key in fields["head"] if key != "kind"]),
@@ -276,19 +288,37 @@ def load(
         device: By default that of `MAR_DEVICE`, else the first accelerator, else the CPU.
 
     Raises:
-        ValueError: files are missing, damaged, or do not belong together.
+        ValueError: files are missing, damaged, or do not belong together, or nothing can be
+            computed on the device.
     """
     if (generator is None) != (tokenizer is None):
         raise ValueError("a released generator and its tokenizer go together, got one of them")
+    chosen = choose_device() if device is None else usable_device(str(device), "device")
     if generator is not None and tokenizer is not None:
         weights = released_weights(Path(generator), Path(tokenizer), ema is not False)
     else:
         weights = trained_weights(ema, Path(out))
-    chosen = choose_device() if device is None else torch.device(device)
     weights.mar.to(chosen)
     weights.tokenizer.to(chosen)
     return Sampler(weights, chosen)
 
 
+def _class(given: Any) -> int | str:
+    """Return a name or a number, which may be NumPy's.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(given, str | bool):  # of which the latter is refused as a name
+        return given
+    try:
+        return operator.index(given)
+    except TypeError:
+        raise ValueError(f"{given!r} is neither the name of a class nor a whole number") from None
+
+
 def _to_arrays(images: UInt8[Tensor, "B 3 H W"]) -> UInt8[np.ndarray, "B H W 3"]:
+    """Return images as NumPy has them; warn the caller of `sample` or `inpaint` of blank ones."""
+    if warning := count_blank(images).warning():
+        warnings.warn(warning, stacklevel=3)
     return images.permute(0, 2, 3, 1).contiguous().numpy()

@@ -1,5 +1,7 @@
 """Five lines of Python draw what the programs draw; mistakes are named before anything is drawn."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,29 @@ def test_images_are_those_of_the_program(
     generate.main([*options, "--head", "num_steps=3", "--out", str(tmp_path / "pictures")])
     for image, name in zip(images, ("0000-3.png", "0001-7.png"), strict=True):
         assert np.array_equal(image, np.asarray(Image.open(tmp_path / "pictures" / name)))
+
+
+def test_a_class_is_a_name_or_a_number_of_any_integer_type(sampler: Sampler) -> None:
+    for classes in (
+        ["3", 7],
+        (3, "7"),
+        np.array([3, 7]),
+        torch.tensor([3, 7]),
+        np.array(["3", "7"]),
+    ):
+        assert sampler.labels(classes).tolist() == [3, 7]  # pyright: ignore[reportArgumentType]
+
+
+def test_blank_images_are_warned_of(sampler: Sampler) -> None:
+    tokenizer = copy.deepcopy(sampler.weights.tokenizer)
+    for parameter in tokenizer.decoder.conv_out.parameters():  # pyright: ignore[reportAttributeAccessIssue]
+        parameter.zero_()
+    blank = replace(sampler, weights=replace(sampler.weights, tokenizer=tokenizer))
+    with pytest.warns(UserWarning, match="^of 2 images, 2 are of one colour") as found:
+        images = blank.sample([1, 2])
+    assert found[0].filename == __file__  # the caller's line
+    with pytest.warns(UserWarning, match="^of 2 images, 2 are of one colour"):
+        blank.inpaint(images, np.ones((8, 8), dtype=bool), [1, 2])
 
 
 def test_images_do_not_depend_on_the_batch(
@@ -98,6 +123,10 @@ def test_what_cannot_be_inpainted_is_refused(
         (["eleven"], {}, "classes: 'eleven' is neither the name of a class nor a number"),
         ("37", {}, "classes must be a list of names or numbers, got '37'"),
         ([], {}, r"classes must be a list of names or numbers, got \[\]"),
+        (7, {}, "classes must be a list of names or numbers, got 7"),
+        ([1.5], {}, "classes: 1.5 is neither the name of a class nor a whole number"),
+        ([True], {}, "classes: True is neither the name of a class nor a number"),
+        ([1], {"head": 3}, "settings: sample.head must hold keys of its own, got 3"),
         ([1], {"guidence_scale": 2.0}, "no 'guidence_scale'; did you mean 'guidance_scale'"),
         ([1], {"num_images": 2}, "sample has seed, num_steps, .*, head, and no 'num_images'"),
         ([1], {"head": {"steps": 3}}, "sample.head has num_steps, .*, and no 'steps'"),
@@ -113,10 +142,12 @@ def test_what_cannot_be_sampled_is_refused(
         sampler.sample(classes, **settings)
 
 
-def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_weights_and_devices_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tokenizer.safetensors is missing; `dvc repro"):
         load(tmp_path)
     with pytest.raises(ValueError, match="go together, got one of them"):
         load(generator="checkpoint-last.pth")
+    with pytest.raises(ValueError, match="device: cannot use 'gpu': "):
+        load(tmp_path, device="gpu")
     with pytest.raises(ValueError, match=r"no-generator.pth"):
         load(generator=tmp_path / "no-generator.pth", tokenizer=tmp_path / "no-tokenizer.ckpt")
