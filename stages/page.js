@@ -38,11 +38,15 @@ function setHead(values) {
   for (const field of model.head) $(`head-${field.name}`).value = values[field.name] ?? "";
 }
 
+function readNumber(id) {
+  const text = $(id).value;
+  return text === "" ? null : Number(text);
+}
+
 function readHead() {
-  return Object.fromEntries(model.head.map((field) => {
-    const text = $(`head-${field.name}`).value;
-    if (field.choices) return [field.name, text];
-    return [field.name, text === "" ? null : Number(text)];
+  return Object.fromEntries(model.head.map(({ name, choices }) => {
+    const id = `head-${name}`;
+    return [name, choices ? $(id).value : readNumber(id)];
   }));
 }
 
@@ -58,9 +62,10 @@ function fillForm() {
   $("label").value = model.classes[0].value;
   $("label").addEventListener("focus", () => $("label").select());
   $("num_images").max = model.most_images;
-  for (const name of ["seed", "guidance_scale", "num_steps"]) $(name).value = model[name];
+  for (const name of ["seed", "guidance_scale", "num_steps", "reconstruction_steps"]) $(name).value = model[name] ?? "";
   $("num_steps").max = model.num_tokens;
   $("num_steps").disabled = model.fixed_steps;
+  $("reconstruction_steps").disabled = !model.halves;
   $("guidance_scale").disabled = !model.guided;
   $("head").append(...model.head.map(makeField));
   $("mode").append(...model.modes.map((mode) => new Option(mode.name)));
@@ -73,10 +78,11 @@ function fillForm() {
 function readForm(withEdit) {
   return {
     label: $("label").value,
-    num_images: Number($("num_images").value),
-    seed: Number($("seed").value),
-    guidance_scale: Number($("guidance_scale").value),
-    num_steps: Number($("num_steps").value),
+    num_images: readNumber("num_images"),
+    seed: readNumber("seed"),
+    guidance_scale: readNumber("guidance_scale"),
+    num_steps: readNumber("num_steps"),
+    reconstruction_steps: readNumber("reconstruction_steps"),
     head: readHead(),
     on_the_way: $("on_the_way").checked,
     image: withEdit ? $("original").toDataURL("image/png") : null,
@@ -132,7 +138,6 @@ async function run(withEdit) {
   const asked = readForm(withEdit);
   running = new AbortController();
   setRunning(true);
-  $("pictures").replaceChildren();
   $("progress").value = 0;
   say("waiting for the model ...");
   try {
@@ -142,8 +147,12 @@ async function run(withEdit) {
       body: JSON.stringify(asked),
       signal: running.signal,
     });
-    if (!response.ok) say((await response.json()).error, true);
-    else await readLines(response.body, (line) => take(JSON.parse(line), asked));
+    if (!response.ok) {
+      say((await response.json()).error, true);
+    } else {
+      $("pictures").replaceChildren();
+      await readLines(response.body, (line) => take(JSON.parse(line), asked));
+    }
   } catch (error) {
     if (error.name === "AbortError") say("stopped");
     else say(`the server does not answer: ${error.message}`, true);
@@ -168,6 +177,7 @@ function chooseImage(source) {
   context.imageSmoothingQuality = "high";
   context.drawImage(source, (width - side) / 2, (height - side) / 2, side, side, 0, 0, canvas.width, canvas.height);
   canvas.dataset.filled = "yes";
+  $("canvases").hidden = false;
   for (const picture of $("pictures").children) picture.classList.toggle("chosen", picture === source);
   clearPaint();
   $("redraw").disabled = $("generate").disabled;

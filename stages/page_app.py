@@ -86,6 +86,7 @@ class Generations:
             seed=asked.seed,
             guidance_scale=asked.guidance_scale,
             num_steps=asked.num_steps,
+            reconstruction_steps=asked.reconstruction_steps,
             head=asked.head,
         )
         labels = self.sampler.labels([asked.label] * asked.num_images)

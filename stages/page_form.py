@@ -7,6 +7,7 @@ import base64
 import binascii
 import io
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,8 @@ MODES: dict[str, dict[str, Any]] = {
         "temperature": 1.0,
     },
     "25 steps, Euler": {"solver": "euler", "num_steps": 25, "final_num_steps": None},
-    "few steps: 8, Euler": {"solver": "euler", "num_steps": 8, "final_num_steps": None},
-    "few steps: 4, Heun": {"solver": "heun", "num_steps": 4, "final_num_steps": None},
+    "few steps: 8, Adams-Bashforth": {"solver": "adams", "num_steps": 8, "final_num_steps": None},
+    "few steps: 4, midpoint": {"solver": "midpoint", "num_steps": 4, "final_num_steps": None},
 }
 
 
@@ -56,6 +57,7 @@ class Request(Config):
     seed: int = Field(ge=0, description="as in section sample")
     guidance_scale: float = Field(description="as in section sample")
     num_steps: int = Field(description="as in section sample")
+    reconstruction_steps: int | None = Field(description="as in section sample")
     head: dict[str, Any] = Field(description="keys of section sample.head")
     on_the_way: bool = Field(description="send pictures along the way")
     image: str | None = Field(description="an image to edit: a PNG as a data URL")
@@ -66,17 +68,20 @@ def describe(sampler: Sampler) -> dict[str, Any]:
     """Return what the page needs to know of a model, ready for JSON."""
     weights, sample = sampler.weights, sampler.weights.sample
     model = weights.mar.config
+    any_order = model.attention == "bidirectional" and model.order == "random"
     return {
         "classes": _class_options(sampler.class_names),
         "image_size": sampler.image_size,
         "num_tokens": weights.mar.num_tokens,
         "fixed_steps": model.attention == "causal",  # token by token
         "guided": model.label_drop > 0,
-        "editable": model.attention == "bidirectional" and model.order == "random",
+        "editable": any_order,
+        "halves": any_order and sample.order != "confidence",
         "most_images": MOST,
         "seed": sample.seed,
         "guidance_scale": sample.guidance_scale,
         "num_steps": sample.num_steps,
+        "reconstruction_steps": sample.reconstruction_steps,
         "device": str(sampler.device),
         "head": _head_fields(sampler),
         "modes": _modes(sampler),
@@ -89,7 +94,7 @@ def read_request(content: object) -> Request:
     Raises:
         ValueError: a value is missing or not allowed; the message names it.
     """
-    return params.parse("request", content, Request)
+    return params.parse("request", content, Request, Path("page"))
 
 
 def read_edit(sampler: Sampler, request: Request) -> Edit | None:
@@ -145,8 +150,8 @@ def _head_fields(sampler: Sampler) -> list[dict[str, Any]]:
 
 def _modes(sampler: Sampler) -> list[dict[str, Any]]:
     """Return the ways of sampling that the model's head has, that of its settings first."""
-    base: dict[str, Any] = sampler.weights.sample.head.model_dump()  # type: ignore[attr-defined]
-    own = {key: value for key, value in base.items() if key != "kind"}
+    head: Any = sampler.weights.sample.head
+    own: dict[str, Any] = {key: value for key, value in head if key != "kind"}
     found = [{"name": "as the settings say", "head": own}]
     for name, changes in MODES.items():
         try:

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sample_configs import SAMPLERS
 from starlette.testclient import TestClient
 
+from mar.heads.registry import HEADS
 from stages import page
 from stages.page_app import make_app
+from stages.page_form import MODES
 from stages.sampler import Sampler, load
 
 
@@ -38,6 +41,7 @@ def asked(client: TestClient) -> dict[str, Any]:
         "seed": 5,
         "guidance_scale": model["guidance_scale"],
         "num_steps": model["num_steps"],
+        "reconstruction_steps": model["reconstruction_steps"],
         "head": model["modes"][0]["head"],
         "on_the_way": True,
         "image": None,
@@ -81,6 +85,16 @@ def test_pictures_on_the_way_fill_in_to_those_of_python(
     assert last["seconds_per_image"] == pytest.approx(last["seconds"] / 2, abs=2e-3)
 
 
+def test_halves_are_those_of_python(
+    client: TestClient, sampler: Sampler, asked: dict[str, Any]
+) -> None:
+    *steps, last = lines(client, asked | {"reconstruction_steps": 1})
+    expected = sampler.sample(["3", "3"], seed=5, reconstruction_steps=1)
+    assert np.array_equal(np.stack([pixels(url) for url in last["pictures"]]), expected)
+    grey = (pixels(steps[2]["pictures"][0]) == 128).all(axis=2)  # before the last of four steps
+    assert np.array_equal(grey[::2, ::2], np.indices((4, 4)).sum(axis=0) % 2 == 1)
+
+
 def test_an_edit_is_that_of_python(
     client: TestClient, sampler: Sampler, asked: dict[str, Any]
 ) -> None:
@@ -110,14 +124,29 @@ def test_modes_are_those_that_the_head_has(client: TestClient) -> None:
     assert not fields["temperature"]["whole"]
 
 
+@pytest.mark.parametrize("name", MODES)
+def test_a_mode_is_one_of_a_single_head(name: str) -> None:
+    """The page leaves out what the model's head does not have, so a misspelt mode as well."""
+
+    def fits(kind: str) -> bool:
+        try:
+            HEADS[kind].sampler.model_validate({**SAMPLERS[kind], **MODES[name]})
+        except ValueError:
+            return False
+        return True
+
+    assert len([kind for kind in HEADS if fits(kind)]) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"label": "eleven"}, "classes: 'eleven' is neither the name of a class"),
-        ({"num_images": 17}, "request.num_images: .* less than or equal to 16, got 17"),
+        ({"num_images": 17}, "^page: request.num_images: .* less than or equal to 16, got 17"),
         ({"seed": 1.5}, "request.seed: .*, got 1.5"),
         ({"guidance_scale": 0.5}, "sample.guidance_scale: .*, got 0.5"),
         ({"num_steps": 99}, "sample.num_steps: must be 1 to 16"),
+        ({"reconstruction_steps": 4}, "sample.reconstruction_steps: must be below .*_steps, 4"),
         ({"head": {"num_steps": None}}, "sample.head.num_steps: .*, got None"),
         ({"head": {"speed": 1}}, "sample.head has num_steps, .* no 'speed'"),
         ({"image": "data:image/png;base64,AAAA"}, "needs an image and a mask, got one"),
