@@ -47,7 +47,8 @@ KEYS = {
     "steps": "sample.num_steps",
     "weights": "sample.weights",
 }
-WIDTHS = ("0.05", "0.1", "0.15")  # of the averages that are tried where the training kept some
+KEPT = "kept"  # stands for averages of these widths, where the training kept some:
+WIDTHS = ("0.05", "0.1", "0.15")
 IMAGES = 1000
 SEED = 1000
 
@@ -82,7 +83,7 @@ def sweep(
     temperature: Sequence[float] = (0.9, 1.0, 1.1, 1.2),
     diffusion_steps: Sequence[int] = (10, 25, 50, 100),
     steps: Sequence[int] = (4, 8, 16),
-    weights: Sequence[str] | None = None,
+    weights: Sequence[str] = ("raw", "ema", KEPT),
     num_images: int = IMAGES,
     seed: int = SEED,
     name: str = NAME,
@@ -101,7 +102,7 @@ def sweep(
         diffusion_steps: Values of sample.head.num_steps, the denoising steps of a token.
         steps: Values of sample.num_steps, the generation steps.
         weights: Values of sample.weights: ema, raw, and averages of the training, as relative
-            widths (0.1) or decays (0.999); None is all but decays.
+            widths (0.1) or decays (0.999); "kept" is a few widths, where the training kept any.
         num_images: Images of a point; fewer than the long run's.
         seed: Of the points' samples, which must not be that of the long run.
         name: The report's name, and a part of the experiments': lower-case letters, digits, dashes.
@@ -201,15 +202,15 @@ def _get(base: Mapping[str, Any], axis: str) -> Any:
     return found
 
 
-def _all_weights(base: Mapping[str, Any], texts: Sequence[str] | None) -> list[Any]:
+def _all_weights(base: Mapping[str, Any], texts: Sequence[str]) -> list[Any]:
     """Return values of sample.weights.
 
     Raises:
         ValueError: One is none, or an average of a training that kept none.
     """
     kept = find(base, "training.averages") is not None
-    if texts is None:
-        texts = ("raw", "ema", *(WIDTHS if kept else ()))
+    widths = WIDTHS if kept else ()
+    texts = [each for text in texts for each in (widths if text == KEPT else (text,))]
     values = [_weights(text) for text in texts]
     for text, value in zip(texts, values, strict=True):
         if isinstance(value, dict) and not kept:
@@ -236,8 +237,8 @@ def _weights(text: str) -> Any:
     if 0.5 <= number < 1:
         return {"decay": number}
     raise ValueError(
-        f"weights: must be ema, raw, a relative width below {WIDEST:.3f} or a decay from 0.5 on, "
-        f"got {text!r}"
+        f"weights: must be ema, raw, {KEPT}, a relative width below {WIDEST:.3f} or a decay from "
+        f"0.5 on, got {text!r}"
     )
 
 
@@ -297,9 +298,7 @@ def main() -> None:
     defaults = {key: each.default for key, each in signature(sweep.fn).parameters.items()}
     kinds = {"guidance": float, "temperature": float, "diffusion_steps": int, "steps": int}
     for axis, key in KEYS.items():
-        tried = "raw, ema and the averages that the training kept"
-        if defaults[axis] is not None:
-            tried = " ".join(map(str, defaults[axis]))
+        tried = " ".join(map(str, defaults[axis]))
         add(f"--{axis.partition('_')[0]}", dest=axis, nargs="*", type=kinds.get(axis, str),
             metavar="VALUE", default=defaults[axis], help=f"values of {key} (default: {tried}); "
             "none to leave it as it is")  # fmt: skip

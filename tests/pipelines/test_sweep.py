@@ -134,7 +134,7 @@ def test_the_seed_of_the_long_run_and_keys_that_are_not_there_are_refused(
         run(tmp_path, seed=0)
     for text in ("best", "0.4", "1", "-0.1", "nan"):
         with pytest.raises(
-            ValueError, match=f"weights: must be ema, raw, a relative .* got '{text}'"
+            ValueError, match=f"weights: must be ema, raw, kept, a relative .* got '{text}'"
         ):
             run(tmp_path, weights=[text])
     with pytest.raises(ValueError, match="name: must be lower-case"):
@@ -146,7 +146,7 @@ def test_averages_are_tried_where_the_training_kept_some(
     place: Place, tmp_path: Path, server: None
 ) -> None:
     nothing: dict[str, Any] = {"guidance": [], "temperature": []}
-    points = run(tmp_path / "kept", **nothing, weights=None)
+    points = run(tmp_path / "kept", **nothing, weights=["raw", "ema", "kept"])
     widths = [{"width": 0.05}, {"width": 0.1}, {"width": 0.15}]
     assert [point.settings["weights"] for point in points] == ["ema", "raw", *widths]
     points = run(tmp_path / "decays", **nothing, weights=["0.999"])
@@ -157,7 +157,7 @@ def test_averages_are_tried_where_the_training_kept_some(
     changed = re.sub(r"averages: \{.*\}", "averages: null", text)
     assert changed != text
     (tmp_path / "params.yaml").write_text(changed)
-    points = run(tmp_path / "none", **nothing, weights=None, project=tmp_path)
+    points = run(tmp_path / "none", **nothing, weights=["raw", "ema", "kept"], project=tmp_path)
     assert [point.settings["weights"] for point in points] == ["ema", "raw"]
     with pytest.raises(ValueError, match=r"as training\.averages is null, got '0\.1'"):
         run(tmp_path, **nothing, weights=["ema", "0.1"], project=tmp_path)

@@ -184,6 +184,7 @@ data:
   source: webdataset
   path: photos
   label: cls
+  caption: null
   class_names: null
   image_size: 8
   held_out_fraction: 0.5
