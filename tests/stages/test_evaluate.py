@@ -199,7 +199,9 @@ def test_a_picture_that_fails_is_reported_after_the_scores(
     write_samples(*real_images(100))
     MANIFEST.unlink()
     evaluate.main(stage("evaluate"))
-    assert bases(metrics("evaluate")["samples"]) == list(SCORES)
+    extrapolated = "classifier_fid_inf"  # 100 images are too few for it
+    expected = [name for name in SCORES if name != extrapolated]
+    assert bases(metrics("evaluate")["samples"]) == expected
     assert "evaluate: cannot draw farthest.png: IndexError" in capsys.readouterr().err
     with Image.open("out/evaluate/pictures/farthest.png") as picture:
         assert picture.size == (600, 40)  # the reason
