@@ -72,7 +72,8 @@ def test_the_tokenizers_curves_tell_how_well_it_gives_held_out_images_back(finis
 def test_scores_stand_beside_those_of_real_images(finished: Path) -> None:
     scores = metrics(finished, "evaluate")
     assert scores["extractor"] == "classifier"
-    assert bases(scores["samples"]) == bases(scores["held_out"])
+    real = [name for name in bases(scores["held_out"]) if not name.endswith("_inf")]
+    assert bases(scores["samples"]) == real  # 30 samples are too few to extrapolate from
     assert scores["samples"]["classifier_fid_30"] > scores["held_out"]["classifier_fid_359"]
     text = summary.summarise(finished / "out")
     row = next(line.split() for line in text.splitlines() if "classifier_fid_30" in line)
