@@ -36,13 +36,13 @@ def start(
 
 def finish(process: subprocess.Popen[str]) -> str:
     """Wait for a process to end well, and return what it said."""
-    said = process.communicate(timeout=200)[1]
+    said = process.communicate(timeout=500)[1]
     assert process.returncode == 0, said
     return said
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 500
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -147,7 +147,7 @@ def test_tasks_of_srun_find_one_another(project: Path, finished: Path) -> None:
     step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
     step |= {"SLURM_NTASKS": "2", "MAR_PROCESSES": ""}
     tasks = [start(project, **step, SLURM_PROCID=str(rank)) for rank in range(2)]
-    said = [task.communicate(timeout=200)[1] for task in tasks]
+    said = [task.communicate(timeout=500)[1] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], said
     assert said[1] == ""
     assert (project / "out/train_generator/ema.safetensors").exists()
