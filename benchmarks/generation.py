@@ -16,7 +16,6 @@ where `sizes` are the fields of `Generation`. The function that it returns draws
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -28,7 +27,15 @@ from ruamel.yaml import YAML
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.train_step import Operations, Waits
-from benchmarks.training_step import Sizes, Step, alternate, build, load_adapter, ratios
+from benchmarks.training_step import (
+    Sizes,
+    Step,
+    alternate,
+    build,
+    load_adapter,
+    print_result,
+    ratios,
+)
 from mar.model.mar import MAR
 from mar.sampling.generate import SampleConfig, balanced_labels, draw_noise, generate
 from stages import presets
@@ -143,18 +150,15 @@ def main() -> None:
         make = load_adapter(arguments.reference, "make_generate")
         steps["reference"] = make(asdict(sizes))
     result = measure(steps, arguments.rounds, torch.device(sizes.device))
-    text = json.dumps(
+    print_result(
         {
             "sizes": asdict(sizes),
             "annealed": annealed,
             "threads": torch.get_num_threads(),
             **result,
         },
-        indent=1,
+        arguments.json,
     )
-    print(text)
-    if arguments.json is not None:
-        arguments.json.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ another implementation (`benchmarks.training_step`), its step is measured beside
 
 import argparse
 import gc
-import json
 import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.training_step import Sizes, all_steps, alternate, build
+from benchmarks.training_step import Sizes, all_steps, alternate, build, print_result
 from mar.model.flops import peak_flops, step_flops
 
 
@@ -96,10 +95,7 @@ def main() -> None:
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.json is not None:
-        arguments.json.write_text(text + "\n")
+    print_result(result, arguments.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ turns.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from benchmarks.generation import Generation, new_model, sample_config
-from benchmarks.training_step import Sizes
+from benchmarks.training_step import Sizes, print_result
 from mar.heads.diffusion_loss import DiffusionLoss
 from mar.model.mar import MAR
 from mar.sampling.generate import SampleConfig, balanced_labels, draw_noise, generate
@@ -169,7 +168,7 @@ def main() -> None:
                 result[mode]["scores"] = report["samples"]
     for mode, times in seconds.items():
         result[mode]["seconds_per_image"] = statistics.median(times) / arguments.images
-    text = json.dumps(
+    print_result(
         {
             "trained": arguments.trained,
             "device": arguments.device,
@@ -179,11 +178,8 @@ def main() -> None:
             "sample": sample,
             "modes": result,
         },
-        indent=1,
+        arguments.json,
     )
-    print(text)
-    if arguments.json is not None:
-        arguments.json.write_text(text + "\n")
 
 
 if __name__ == "__main__":

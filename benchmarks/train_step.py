@@ -7,7 +7,6 @@ defaults are the sizes of the table in `benchmarks/README.md`.
 """
 
 import argparse
-import json
 import statistics
 from collections import Counter
 from dataclasses import fields
@@ -19,18 +18,20 @@ from torch._inductor import metrics
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.training_step import Sizes, Step, all_steps, alternate, ratios
+from benchmarks.training_step import Sizes, Step, all_steps, alternate, print_result, ratios
 
 
 WARM_UP = 2  # steps before anything is measured
 
 
-class Operations(TorchDispatchMode):
-    """Counts the operations that a device executes: all that are dispatched, except for views."""
-
+class _Counts(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+
+
+class Operations(_Counts):
+    """Counts the operations that a device executes: all that are dispatched, except for views."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -42,12 +43,8 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Waits(TorchDispatchMode):
+class Waits(_Counts):
     """Counts operations for whose result, or its size, the program must wait."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -113,12 +110,9 @@ def main() -> None:
     result = measure(
         sizes, arguments.reference, compiled=arguments.compiled, rounds=arguments.rounds
     )
-    text = json.dumps(
-        {"sizes": vars(sizes), "threads": torch.get_num_threads(), **result}, indent=1
+    print_result(
+        {"sizes": vars(sizes), "threads": torch.get_num_threads(), **result}, arguments.json
     )
-    print(text)
-    if arguments.json is not None:
-        arguments.json.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ on data of its own: draws, forward, backward, clipping, optimiser, EMA.
 """
 
 import importlib.util
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -199,6 +200,14 @@ def ratios(times: Mapping[str, list[float]], ours: Mapping[str, list[float]]) ->
         )
         for clock in times
     }
+
+
+def print_result(result: Mapping[str, Any], path: Path | None) -> None:
+    """Print a result as JSON, and write it to a file if one is given."""
+    text = json.dumps(result, indent=1)
+    print(text)
+    if path is not None:
+        path.write_text(text + "\n")
 
 
 def _wait(device: torch.device) -> None:
