@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -47,9 +48,11 @@ def map_chunks(
         ValueError: a call raised it, with the same message and not the worker's traceback; or
             workers cannot be started, die or hang.
     """
-    if isinstance(chunks, Sized):
-        workers = min(workers, len(chunks))
-    for result in _results(_Calls(function, piped=workers > 0), chunks, workers, patience):
+    num_chunks = len(chunks) if isinstance(chunks, Sized) else None
+    if num_chunks is not None:
+        workers = min(workers, num_chunks)
+    results = _results(_Calls(function, piped=workers > 0), chunks, workers, patience)
+    for result in islice(results, num_chunks):  # how workers end after the last one is no matter
         if isinstance(result, _Failure):
             raise ValueError(result.message)
         yield _unpiped(result)
@@ -125,7 +128,7 @@ def _results(
             if workers and "exited unexpectedly" in str(error):
                 raise ValueError(
                     f"one of {workers} worker processes was killed, mostly for want of memory: "
-                    f"{HINT}"
+                    f"{HINT} ({_reason(error)})"
                 ) from None
             if workers and "timed out" in str(error):
                 raise ValueError(
@@ -142,11 +145,19 @@ class _Loader(DataLoader[Any]):
 
 
 class _Workers(_MultiProcessingDataLoaderIter):
-    """Worker processes that end without a complaint where not all of them could be started."""
+    """Worker processes that end without a complaint, however they were started and end."""
 
     def __del__(self) -> None:
-        with suppress(AttributeError):  # of what its constructor did not get to
+        # AttributeError: of what its constructor did not get to, where not all could be started.
+        # RuntimeError: one failed while it ended, as libraries' threads make a forked process do.
+        with suppress(AttributeError, RuntimeError):
             super().__del__()
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return what is known of a worker's end, such as the signal that killed it."""
+    cause = error.__cause__
+    return (str(cause) or str(error)).splitlines()[0] if cause else str(error).splitlines()[0]
 
 
 def _unpiped(result: Any) -> Any:

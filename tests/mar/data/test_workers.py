@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -109,6 +110,19 @@ def die(chunk: list[int]) -> list[int]:
 def test_a_worker_that_is_killed_ends_the_work_with_a_reason() -> None:
     with pytest.raises(ValueError, match=r"^one of 1 worker processes was killed, .*MAR_WORKERS=0"):
         list(map_chunks(die, [[0], [1], [2]], 1))
+
+
+def fail_at_the_end(chunk: list[int]) -> list[int]:
+    def fail() -> None:
+        raise OSError
+
+    getattr(threading, "_register_atexit")(fail)  # noqa: B009  (a private name that libraries use)
+    return chunk
+
+
+def test_a_worker_that_fails_when_all_is_done_has_done_its_work() -> None:
+    assert list(map_chunks(fail_at_the_end, [[0], [1]], 1)) == [[0], [1]]
+    gc.collect()  # nothing is left that would complain (warnings are errors here)
 
 
 @pytest.mark.parametrize("spare", [1, 2, 3, 4, 6])
