@@ -28,7 +28,7 @@ from mar.tokenizer_training.trainer import check_size as check_losses
 from mar.tokenizers.interface import TokenizerSection
 from mar.tokenizers.registry import latent_shape
 from mar.training.generator import TrainingConfig
-from mar.training.trainer import OptimisationConfig, long_average_warning
+from mar.training.optimisation import OptimisationConfig, long_average_warning
 from stages import params
 from stages.stage import root
 

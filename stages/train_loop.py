@@ -16,7 +16,8 @@ from mar import distributed
 from mar.files import atomic
 from mar.files.seal import DamagedFileError
 from mar.training.checkpoints import Checkpoints, History
-from mar.training.trainer import DivergedError, Step, Trainer
+from mar.training.step import DivergedError, Step
+from mar.training.trainer import Trainer
 from stages.signals import DeferredSignals
 from stages.stage import Stage, read_count
 

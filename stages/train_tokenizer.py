@@ -21,7 +21,7 @@ from mar.tokenizer_training.trainer import (
 )
 from mar.tokenizers.codec import reconstruct
 from mar.tokenizers.registry import build_tokenizer, save_tokenizer
-from mar.training.trainer import Step
+from mar.training.step import Step
 from stages import classifier_training, released, train_loop
 from stages.images import open_images
 from stages.stage import Stage, run

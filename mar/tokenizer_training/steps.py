@@ -22,7 +22,7 @@ from mar.tokenizer_training.trainer import (
     is_trainable,
 )
 from mar.tokenizers.interface import Codes, Draws, Reconstruction
-from mar.training.trainer import Step
+from mar.training.step import Step
 
 
 def train(

@@ -14,14 +14,9 @@ from mar.tokenizer_training.loss import LearnedVariance, ReconstructionLoss
 from mar.tokenizer_training.perceptual import KEY, Distance, PerceptualConfig
 from mar.tokenizers.interface import Tokenizer
 from mar.training.checkpoints import Stateful
+from mar.training.optimisation import OptimisationConfig, ParameterGroup, parameter_groups
 from mar.training.parallelism import add_up_gradients
-from mar.training.trainer import (
-    OptimisationConfig,
-    OptimizerState,
-    ParameterGroup,
-    Trainer,
-    parameter_groups,
-)
+from mar.training.trainer import OptimizerState, Trainer
 
 
 class TokenizerTrainingConfig(OptimisationConfig):

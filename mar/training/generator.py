@@ -20,13 +20,9 @@ from mar.distributed import Parallel
 from mar.latents.cache import LatentCache
 from mar.model.mar import MAR, TrainingDraws
 from mar.text.cache import TextCache
-from mar.training.trainer import (
-    OptimisationConfig,
-    ParameterGroup,
-    Step,
-    Trainer,
-    parameter_groups,
-)
+from mar.training.optimisation import OptimisationConfig, ParameterGroup, parameter_groups
+from mar.training.step import Step
+from mar.training.trainer import Trainer
 
 
 class TrainingConfig(OptimisationConfig):

@@ -1,113 +1,31 @@
 """One optimiser step of any model: gradient accumulation, clipping, AdamW, EMA."""
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mar import distributed
 from mar.averaging import power
-from mar.config import Config
 from mar.distributed import Parallel
 from mar.training import parallelism
 from mar.training.checkpoints import Checkpoints, History, Stateful
+from mar.training.optimisation import OptimisationConfig, ParameterGroup, learning_rate
 from mar.training.parallelism import local_tensor, whole_tensor
+from mar.training.step import Step
 
 
 M = TypeVar("M", bound=nn.Module)
 
-MOST_INITIAL = 0.01  # of averaged weights, without a warning; ours
 MAX_SKIPPED = 10  # steps in a row without a finite gradient; ours
 
 Average = Callable[[list[Tensor], list[Tensor], int | None], None]  # averages, values, unused
-ParameterGroup = dict[str, list[nn.Parameter] | float]  # as torch's optimisers take them
-
-
-class OptimisationConfig(Config):
-    """What the trainings of tokenizer and generator share: length, optimiser, EMA, curves."""
-
-    seed: int = Field(ge=0, description="seed of initial weights, batches and noise")
-    steps: int = Field(ge=0, description="optimiser steps; 0 to use released weights as they are")
-    batch_size: int = Field(gt=0, description="images in an optimiser step, over all processes")
-    lr: float = Field(gt=0, description="learning rate after the warm-up")
-    lr_schedule: Literal["constant", "cosine"] = Field(
-        description="learning rate after the warm-up: constant, or falling to 0 along a cosine"
-    )
-    warmup_steps: int = Field(ge=0, description="optimiser steps of linear warm-up")
-    beta_1: float = Field(ge=0, lt=1, description="AdamW: decay of the gradients' mean")
-    beta_2: float = Field(ge=0, lt=1, description="AdamW: decay of the gradients' mean square")
-    weight_decay: float = Field(ge=0, description="AdamW: decay of weight matrices")
-    gradient_clip: float = Field(gt=0, description="largest norm of the gradient")
-    ema_decay: float = Field(
-        ge=0, lt=1, description="decay of the averaged weights (EMA), per step"
-    )
-    curve_steps: int = Field(gt=0, description="optimiser steps between points of the curves")
-    preview_steps: int = Field(gt=0, description="optimiser steps between pictures")
-
-
-@dataclass(frozen=True)
-class Step:
-    """An optimiser step that was taken.
-
-    Attributes:
-        index: Its number, from 1.
-        loss: The loss of the batch.
-        terms: The named parts of the loss.
-        grad_norm: The norm of the gradient.
-        lr: The learning rate.
-        in_a_row: Steps up to this one, without a break, that were skipped because loss or gradient
-            was not finite.
-        longest: The most steps in a row that were skipped so far.
-        skipped: All steps that were skipped so far.
-        max_in_a_row: From how many in a row on the training has diverged.
-    """
-
-    index: int
-    loss: Float[Tensor, ""]
-    terms: dict[str, Tensor]
-    grad_norm: Float[Tensor, ""]
-    lr: float
-    in_a_row: Float[Tensor, ""]
-    longest: Float[Tensor, ""]
-    skipped: Float[Tensor, ""]
-    max_in_a_row: int
-
-    def values(self) -> dict[str, float]:
-        """Return the numbers for a curve, those that are finite; this waits for the device.
-
-        Raises:
-            DivergedError: too many steps in a row were skipped.
-        """
-        numbers = {"loss": self.loss, **self.terms, "grad_norm": self.grad_norm}
-        values = {name: float(value) for name, value in numbers.items()}
-        broken = {name: value for name, value in values.items() if not math.isfinite(value)}
-        longest, skipped = int(self.longest), int(self.skipped)
-        if longest >= self.max_in_a_row:
-            found = " and ".join(f"{name} is {value}" for name, value in broken.items())
-            what = found or "loss or gradient was not finite"
-            raise DivergedError(
-                f"training diverged at step {self.index}: {what}, in {longest} steps in a row"
-            )
-        finite = {name: value for name, value in values.items() if name not in broken}
-        return {**finite, "lr": self.lr, **({"skipped_steps": skipped} if skipped else {})}
-
-    @property
-    def is_skipped(self) -> bool:
-        """Whether loss or gradient was not finite; this waits for the device."""
-        return int(self.in_a_row) > 0
-
-
-class DivergedError(ValueError):
-    """The loss or its gradient is not finite any more."""
 
 
 class Trainer(Generic[M]):
@@ -318,40 +236,3 @@ class OptimizerState:
         for name, value in self.state_dict().items():
             if value is not state_dict[name]:
                 value.copy_(state_dict[name])
-
-
-def learning_rate(config: OptimisationConfig, step: int) -> float:
-    """Return the learning rate of a step; steps count from 0."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.lr_schedule == "constant":
-        return config.lr
-    progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    return config.lr * (1 + math.cos(math.pi * progress)) / 2
-
-
-def long_average_warning(key: str, config: OptimisationConfig) -> str | None:
-    """Return a warning if averaged weights would largely be the initial ones, else None."""
-    share = config.ema_decay**config.steps
-    if not config.steps or share < MOST_INITIAL:
-        return None
-    return (
-        f"{key} {config.ema_decay} is long for {config.steps} steps: {100 * share:.0f} % of the "
-        "averaged weights will be the weights that the training begins with; with "
-        f"{MOST_INITIAL ** (1 / config.steps):.4g} they are {100 * MOST_INITIAL:.0f} %"
-    )
-
-
-def parameter_groups(
-    model: nn.Module, weight_decay: float, *, without_decay: Iterable[nn.Parameter] = ()
-) -> list[ParameterGroup]:
-    """Split parameters into those that decay (two dimensions or more) and those that do not."""
-    exempt = {id(parameter) for parameter in without_decay}
-    decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in exempt]
-    chosen = {id(parameter) for parameter in decayed}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    assert len(decayed) + len(others) == len(list(model.parameters()))
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]

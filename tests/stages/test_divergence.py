@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_project as tiny
 
-from mar.training.trainer import DivergedError
+from mar.training.step import DivergedError
 from stages import train_loop
 
 

@@ -25,7 +25,7 @@ from mar.tokenizers.kl import AutoencoderConfig
 from mar.tokenizers.pixels import PixelsConfig
 from mar.tokenizers.registry import TokenizerConfig, build_tokenizer, load_tokenizer, save_tokenizer
 from mar.tokenizers.vq import VQConfig
-from mar.training.trainer import Step
+from mar.training.step import Step
 
 
 START = 2

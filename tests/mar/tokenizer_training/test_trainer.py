@@ -26,7 +26,7 @@ from mar.tokenizers.kl import AutoencoderConfig
 from mar.tokenizers.pixels import PixelsConfig
 from mar.tokenizers.registry import TokenizerConfig, build_tokenizer
 from mar.tokenizers.vq import VQ, VQConfig
-from mar.training.trainer import Step
+from mar.training.step import Step
 
 
 def make_config(**changes: Any) -> TokenizerTrainingConfig:

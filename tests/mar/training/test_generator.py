@@ -25,7 +25,8 @@ from mar.training.generator import (
     new_trainer,
     train,
 )
-from mar.training.trainer import Step, Trainer
+from mar.training.step import Step
+from mar.training.trainer import Trainer
 
 
 def make_config(**changes: Any) -> TrainingConfig:

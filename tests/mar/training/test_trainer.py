@@ -9,14 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mar.training.checkpoints import Checkpoints
-from mar.training.trainer import (
-    MAX_SKIPPED,
-    DivergedError,
-    OptimisationConfig,
-    Trainer,
-    learning_rate,
-    parameter_groups,
-)
+from mar.training.optimisation import OptimisationConfig, learning_rate, parameter_groups
+from mar.training.step import DivergedError
+from mar.training.trainer import MAX_SKIPPED, Trainer
 
 
 def make_config(**changes: Any) -> OptimisationConfig:
