@@ -4,6 +4,33 @@ import shutil
 from pathlib import Path
 
 
+def room_for_checkpoints(each: int, keep: int, others: int, folder: Path) -> str:
+    """Return a sentence on what a training takes of a disk.
+
+    Args:
+        each: Bytes of a checkpoint.
+        keep: Checkpoints that are kept; while another is written, there is one more.
+        others: Bytes of the other files that the training is still to write.
+        folder: Where checkpoints lie; those that are there already need no further room.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    missing = max(each * (keep + 1) - there, 0) + others
+    free = shutil.disk_usage(folder).free
+    said = f"{keep + 1} checkpoints x {_bytes(each)} in {folder}, {_bytes(others)} of other files"
+    if there:
+        said += f", {_bytes(missing)} still to be written"
+    said += f"; {_bytes(free)} are free"
+    if missing > free:
+        raise ValueError(
+            f"the disk has no room for the checkpoints: {said} (MAR_KEEP_CHECKPOINTS, here {keep}, "
+            "is how many are kept)"
+        )
+    return said
+
+
 def room(each: int, count: int, missing: int, folder: Path) -> str:
     """Return a sentence on what a cache takes of a disk.
 

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import torch
+
 from mar import distributed
 from mar.averaging.power import AveragesConfig, snapshot_steps
 from mar.averaging.snapshots import Snapshot, write_index
@@ -24,6 +26,16 @@ class Snapshots:
     def _folder(self) -> Path:
         return self._stage.work / "averages"
 
+    def _planned(self) -> list[Snapshot]:
+        return [Snapshot(width, step) for width in self._trainer.averages for step in self._steps]
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes the snapshots take that are still to be written."""
+        number = sum(parameter.numel() for parameter in self._trainer.model.parameters())
+        left = [each for each in self._planned() if not (self._folder / each.file).is_file()]
+        return len(left) * number * getattr(torch, self._dtype).itemsize if left else 0
+
     def keep(self, step: int) -> None:
         """Write the averages after a step, if it is one of those planned.
 
@@ -40,7 +52,7 @@ class Snapshots:
         """Make all of them an output, with the list of them, which is empty where none are kept."""
         if not distributed.is_main():
             return
-        planned = [Snapshot(w, step) for w in self._trainer.averages for step in self._steps]
+        planned = self._planned()
         found = [each for each in planned if self._stage.is_made(self._folder / each.file)]
         if missing := [each.file for each in planned if each not in found]:
             sys.stderr.write(

@@ -91,6 +91,7 @@ def main(stage: Stage) -> None:
             broken_samples, trainer, cache, config, autocast=stage.autocast, texts=texts
         ),
         after_step=snapshots.keep,
+        other_bytes=snapshots.missing_bytes,
         mfu=lambda rate: mfu(model, config.batch_size, rate, stage.device),
     )
     for name, whole in (("generator", trainer.whole_model), ("ema", trainer.whole_ema)):

@@ -18,6 +18,7 @@ from mar.files.seal import DamagedFileError
 from mar.training.checkpoints import Checkpoints, History
 from mar.training.step import DivergedError, Step
 from mar.training.trainer import Trainer
+from stages.disk import room_for_checkpoints
 from stages.signals import DeferredSignals
 from stages.stage import Stage, read_count
 
@@ -35,6 +36,7 @@ def run(
     broken_samples: Callable[[int], list[str]],
     after_step: Callable[[int], None] = lambda step: None,
     mfu: Callable[[float], float | None] = lambda images_per_second: None,
+    other_bytes: int = 0,
 ) -> History:
     """Take the steps that are left and return the curves; `curves.csv` holds them as well.
 
@@ -48,13 +50,19 @@ def run(
         broken_samples: Names the samples of the batch of a step (from 0) whose loss is not finite.
         after_step: Is called after each step, before its checkpoint is written.
         mfu: The share of the GPUs' peak (MFU) at a number of images per second, where it is known.
+        other_bytes: What the training writes besides checkpoints.
 
     Raises:
         DivergedError: the training has diverged, twice if there is a checkpoint to go back to.
+        ValueError: the disk has no room for the checkpoints.
     """
-    checkpoints = Checkpoints(
-        stage.work / "checkpoints", keep=read_count("MAR_KEEP_CHECKPOINTS", 2, least=1)
-    )
+    folder, keep = stage.work / "checkpoints", read_count("MAR_KEEP_CHECKPOINTS", 2, least=1)
+    checkpoints = Checkpoints(folder, keep=keep)
+    if trainer.config.steps:
+        each = trainer.checkpoint_bytes()
+        said = distributed.from_main(lambda: room_for_checkpoints(each, keep, other_bytes, folder))
+        if distributed.is_main():
+            sys.stderr.write(f"{stage.name}: {said}\n")
     training = _Training(
         stage, trainer, checkpoints, steps, preview, measures or {}, broken_samples, after_step, mfu
     )

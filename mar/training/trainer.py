@@ -161,6 +161,11 @@ class Trainer(Generic[M]):
             **{f"average_{index}": each for index, each in enumerate(self.averages.values())},
         }
 
+    def checkpoint_bytes(self) -> int:
+        """Return the size of a checkpoint, all processes' shares together."""
+        states = [state for part in self.parts().values() for state in part.state_dict().values()]
+        return sum(each.numel() * each.element_size() for each in states if torch.is_tensor(each))
+
     def save(self, checkpoints: Checkpoints, history: History) -> None:
         """Begin to write a checkpoint, with the curves up to here.
 

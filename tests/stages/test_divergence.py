@@ -1,7 +1,8 @@
-"""A training that diverges goes back once, and then says with which samples."""
+"""What ends a training: divergence, after it went back once, and a disk without room."""
 
 import json
 import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,13 @@ def test_it_goes_back_to_the_last_good_checkpoint_once(
     said = capfd.readouterr().err
     assert said.count("train_generator: training diverged at step ") == 1
     assert "/checkpoints/step-000000001, once\n" in said
+
+
+def test_a_disk_without_room_for_checkpoints_is_refused_before_the_first_step(
+    hopeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**5, 10**5))
+    with pytest.raises(ValueError, match=r"no room for the checkpoints: 3 checkpoints x [\d.]+ MB"):
+        tiny.run_stage("train_generator")
+    assert not list(hopeless.glob("work/train_generator/*/checkpoints/step-*"))

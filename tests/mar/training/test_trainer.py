@@ -210,3 +210,17 @@ def test_a_saved_training_continues_as_if_it_had_not_stopped(tmp_path: Path) -> 
     for resumed, expected in [(second.model, whole.model), (second.ema, whole.ema)]:
         for one, other in zip(values(resumed), values(expected), strict=True):
             assert torch.equal(one, other)
+
+
+def test_the_size_of_a_checkpoint_is_that_of_its_tensors(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, config = nn.Linear(300, 200), make_config()
+    trainer = Trainer(model, lambda each: parameter_groups(each, 0.0), config, widths=[0.05, 0.1])
+    trainer.update([(loss(trainer), {})])
+    checkpoints = Checkpoints(tmp_path)
+    trainer.save(checkpoints, [])
+    checkpoints.wait()
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    # The model, three averages and two moments, in 4 bytes; files have heads besides.
+    assert trainer.checkpoint_bytes() == pytest.approx(6 * 4 * 60_200, abs=100)
+    assert trainer.checkpoint_bytes() == pytest.approx(written, rel=0.05)
