@@ -75,6 +75,27 @@ class FinalLayer(nn.Module):
         return self.linear(self.norm(x) * (1 + scale) + shift)
 
 
+def initialize_layers(network: nn.Module, rng: torch.Generator) -> None:
+    """Set every weight of a network of residual blocks and a `final` layer.
+
+    | what                            | weight         | bias |
+    |---------------------------------|----------------|------|
+    | Linear                          | Xavier uniform | 0    |
+    | modulations and the last Linear | 0              | 0    |
+    | LayerNorm                       | 1              | 0    |
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight, generator=rng)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    for name, parameter in network.named_parameters():
+        if "modulation" in name or name.startswith("final"):
+            nn.init.zeros_(parameter)
+
+
 class Denoiser(Checkpointed):
     """The MLP; the head that uses it gives the O outputs their meaning."""
 
@@ -92,27 +113,11 @@ class Denoiser(Checkpointed):
         self.final = FinalLayer(width, out_channels)
 
     def initialize(self, rng: torch.Generator) -> None:
-        """Set every weight.
-
-        | what                                | weight         | bias |
-        |-------------------------------------|----------------|------|
-        | Linear                              | Xavier uniform | 0    |
-        | the time MLP's two Linears          | N(0, 0.02)     | 0    |
-        | modulations and the last Linear     | 0              | 0    |
-        | LayerNorm                           | 1              | 0    |
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, generator=rng)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
-        for name, parameter in self.named_parameters():
-            if name.startswith("time_mlp") and name.endswith("weight"):
-                nn.init.normal_(parameter, std=0.02, generator=rng)
-            elif "modulation" in name or name.startswith("final"):
-                nn.init.zeros_(parameter)
+        """Set every weight: N(0, 0.02) in the time MLP, else as `initialize_layers`."""
+        initialize_layers(self, rng)
+        for layer in self.time_mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02, generator=rng)
 
     def embed_time(self, t: Shaped[Tensor, " R"]) -> Float[Tensor, "R W"]:
         """Embed times, 0 (no noise) to 999 or 1000 (pure noise)."""

@@ -22,7 +22,13 @@ from torch.nn import functional
 from mar.activation_checkpointing import Checkpointed
 from mar.config import Config
 from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection, guide
-from mar.heads.denoiser import FinalLayer, NamedOrCustom, ResidualBlock, denoiser_size
+from mar.heads.denoiser import (
+    FinalLayer,
+    NamedOrCustom,
+    ResidualBlock,
+    denoiser_size,
+    initialize_layers,
+)
 from mar.linear import Linear
 
 
@@ -80,24 +86,8 @@ class EnergyHead(Checkpointed, Head):
         self.final = FinalLayer(size.width, channels)
 
     def initialize(self, rng: torch.Generator) -> None:
-        """Set every weight.
-
-        | what                            | weight         | bias |
-        |---------------------------------|----------------|------|
-        | Linear                          | Xavier uniform | 0    |
-        | modulations and the last Linear | 0              | 0    |
-        | LayerNorm                       | 1              | 0    |
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, generator=rng)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
-        for name, parameter in self.named_parameters():
-            if "modulation" in name or name.startswith("final"):
-                nn.init.zeros_(parameter)
+        """Set every weight, as `initialize_layers` says."""
+        initialize_layers(self, rng)
 
     def draw(self, batch: int, num_tokens: int, rng: torch.Generator) -> Draws:
         """Draw the noise of the samples of the tokens that have a loss."""
