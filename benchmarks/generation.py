@@ -37,7 +37,10 @@ from benchmarks.training_step import (
     ratios,
 )
 from mar.model.mar import MAR
-from mar.sampling.generate import SampleConfig, balanced_labels, draw_noise, generate
+from mar.sampling.config import SampleConfig
+from mar.sampling.generate import generate
+from mar.sampling.labels import balanced_labels
+from mar.sampling.noise import draw_noise
 from stages import presets
 
 

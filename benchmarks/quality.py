@@ -34,8 +34,9 @@ from mar.latents.cache import LatentCache
 from mar.latents.info import LatentsInfo
 from mar.model.mar import MAR, GeneratorConfig
 from mar.model.saved import load_mar, save_mar
-from mar.sampling.generate import SampleConfig, balanced_labels
+from mar.sampling.config import SampleConfig
 from mar.sampling.images import generate_images
+from mar.sampling.labels import balanced_labels
 from mar.tokenizers.registry import load_tokenizer
 from mar.training.generator import TrainingConfig, new_trainer, train
 from stages import params
@@ -242,23 +243,31 @@ def is_drawn(name: str) -> bool:
     return base in {"fid", "classifier_fid", "classifier_accuracy"} and not is_spread
 
 
+def styled_curves(means: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
+    """Yield model, style of the line and name of each curve."""
+    for model in dict.fromkeys(means["model"]):
+        curves = dict.fromkeys(means[means["model"] == model]["curve"])
+        for number, curve in enumerate(curves):
+            yield model, ("o-", "s--", "D:", "^-.")[number % 4], curve
+
+
 def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     """Draw FID and the share recognised over time and FID over evaluations, as means over seeds."""
     scores = [name for name in rows[0] if is_drawn(name)]
     table = pd.DataFrame(rows)
     keys = ["model", "curve", "steps"]
     means = table.groupby(keys, sort=False)[["seconds", "evaluations", *scores]].mean()
-    means = means.reset_index().assign(ms=lambda found: 1000 * found["seconds"])
+    means = pd.DataFrame(means).reset_index().assign(ms=lambda found: 1000 * found["seconds"])
     names = {"ms": "ms for an image", "evaluations": "evaluations of the head for an image"}
     panels = [(x, score) for score in scores for x in names][:3]
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 5), squeeze=False)
     models = list(dict.fromkeys(means["model"]))
     for axis, (x, score) in zip(axes[0], panels, strict=True):
-        for (model, curve), points in means.groupby(["model", "curve"], sort=False):
+        for model, style, curve in styled_curves(means):
+            points = means[(means["model"] == model) & (means["curve"] == curve)]
             colour = f"C{models.index(model)}"
-            style = list(dict.fromkeys(means[means["model"] == model]["curve"])).index(curve) % 4
-            axis.plot(points[x], points[score], ["o-", "s--", "D:", "^-."][style], color=colour,
-                      markersize=4, label=f"{model}, {curve}")  # fmt: skip
+            axis.plot(points[x], points[score], style, color=colour, markersize=4,
+                      label=f"{model}, {curve}")  # fmt: skip
             for place in zip(points["steps"], points[x], points[score], strict=True):
                 axis.annotate(str(place[0]), place[1:], xytext=(3, 3), fontsize=7,
                               textcoords="offset points", color=colour)  # fmt: skip

@@ -25,8 +25,11 @@ from benchmarks.generation import Generation, new_model, sample_config
 from benchmarks.training_step import Sizes, print_result
 from mar.heads.diffusion_loss import DiffusionLoss
 from mar.model.mar import MAR
-from mar.sampling.generate import SampleConfig, balanced_labels, draw_noise, generate
+from mar.sampling.config import SampleConfig
+from mar.sampling.generate import generate
 from mar.sampling.images import generate_images
+from mar.sampling.labels import balanced_labels
+from mar.sampling.noise import draw_noise
 from stages.scoring import FOLDER, Scorer
 from stages.weights import Weights, trained_weights
 

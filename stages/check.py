@@ -18,7 +18,7 @@ from mar.model.mar import GeneratorConfig, check_size, narrow_denoiser_warning
 from mar.released.generator import GeneratorSource
 from mar.released.shapes import check_layout
 from mar.released.tokenizer import TokenizerSource
-from mar.sampling.generate import SampleConfig, check_fit
+from mar.sampling.config import SampleConfig, check_fit
 from mar.sampling.labels import resolve_labels
 from mar.sources.registry import DataConfig
 from mar.text.registry import TextConfig

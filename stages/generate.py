@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mar.evaluation.image_grid import label_grid, save_png
 from mar.files import atomic
 from mar.sampling.blank import count_blank
-from mar.sampling.generate import SampleConfig
+from mar.sampling.config import SampleConfig
 from mar.sampling.labels import find_labels
 from stages import params, scoring
 from stages.generation_progress import generation_bar

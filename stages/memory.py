@@ -20,7 +20,7 @@ from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.model.mar import MAR
 from mar.released.generator import GeneratorSource
 from mar.released.tokenizer import TokenizerSource
-from mar.sampling.generate import SampleConfig
+from mar.sampling.config import SampleConfig
 from mar.tokenizer_training.trainer import TokenizerTrainingConfig
 from mar.tokenizers.registry import build_tokenizer, latent_shape
 from mar.training.generator import TrainingConfig

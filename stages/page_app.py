@@ -27,7 +27,7 @@ from starlette.routing import Route
 from torch import Tensor
 
 from mar.sampling.blank import count_blank
-from mar.sampling.generate import SampleConfig
+from mar.sampling.config import SampleConfig
 from stages.page_form import describe, read_edit, read_request
 from stages.sampler import Edit, Progress, Sampler
 

@@ -14,9 +14,9 @@ from mar.evaluation.image_grid import captioned_grid, comparison_grid, save_png
 from mar.files import atomic
 from mar.latents.info import LatentsInfo
 from mar.model.mar import MAR
-from mar.sampling.generate import SampleConfig, balanced_labels
+from mar.sampling.config import SampleConfig
 from mar.sampling.images import generate_images
-from mar.sampling.labels import resolve_labels
+from mar.sampling.labels import balanced_labels, resolve_labels
 from mar.tokenizers.codec import reconstruct
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from jaxtyping import Shaped
 from torch import Tensor
 
-from mar.sampling.generate import SampleConfig
+from mar.sampling.config import SampleConfig
 from mar.text.cache import TextCache
 from mar.text.prompts import check_prompts, find_prompts
 from mar.text.registry import load_encoder

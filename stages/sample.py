@@ -19,9 +19,9 @@ from mar.files import atomic, seal
 from mar.latents.info import LatentsInfo
 from mar.model.mar import MAR
 from mar.sampling.blank import count_all_blank
-from mar.sampling.generate import SampleConfig, balanced_labels
+from mar.sampling.config import SampleConfig
 from mar.sampling.images import generate_images
-from mar.sampling.labels import labels_as_data, resolve_labels
+from mar.sampling.labels import balanced_labels, labels_as_data, resolve_labels
 from mar.sampling.reach import Reach
 from mar.sampling.store import SampleSet, shard_path, write_shard
 from mar.tokenizers.interface import Tokenizer

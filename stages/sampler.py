@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mar.sampling import editing
 from mar.sampling.blank import count_blank
-from mar.sampling.generate import SampleConfig, check_fit
+from mar.sampling.config import SampleConfig, check_fit
 from mar.sampling.images import generate_images, picture_so_far
 from mar.sampling.labels import find_labels
 from stages import params

@@ -18,7 +18,7 @@ from mar.released.names import from_released, to_released
 from mar.released.reader import read_tokenizer
 from mar.released.shapes import check_tensors, describe_generator
 from mar.released.tokenizer import ReleasedAutoencoder, to_ours
-from mar.sampling.generate import SampleConfig
+from mar.sampling.config import SampleConfig
 from mar.sources.no_images import NoData
 from mar.sources.source import Surroundings
 from mar.tokenizers.interface import Tokenizer

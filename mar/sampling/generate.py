@@ -1,146 +1,23 @@
 """Generation: reveal tokens in a random order, a set at a time (MAR, section 3.4).
 
-Shapes: B batch, N tokens of an image, M tokens drawn in a step, C channels of a token, S diffusion
-steps, G generation steps after the first, c channels of a latent, H W latent grid.
+Shapes: B batch, N tokens of an image, V visible tokens, M tokens drawn in a step, C channels of a
+token, c channels of a latent, H W latent grid.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
-from pydantic import Discriminator, Field, Tag
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from mar import seeds
-from mar.averaging.choice import WeightsChoice
-from mar.config import Config, name_or_fields
-from mar.heads.base import Condition, Noise, SamplerSection
-from mar.heads.registry import HEADS, SamplerConfig
+from mar.heads.base import Condition, SamplerSection
 from mar.model import masking
-from mar.model.mar import MAR, GeneratorConfig
+from mar.model.mar import MAR
 from mar.model.transformer import Predictor
-from mar.sampling.halves import check_halves, checkerboard, hidden_counts, last_in_orders
-
-
-ClassChoice = Annotated[
-    Annotated[str, Field(min_length=1), Tag("name")] | Annotated[int, Field(ge=0), Tag("fields")],
-    Discriminator(name_or_fields),
-]
-LabelChoice = Annotated[
-    Annotated[Literal["as_data"], Tag("name")]
-    | Annotated[list[ClassChoice], Field(min_length=1), Tag("fields")],
-    Discriminator(name_or_fields),
-]
-
-
-PromptsChoice = Annotated[
-    Annotated[str, Field(min_length=1), Tag("name")]
-    | Annotated[list[str], Field(min_length=1), Tag("fields")],
-    Discriminator(name_or_fields),
-]
-
-
-class SampleConfig(Config):
-    """Section `sample` of `params.yaml`: how images are generated."""
-
-    seed: int = Field(ge=0, description="seed of orders and noise")
-    num_images: int = Field(gt=0, description="images to generate")
-    weights: WeightsChoice = Field(
-        description="of the generator: ema (that of training.ema_decay), raw (those trained last), "
-        "or an average rebuilt after the training: {width: 0.15} or {decay: 0.999}"
-    )
-    labels: LabelChoice | None = Field(
-        description="classes to cycle through, by number (counted from 0, in the order of "
-        "classes.json) or by name (text, so in quotes where it is a number); null for all of them, "
-        "equally often; as_data for all of them, as often as in the training images",
-    )
-    prompts: PromptsChoice | None = Field(
-        description="prompts to cycle through where there is a section text: a list of them, or a "
-        "file with one on each line; null for the captions of the images held out"
-    )
-    num_steps: int = Field(
-        gt=0, description="generation steps, each of which reveals a set of tokens"
-    )
-    order: Literal["random", "raster", "confidence"] = Field(
-        description="order of the tokens; confidence keeps the most probable draws of each step "
-        "(MaskGIT; cross-entropy only)"
-    )
-    guidance_scale: float = Field(ge=1, description="classifier-free guidance; 1 is none")
-    guidance_schedule: Literal["linear", "constant"] = Field(
-        description="guidance scale: rising with the share of known tokens, or constant"
-    )
-    reconstruction_steps: int | None = Field(
-        gt=0,
-        description="the last of num_steps, in which the second half of a checkerboard is drawn "
-        "after the first (GtR, arXiv 2510.17171); null draws any token in any step",
-    )
-    head: SamplerConfig = Field(description="how a token is sampled; of the kind of generator.head")
-    shard_images: int = Field(
-        gt=0, description="images in a file of generated images, which one process makes"
-    )
-
-
-@dataclass(frozen=True)
-class SamplingNoise:
-    """All randomness of a batch of generated images, by sample and position.
-
-    Attributes:
-        orders: Order of each image's tokens, of which the last is generated first.
-        initial: Initial noise of each token.
-        steps: Noise of the head's own steps.
-        later: With order `confidence`, a position is drawn in every generation step until it is
-            kept; after the first step, this replaces `initial`.
-    """
-
-    orders: Int[Tensor, "B N"]
-    initial: Float[Tensor, "B N C"]
-    steps: Float[Tensor, "S B N C"]
-    later: Float[Tensor, "G B N C"] | None = None
-
-    def to(self, device: torch.device) -> "SamplingNoise":
-        """Return the same noise on another device."""
-        return SamplingNoise(
-            self.orders.to(device),
-            self.initial.to(device),
-            self.steps.to(device),
-            None if self.later is None else self.later.to(device),
-        )
-
-    def at(
-        self, positions: Int[Tensor, "B M"], step: int = 0, num_noises: int | None = None
-    ) -> Noise:
-        """Return the head's noise for some positions in a generation step, as rows.
-
-        Where the head takes fewer steps than there is noise for, the noise of the first is used.
-        """
-        initial = self.initial if self.later is None or step == 0 else self.later[step - 1]
-        index = masking.expand_index(positions, initial.shape[2])  # (B, M, C)
-        used = self.steps[:num_noises]
-        steps = used.gather(2, index.expand(len(used), -1, -1, -1))  # (S, B, M, C)
-        return Noise(initial.gather(1, index).flatten(0, 1), steps.flatten(1, 2))
-
-
-def draw_noise(model: MAR, indices: Sequence[int], config: SampleConfig) -> SamplingNoise:
-    """Draw the randomness of the samples `indices`, each from (seed, index) alone.
-
-    So an image does not depend on its batch or on the number of processes. Its noise does not
-    depend on the number of generation steps either, except with order `confidence`: there each
-    position has a draw of its own in every step, since otherwise a draw from the tail of the
-    distribution would stay improbable to the end. The draws are made on the CPU, so every device
-    gets the same.
-    """
-    num_later = config.num_steps - 1 if config.order == "confidence" else 0
-    counts = [1, config.head.num_noises, num_later]
-    size = (sum(counts), model.num_tokens, model.channels)
-    rngs = [seeds.make_rng(config.seed, index) for index in indices]
-    orders = torch.cat([masking.sample_orders(1, model.num_tokens, rng) for rng in rngs])
-    if config.order == "raster":
-        orders = masking.raster_orders(len(orders), model.num_tokens, orders.device)
-    noise = torch.stack([torch.randn(size, generator=rng) for rng in rngs], dim=1)
-    initial, steps, later = torch.split(noise, counts)
-    return SamplingNoise(orders, initial[0], steps, later if num_later else None)
+from mar.sampling.config import SampleConfig, check_fit
+from mar.sampling.halves import checkerboard, hidden_counts, last_in_orders
+from mar.sampling.noise import SamplingNoise
 
 
 def guidance_at(config: SampleConfig, num_known: int, num_tokens: int) -> float:
@@ -288,52 +165,6 @@ class _Drawing:
         return Condition(given, null[0] if null else None, scale)
 
 
-def check_fit(config: SampleConfig, generator: GeneratorConfig, num_tokens: int) -> None:
-    """Check that a model can be sampled as `config` says.
-
-    Raises:
-        ValueError: the message names the key, what was found and what was expected.
-    """
-    if config.head.kind != generator.head.kind:
-        raise ValueError(
-            f"sample.head.kind: must be generator.head.kind, {generator.head.kind!r}, "
-            f"got {config.head.kind!r}"
-        )
-    if config.order == "confidence" and (
-        not HEADS[generator.head.kind].head.has_probabilities or generator.attention == "causal"
-    ):
-        raise ValueError(
-            "sample.order: 'confidence' needs probabilities of tokens in any order: "
-            "generator.head.kind cross_entropy and generator.attention bidirectional"
-        )
-    if config.guidance_scale > 1 and generator.label_drop == 0:
-        raise ValueError(
-            "sample.guidance_scale: must be 1 where generator.label_drop is 0, as the prediction "
-            f"without class or text is not trained; got {config.guidance_scale}"
-        )
-    # A bidirectional model trained with random orders can generate in any order.
-    learnt_any = generator.order == "random" and generator.attention == "bidirectional"
-    if config.order != generator.order and not learnt_any:
-        raise ValueError(
-            f"sample.order: must be generator.order, {generator.order!r}, got {config.order!r}"
-        )
-    check_halves(
-        config.num_steps,
-        config.reconstruction_steps,
-        any_order=learnt_any and config.order != "confidence",
-    )
-    if not 1 <= config.num_steps <= num_tokens:
-        raise ValueError(
-            f"sample.num_steps: must be 1 to {num_tokens}, the tokens of an image, "
-            f"got {config.num_steps}"
-        )
-    if generator.attention == "causal" and config.num_steps != num_tokens:
-        raise ValueError(
-            f"sample.num_steps: must be {num_tokens}, the tokens of an image, as causal attention "
-            f"draws them one by one; got {config.num_steps}"
-        )
-
-
 def _hidden_first(
     orders: Int[Tensor, "B N"], mask: Bool[Tensor, " N"], model: MAR
 ) -> Int[Tensor, "B N"]:
@@ -347,20 +178,3 @@ def _hidden_first(
     if model.config.order == "raster":
         raise ValueError("known tokens need generator.order random, got raster")
     return last_in_orders(orders, ~mask)
-
-
-def balanced_labels(
-    num_images: int, classes: Sequence[int] | None, num_classes: int
-) -> Int[Tensor, " B"]:
-    """Cycle through classes (None: all), so that every prefix of the images is balanced.
-
-    Raises:
-        ValueError: a class does not exist.
-    """
-    chosen = list(range(num_classes)) if classes is None else list(classes)
-    for label in chosen:
-        if not 0 <= label < num_classes:
-            raise ValueError(
-                f"sample.labels: {label} is not a class, they are 0 to {num_classes - 1}"
-            )
-    return torch.tensor([chosen[index % len(chosen)] for index in range(num_images)])

@@ -14,7 +14,9 @@ from torch.nn.functional import interpolate
 
 from mar.data.images import to_uint8
 from mar.model.mar import MAR
-from mar.sampling.generate import KnownTokens, OnTokens, SampleConfig, draw_noise, generate
+from mar.sampling.config import SampleConfig
+from mar.sampling.generate import KnownTokens, OnTokens, generate
+from mar.sampling.noise import draw_noise
 from mar.tokenizers.codec import decode_tokens
 from mar.tokenizers.interface import Tokenizer
 

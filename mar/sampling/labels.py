@@ -12,6 +12,23 @@ from torch import Tensor
 from mar.seeds import make_rng
 
 
+def balanced_labels(
+    num_images: int, classes: Sequence[int] | None, num_classes: int
+) -> Int[Tensor, " B"]:
+    """Cycle through classes (None: all), so that every prefix of the images is balanced.
+
+    Raises:
+        ValueError: a class does not exist.
+    """
+    chosen = list(range(num_classes)) if classes is None else list(classes)
+    for label in chosen:
+        if not 0 <= label < num_classes:
+            raise ValueError(
+                f"sample.labels: {label} is not a class, they are 0 to {num_classes - 1}"
+            )
+    return torch.tensor([chosen[index % len(chosen)] for index in range(num_images)])
+
+
 def labels_as_data(num_images: int, class_counts: Sequence[int], *, seed: int) -> Int[Tensor, " B"]:
     """Return labels as frequent as in the data, to within one image, in a random order.
 

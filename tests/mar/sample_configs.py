@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mar.sampling.generate import SampleConfig
+from mar.sampling.config import SampleConfig
 
 
 SAMPLERS: dict[str, dict[str, Any]] = {

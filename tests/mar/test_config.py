@@ -11,7 +11,7 @@ import mar
 from mar.config import Config, cut_down
 from mar.heads.denoiser import DenoiserSize
 from mar.model.mar import GeneratorConfig
-from mar.sampling.generate import SampleConfig
+from mar.sampling.config import SampleConfig
 from mar.tokenizer_training.adversary import LeCamConfig
 
 

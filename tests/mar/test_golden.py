@@ -31,7 +31,9 @@ from mar.released.generator import ReleasedGenerator
 from mar.released.names import from_released
 from mar.released.pickles import write_generator, write_tokenizer
 from mar.released.tokenizer import ReleasedAutoencoder, to_ours
-from mar.sampling.generate import SampleConfig, SamplingNoise, generate, guidance_at
+from mar.sampling.config import SampleConfig
+from mar.sampling.generate import generate, guidance_at
+from mar.sampling.noise import SamplingNoise
 from mar.tokenizers.kl import AutoencoderKL
 
 

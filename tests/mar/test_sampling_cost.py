@@ -20,7 +20,8 @@ from benchmarks.generation import Generation, flop_counter, new_model, sample_co
 from benchmarks.train_step import Operations, Waits
 from mar.heads import diffusion_loss
 from mar.model.mar import MAR
-from mar.sampling.generate import SamplingNoise, draw_noise, generate
+from mar.sampling.generate import generate
+from mar.sampling.noise import SamplingNoise, draw_noise
 
 
 # The sizes at which the reference implementation needs 1,787 GFLOP without attention, 1,893 with

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mar.evaluation.metrics import EvaluateConfig
 from mar.evaluation.reference import ReferenceInfo
-from mar.sampling.generate import SampleConfig
+from mar.sampling.config import SampleConfig
 from mar.sampling.store import SampleSet
 from stages import generate, params
 from stages.sampler import load

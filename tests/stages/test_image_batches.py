@@ -8,7 +8,8 @@ from sample_configs import sample_config
 from torch import Tensor
 
 from mar.model.mar import MAR
-from mar.sampling.generate import draw_noise, generate
+from mar.sampling.generate import generate
+from mar.sampling.noise import draw_noise
 from stages.image_batches import ImageBatches
 
 

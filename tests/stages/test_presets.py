@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR, narrow_denoiser_warning
-from mar.sampling.generate import balanced_labels
+from mar.sampling.labels import balanced_labels
 from mar.tokenizers.registry import build_tokenizer, latent_shape
 from stages import check, presets
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from mar.heads import diffusion_sampling
 from mar.heads.diffusion_sampling import Step
 from mar.model.mar import MAR
-from mar.sampling.generate import draw_noise, generate
+from mar.sampling.generate import generate
+from mar.sampling.noise import draw_noise
 
 
 # Relative errors (rms): of x_t after the first step, which divides an error of the noise estimate

@@ -20,7 +20,8 @@ from mar.model.conditions import (
 from mar.model.mar import MAR, GeneratorConfig
 from mar.model.saved import load_mar, save_mar
 from mar.released.generator import fitted
-from mar.sampling.generate import KnownTokens, draw_noise, generate
+from mar.sampling.generate import KnownTokens, generate
+from mar.sampling.noise import draw_noise
 
 
 WORDS, EMBEDDINGS = TextShape("words", 6), TextShape("embeddings", 5)

@@ -12,7 +12,9 @@ from torch import Tensor
 from mar.heads.base import Condition
 from mar.model import masking
 from mar.model.mar import MAR
-from mar.sampling.generate import KnownTokens, SampleConfig, SamplingNoise, draw_noise, generate
+from mar.sampling.config import SampleConfig
+from mar.sampling.generate import KnownTokens, generate
+from mar.sampling.noise import SamplingNoise, draw_noise
 
 
 LABELS = torch.tensor([0, 3, 1, 4])

@@ -20,7 +20,9 @@ from mar.released.generator import ReleasedGenerator
 from mar.released.names import to_released
 from mar.released.pickles import write_generator
 from mar.released.reader import read_generator as read_section
-from mar.sampling.generate import SampleConfig, draw_noise, generate
+from mar.sampling.config import SampleConfig
+from mar.sampling.generate import generate
+from mar.sampling.noise import draw_noise
 from stages import presets
 
 

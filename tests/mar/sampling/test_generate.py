@@ -18,14 +18,10 @@ from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR
 from mar.model.masking import num_hidden_after
 from mar.model.prediction import BidirectionalPredictor
-from mar.sampling.generate import (
-    SampleConfig,
-    SamplingNoise,
-    balanced_labels,
-    draw_noise,
-    generate,
-    guidance_at,
-)
+from mar.sampling.config import SampleConfig
+from mar.sampling.generate import generate, guidance_at
+from mar.sampling.labels import balanced_labels
+from mar.sampling.noise import SamplingNoise, draw_noise
 
 
 SECTIONS = {"diffusion": DiffusionConfig, "flow": FlowConfig}

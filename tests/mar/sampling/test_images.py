@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mar.data.images import to_uint8
 from mar.model.mar import MAR
-from mar.sampling.generate import draw_noise, generate
+from mar.sampling.generate import generate
 from mar.sampling.images import generate_images
+from mar.sampling.noise import draw_noise
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.kl import AutoencoderConfig, AutoencoderKL
 from mar.tokenizers.registry import build_tokenizer

@@ -17,7 +17,9 @@ from mar.heads.diffusion_loss import DiffusionLoss, DiffusionSampler
 from mar.latents.cache import LatentCache, write_latents
 from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR, GeneratorConfig
-from mar.sampling.generate import SampleConfig, draw_noise, generate
+from mar.sampling.config import SampleConfig
+from mar.sampling.generate import generate
+from mar.sampling.noise import draw_noise
 from mar.training.generator import (
     InitialWeights,
     TrainingConfig,
