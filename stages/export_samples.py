@@ -1,7 +1,8 @@
 """Write the generated images for other programs: `python -m stages.export_samples TARGET`.
 
-A TARGET that ends in `.npz` is a file of the ADM suite, any other a folder of PNG files. It is no
-stage of `dvc.yaml`: nothing here depends on what others do with the files.
+A TARGET that ends in `.npz` is a file of the ADM suite, any other a folder of PNG files with their
+classes or prompts. It is no stage of `dvc.yaml`: nothing here depends on what others do with the
+files.
 """
 
 import argparse
@@ -29,6 +30,7 @@ def export(folder: Path, target: Path) -> str:
             that holds something.
     """
     samples = SampleSet(folder)
+    to_npz = target.suffix == ".npz"
     blank = BlankCounts()
     with tqdm(total=len(samples), desc="export_samples", unit="image") as progress:
 
@@ -37,10 +39,13 @@ def export(folder: Path, target: Path) -> str:
             blank += count_blank(torch.from_numpy(images.copy()).permute(0, 3, 1, 2))
             progress.update(len(images))
 
-        write = write_npz if target.suffix == ".npz" else write_pictures
+        write = write_npz if to_npz else write_pictures
         write(samples, target, on_images)
     size = f"{samples.height} x {samples.width}"
-    told = f"{target} holds {len(samples)} images of {size} pixels and their labels"
+    what = "labels"
+    if samples.prompts is not None:  # the ADM suite has no place for prompts
+        what = "labels, which are 0, as they are from prompts" if to_npz else "prompts"
+    told = f"{target} holds {len(samples)} images of {size} pixels and their {what}"
     warning = blank.warning()
     return told if warning is None else f"{told}\n{warning}"
 

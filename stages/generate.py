@@ -1,4 +1,4 @@
-"""Generate images of chosen classes, from `out/` or from released weights, without a pipeline run.
+"""Generate images of classes or prompts, from `out/` or from released weights, without a pipeline.
 
 `python -m stages.generate --help` lists the options. It is no stage of `dvc.yaml`: it writes single
 pictures for a person, and nothing depends on them.
@@ -19,12 +19,14 @@ from ruamel.yaml import YAML
 from torch import Tensor
 from tqdm import tqdm
 
-from mar.evaluation.image_grid import label_grid, save_png
+from mar.evaluation.image_grid import captioned_grid, save_png
 from mar.files import atomic
 from mar.sampling.blank import count_blank
 from mar.sampling.config import SampleConfig
-from mar.sampling.labels import find_labels
-from stages import params, scoring
+from mar.sampling.export import write_captions
+from mar.text.prompts import read_prompts
+from stages import conditions, params, scoring
+from stages.conditions import Given
 from stages.generation_progress import generation_bar
 from stages.runner import choose_device
 from stages.sampler import Progress, load
@@ -48,17 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for remark in weights.remarks:
             say(remark)
         config = sampler.settings(source="command line", **changes(weights.sample, options))
-        labels = class_labels(options.classes, weights.class_names)
-        labels = labels.repeat_interleave(options.per_class)
-        scorer = open_scorer(weights, options.reference, len(labels)) if options.score else None
-        with generation_bar("generate", len(labels)) as progress:
-            images = sampler.generate(labels, config, on_step=partial(_advance, progress))
+        given = read_given(weights, options).repeat(options.per_class)
+        for remark in given.remarks:
+            say(remark)
+        count = len(given.names)
+        scorer = open_scorer(weights, options.reference, count) if options.score else None
+        with generation_bar("generate", count) as progress:
+            images = sampler.generate(given.tokens, config, on_step=partial(_advance, progress))
         if warning := count_blank(images).warning():
             say(warning)
-        write(folder, images, labels, weights.class_names)
+        write(folder, images, given.names, are_prompts=weights.texts is not None)
         _report(f"{folder / 'grid.png'} and {len(images)} pictures beside it")
         if scorer is not None:
-            write_scores(folder, scorer, images, labels)
+            write_scores(folder, scorer, images, given.labels)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         sys.stderr.write(f"generate: {error}\n")
         raise SystemExit(1) from None
@@ -77,7 +81,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--classes", nargs="+", metavar="CLASS", help="names, or numbers; default: the first 8")
-    add("--per-class", type=_positive, default=4, help="images of each class (default: 4)")
+    add("--prompt", action="append", default=[], metavar="TEXT", help="instead of classes, where "
+        "the generator takes texts; may be given several times")  # fmt: skip
+    add("--prompts", type=Path, metavar="FILE", help="a file with a prompt on each line")
+    add("--per-class", "--per-prompt", dest="per_class", type=_positive, default=4, metavar="N",
+        help="images of each class or prompt (default: 4)")  # fmt: skip
     add("--seed", type=int, help="another seed gives other images")
     add("--guidance", type=float, help="classifier-free guidance; 1 is none")
     add("--steps", type=_positive, help="generation steps, at most the tokens of an image")
@@ -90,6 +98,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--reference", type=Path, metavar="DIR", help="where the stage reference wrote what it "
         f"measured of the real images (default: {scoring.FOLDER})")  # fmt: skip
     options = parser.parse_args(arguments)
+    if options.classes is not None and (options.prompt or options.prompts is not None):
+        parser.error("--classes goes with neither --prompt nor --prompts")
     if options.reference is not None and not options.score:
         parser.error("--reference goes with --score")
     check_weights(parser, options)
@@ -140,33 +150,46 @@ def changes(base: SampleConfig, options: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None} | {"head": head}
 
 
-def class_labels(classes: Sequence[str] | None, names: Sequence[str]) -> Int[Tensor, " B"]:
-    """Return the labels of classes, each given by its name or by its number.
+def read_given(weights: Weights, options: argparse.Namespace) -> Given:
+    """Return the classes or the prompts of the command line.
 
     Raises:
-        ValueError: there is no such class, or several have the name.
+        ValueError: the generator does not take them, there is no such class, several have the name,
+            nothing is left of a prompt, or a file of prompts cannot be read.
     """
-    if classes is None:
-        return torch.arange(min(len(names), COLUMNS))
+    prompts: list[str] = [*options.prompt]
+    if options.prompts is not None:
+        prompts += [prompt.text for prompt in read_prompts(options.prompts)]
+    if weights.texts is not None and options.classes is None and not prompts:
+        raise ValueError("this generator takes prompts: give --prompt TEXT, or --prompts FILE")
     try:
-        return torch.tensor(find_labels(classes, names))
+        if prompts:
+            return conditions.of_prompts(weights, prompts)
+        classes = options.classes
+        if classes is None:
+            classes = range(min(len(weights.class_names), COLUMNS))
+        return conditions.of_classes(weights, classes)
     except ValueError as error:
-        raise ValueError(f"--classes: {error}") from None
+        option = "--classes" if not prompts else "--prompt" if options.prompt else "--prompts"
+        raise ValueError(f"{option}: {error}") from None
 
 
 def write(
-    folder: Path,
-    images: UInt8[Tensor, "B 3 H W"],
-    labels: Int[Tensor, " B"],
-    class_names: Sequence[str],
+    folder: Path, images: UInt8[Tensor, "B 3 H W"], names: Sequence[str], *, are_prompts: bool
 ) -> None:
-    """Write each image as a PNG file, named by its number and class, and a grid of all."""
-    for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        name = re.sub(r"[^\w-]+", "_", str(class_names[int(label)]))[:60]
+    """Write each image as a PNG file, named by its number and its class or prompt, and a grid.
+
+    File names and grid cut long prompts, so `metadata.jsonl` has them beside the names of files.
+    """
+    files: list[str] = []
+    for index, (image, name) in enumerate(zip(images, names, strict=True)):
+        readable = re.sub(r"[^\w-]+", "_", name)[:60]
+        files.append(f"{index:04d}-{readable}.png")
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        save_png(folder / f"{index:04d}-{name}.png", picture)
-    grid = label_grid(images, labels, class_names=class_names, columns=COLUMNS)
-    save_png(folder / "grid.png", grid)
+        save_png(folder / files[-1], picture)
+    if are_prompts:
+        write_captions(folder, files, names)
+    save_png(folder / "grid.png", captioned_grid(images, names, columns=COLUMNS))
 
 
 def open_scorer(weights: Weights, reference: Path | None, num_images: int) -> Scorer:

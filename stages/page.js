@@ -51,15 +51,20 @@ function readHead() {
 }
 
 function fillForm() {
-  $("about").textContent = `${model.classes.length} classes, ${model.image_size} x ${model.image_size} pixels, `
+  const takes = model.takes_prompts ? "prompts" : `${model.classes.length} classes`;
+  $("about").textContent = `${takes}, ${model.image_size} x ${model.image_size} pixels, `
     + `${model.num_tokens} tokens, on ${model.device}`;
+  const used = model.takes_prompts ? "prompt" : "label";
+  for (const id of ["label", "prompt"]) {
+    $(id).parentElement.hidden = $(id).disabled = id !== used; // what is disabled is not required
+  }
   $("classes").append(...model.classes.map((entry) => {
     const option = document.createElement("option");
     option.value = entry.value;
     option.label = entry.text;
     return option;
   }));
-  $("label").value = model.classes[0].value;
+  $("label").value = model.classes[0]?.value ?? "";
   $("label").addEventListener("focus", () => $("label").select());
   $("num_images").max = model.most_images;
   for (const name of ["seed", "guidance_scale", "num_steps", "reconstruction_steps"]) $(name).value = model[name] ?? "";
@@ -77,7 +82,8 @@ function fillForm() {
 
 function readForm(withEdit) {
   return {
-    label: $("label").value,
+    label: model.takes_prompts ? null : $("label").value,
+    prompt: model.takes_prompts ? $("prompt").value : null,
     num_images: readNumber("num_images"),
     seed: readNumber("seed"),
     guidance_scale: readNumber("guidance_scale"),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -28,7 +28,8 @@ from torch import Tensor
 
 from mar.sampling.blank import count_blank
 from mar.sampling.config import SampleConfig
-from stages.page_form import describe, read_edit, read_request
+from stages.conditions import Given
+from stages.page_form import describe, read_edit, read_given, read_request
 from stages.sampler import Edit, Progress, Sampler
 
 
@@ -53,14 +54,14 @@ class Job:
     """A generation that a page asked for.
 
     Attributes:
-        labels: The class of each image.
+        given: What each image is of.
         config: How to sample.
         edit: Images to draw a part of again, or None.
         on_the_way: Whether pictures along the way are sent.
         stopped: Is set when nobody waits for it any more.
     """
 
-    labels: Int[Tensor, " B"]
+    given: Given
     config: SampleConfig
     edit: Edit | None
     on_the_way: bool
@@ -89,8 +90,8 @@ class Generations:
             reconstruction_steps=asked.reconstruction_steps,
             head=asked.head,
         )
-        labels = self.sampler.labels([asked.label] * asked.num_images)
-        return Job(labels, config, read_edit(self.sampler, asked), asked.on_the_way)
+        given = read_given(self.sampler, asked)
+        return Job(given, config, read_edit(self.sampler, asked), asked.on_the_way)
 
     async def stream(self, job: Job) -> AsyncGenerator[str]:
         """Run a job in a thread; yield a line of JSON for each thing to tell."""
@@ -125,14 +126,14 @@ class Generations:
         try:
             watch = _Watch(self.sampler, job, send)
             images = self.sampler.generate(
-                job.labels, job.config, edit=job.edit, on_step=watch.on_step
+                job.given.tokens, job.config, edit=job.edit, on_step=watch.on_step
             )
             seconds = watch.seconds()
         finally:
             self._busy.release()
-        warning = count_blank(images).warning()
+        warnings = [*job.given.remarks, count_blank(images).warning()]
         send({
-            "warnings": [] if warning is None else [warning],
+            "warnings": [warning for warning in warnings if warning],
             "pictures": [_data_url(image) for image in images],
             "seconds": round(seconds, 3),
             "seconds_per_image": round(seconds / len(images), 3),

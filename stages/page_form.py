@@ -16,6 +16,7 @@ from pydantic import Field
 
 from mar.config import Config
 from stages import params
+from stages.conditions import Given
 from stages.sampler import Edit, Sampler
 
 
@@ -52,7 +53,8 @@ MODES: dict[str, dict[str, Any]] = {
 class Request(Config):
     """What the page sends."""
 
-    label: str = Field(min_length=1, description="a class, by name or number")
+    label: str | None = Field(min_length=1, description="a class, by name or number")
+    prompt: str | None = Field(description="a text, where the generator takes texts")
     num_images: int = Field(gt=0, le=MOST, description="images of it")
     seed: int = Field(ge=0, description="as in section sample")
     guidance_scale: float = Field(description="as in section sample")
@@ -70,7 +72,8 @@ def describe(sampler: Sampler) -> dict[str, Any]:
     model = weights.mar.config
     any_order = model.attention == "bidirectional" and model.order == "random"
     return {
-        "classes": _class_options(sampler.class_names),
+        "takes_prompts": weights.texts is not None,
+        "classes": _class_options(sampler.class_names) if weights.texts is None else [],
         "image_size": sampler.image_size,
         "num_tokens": weights.mar.num_tokens,
         "fixed_steps": model.attention == "causal",  # token by token
@@ -95,6 +98,20 @@ def read_request(content: object) -> Request:
         ValueError: a value is missing or not allowed; the message names it.
     """
     return params.parse("request", content, Request, Path("page"))
+
+
+def read_given(sampler: Sampler, request: Request) -> Given:
+    """Return the class or the prompt of each image to draw.
+
+    Raises:
+        ValueError: the generator takes the other of both, there is no such class, or nothing is
+            left of the prompt.
+    """
+    classes, prompts = (
+        None if asked is None else [asked] * request.num_images
+        for asked in (request.label, request.prompt)
+    )
+    return sampler.given(classes, prompts)
 
 
 def read_edit(sampler: Sampler, request: Request) -> Edit | None:

@@ -48,8 +48,12 @@ def load(
     found = load_encoder(encoder)
     if found is None:
         raise ValueError(f"{encoder} is that of a project without texts; the generator takes texts")
-    prompts = find_prompts(config.prompts, TextCache(texts, count).held_out, base=base)
-    remarks = check_prompts(prompts, found, count)
+    asked = find_prompts(config.prompts, TextCache(texts, count).held_out, base=base)
+    prompts = [prompt.text for prompt in asked]
+    try:
+        remarks = check_prompts(prompts, found, count)
+    except ValueError as error:
+        raise ValueError(f"sample.prompts: {error}") from None
     order = [index % len(prompts) for index in range(num_images)]
     return Prompts(
         [prompts[index] for index in order], found.encode(prompts, count)[order], remarks

@@ -5,15 +5,15 @@
     sampler = load("out")
     images = sampler.sample(["3", "7"], seed=1, guidance_scale=2.0)  # uint8, (B, H, W, 3)
 
-docs/python.md has more. `python -m stages.generate` draws with the same code. An image depends on
-the weights, the settings, its class and its place in the list of classes.
+A generator that takes texts draws `sampler.sample(prompts=["a red seven"])`. docs/python.md has
+more. `python -m stages.generate` draws with the same code. An image depends on the weights, the
+settings, its class or prompt, and its place in the list of them.
 
 Shapes: B images, H W an image in pixels.
 """
 
-import operator
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from torch import Tensor
 
 from mar.sampling import editing
 from mar.sampling.blank import count_blank
 from mar.sampling.config import SampleConfig, check_fit
 from mar.sampling.images import generate_images, picture_so_far
-from mar.sampling.labels import find_labels
-from stages import params
+from stages import conditions, params
+from stages.conditions import Given
 from stages.image_batches import ImageBatches
 from stages.runner import choose_device, usable_device
 from stages.stage import autocast
@@ -53,7 +53,7 @@ class Progress:
 
     Attributes:
         images: Images done, with the share of those under way.
-        indices: Those under way, by their places in the list of classes.
+        indices: Those under way, by their places in the list of classes or prompts.
         num_known: Tokens known in each of them.
         picture: Decodes them (uint8, (B, 3, H, W)); what is not drawn yet is grey.
     """
@@ -103,35 +103,44 @@ class Sampler:
         return self.weights.image_size
 
     def sample(
-        self, classes: Sequence[int | str], *, on_step: OnStep | None = None, **settings: Any
+        self,
+        classes: Sequence[int | str] | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        on_step: OnStep | None = None,
+        **settings: Any,
     ) -> UInt8[np.ndarray, "B H W 3"]:
-        """Generate an image for each of the classes, which are names or numbers.
+        """Generate an image for each class, by name or number, or for each prompt.
 
         Args:
             classes: Image i is of class `classes[i]`, and its noise comes from (seed, i).
+            prompts: Instead of them, where the generator takes texts.
             on_step: Is called after each generation step.
             settings: Keys of section `sample` (`SETTINGS`) with other values than `weights.sample`
                 has; of `head`, those keys that differ.
 
         Raises:
-            ValueError: a class or setting does not exist, or a value does not fit.
+            ValueError: the generator takes the other of classes and prompts, a class or setting
+                does not exist, a value does not fit, or nothing is left of a prompt.
 
         Warns:
-            UserWarning: images are blank (`mar.sampling.blank`).
+            UserWarning: images are blank (`mar.sampling.blank`), words are left out, or prompts cut
+                (`mar.text.prompts`).
         """
-        labels, config = self.labels(classes), self.settings(**settings)
-        return _to_arrays(self.generate(labels, config, on_step=on_step))
+        given, config = self.given(classes, prompts), self.settings(**settings)
+        return _to_arrays(self.generate(given.tokens, config, on_step=on_step), given.remarks)
 
     def inpaint(
         self,
         images: UInt8[np.ndarray, "B H W 3"],
         hidden: Bool[np.ndarray, "H W"],
-        classes: Sequence[int | str],
+        classes: Sequence[int | str] | None = None,
         *,
+        prompts: Sequence[str] | None = None,
         on_step: OnStep | None = None,
         **settings: Any,
     ) -> UInt8[np.ndarray, "B H W 3"]:
-        """Draw a part of images again, as images of the classes; the rest is kept.
+        """Draw a part of images again, as images of the classes or prompts; the rest is kept.
 
         What is kept passes through the tokenizer once.
 
@@ -139,21 +148,44 @@ class Sampler:
             images: The originals.
             hidden: True for pixels to draw; a token is drawn if one of its pixels is.
             classes: The class of each image.
+            prompts: Instead of them, where the generator takes texts.
             on_step: Is called after each generation step.
             settings: As in `sample`.
 
         Raises:
-            ValueError: images, mask and classes do not fit together or to the model, or the model
-                cannot see tokens that come later in its order.
+            ValueError: as in `sample`; or images and mask do not fit together or to the model, or
+                the model cannot see tokens that come later in its order.
 
         Warns:
-            UserWarning: images are blank (`mar.sampling.blank`).
+            UserWarning: as in `sample`.
         """
-        labels, config = self.labels(classes), self.settings(**settings)
-        if len(images) != len(labels):
-            raise ValueError(f"got {len(images)} images and {len(labels)} classes")
+        given, config = self.given(classes, prompts), self.settings(**settings)
+        if len(images) != len(given.names):
+            kind = "classes" if prompts is None else "prompts"
+            raise ValueError(f"got {len(images)} images and {len(given.names)} {kind}")
         edit = self.edit(images, hidden)
-        return _to_arrays(self.generate(labels, config, edit=edit, on_step=on_step))
+        made = self.generate(given.tokens, config, edit=edit, on_step=on_step)
+        return _to_arrays(made, given.remarks)
+
+    def given(
+        self, classes: Sequence[int | str] | None = None, prompts: Sequence[str] | None = None
+    ) -> Given:
+        """Return classes or prompts as `generate` takes them.
+
+        Raises:
+            ValueError: both or neither are given, or what `stages.conditions` raises of them.
+        """
+        takes = "classes" if self.weights.texts is None else "prompts"
+        name = "classes" if prompts is None else "prompts"
+        try:
+            if prompts is None and classes is not None:
+                return conditions.of_classes(self.weights, classes)
+            if prompts is not None and classes is None:
+                return conditions.of_prompts(self.weights, prompts)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        got = "neither" if classes is None else "both"
+        raise ValueError(f"expected {takes}, got {got} of classes and prompts")
 
     def edit(self, images: UInt8[np.ndarray, "B H W 3"], hidden: Bool[np.ndarray, "H W"]) -> Edit:
         """Return what `generate` takes to keep images but for what is hidden.
@@ -170,20 +202,6 @@ class Sampler:
                              f"of shape {hidden.shape}")  # fmt: skip
         originals = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
         return Edit(originals, torch.from_numpy(np.ascontiguousarray(hidden)))
-
-    def labels(self, classes: Sequence[int | str]) -> Int[Tensor, " B"]:
-        """Return the number of each class.
-
-        Raises:
-            ValueError: there is no such class, several have the name, or there are none.
-        """
-        is_list = isinstance(classes, Iterable) and not isinstance(classes, str)
-        if not (listed := list(classes) if is_list else []):
-            raise ValueError(f"classes must be a list of names or numbers, got {classes!r}")
-        try:
-            return torch.tensor(find_labels(list(map(_class, listed)), self.class_names))
-        except ValueError as error:
-            raise ValueError(f"classes: {error}") from None
 
     def settings(
         self, *, source: str = "settings", head: Mapping[str, Any] | None = None, **changes: Any
@@ -217,23 +235,23 @@ class Sampler:
 
     def generate(
         self,
-        labels: Int[Tensor, " B"],
+        given: Shaped[Tensor, "B ..."],
         config: SampleConfig,
         *,
         edit: Edit | None = None,
         on_step: OnStep | None = None,
     ) -> UInt8[Tensor, "B 3 H W"]:
-        """Generate an image for each label, at most `MAR_SAMPLE_BATCH` of them at a time."""
+        """Generate an image for each class or text, at most `MAR_SAMPLE_BATCH` at a time."""
         torch.set_float32_matmul_precision("high")  # as the stage sample does
         return ImageBatches("generate").make(
-            torch.arange(len(labels)),
-            lambda part: self._batch(part, labels, config, edit, on_step),
+            torch.arange(len(given)),
+            lambda part: self._batch(part, given, config, edit, on_step),
         )
 
     def _batch(
         self,
         part: Tensor,
-        labels: Tensor,
+        given: Tensor,
         config: SampleConfig,
         edit: Edit | None,
         on_step: OnStep | None,
@@ -258,7 +276,7 @@ class Sampler:
         return generate_images(
             mar,
             weights.tokenizer,
-            labels[part],
+            given[part],
             part.tolist(),
             config,
             latent_std=std,
@@ -303,22 +321,11 @@ def load(
     return Sampler(weights, chosen)
 
 
-def _class(given: Any) -> int | str:
-    """Return a name or a number, which may be NumPy's.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if isinstance(given, str | bool):  # of which the latter is refused as a name
-        return given
-    try:
-        return operator.index(given)
-    except TypeError:
-        raise ValueError(f"{given!r} is neither the name of a class nor a whole number") from None
-
-
-def _to_arrays(images: UInt8[Tensor, "B 3 H W"]) -> UInt8[np.ndarray, "B H W 3"]:
-    """Return images as NumPy has them; warn the caller of `sample` or `inpaint` of blank ones."""
-    if warning := count_blank(images).warning():
-        warnings.warn(warning, stacklevel=3)
+def _to_arrays(
+    images: UInt8[Tensor, "B 3 H W"], remarks: Sequence[str]
+) -> UInt8[np.ndarray, "B H W 3"]:
+    """Return images as NumPy has them; warn the caller of `sample` or `inpaint`."""
+    for remark in [*remarks, count_blank(images).warning()]:
+        if remark:
+            warnings.warn(remark, stacklevel=3)
     return images.permute(0, 2, 3, 1).contiguous().numpy()

@@ -11,6 +11,7 @@ from mar.data.class_names import read_class_names
 from mar.files import seal
 from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape
+from mar.model.conditions import TextShape
 from mar.model.mar import MAR
 from mar.released.contents import read_generator
 from mar.released.generator import ReleasedGenerator
@@ -21,6 +22,8 @@ from mar.released.tokenizer import ReleasedAutoencoder, to_ours
 from mar.sampling.config import SampleConfig
 from mar.sources.no_images import NoData
 from mar.sources.source import Surroundings
+from mar.text.encoder import TextEncoder
+from mar.text.registry import load_encoder
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.kl import AutoencoderKL
 from mar.tokenizers.registry import load_tokenizer
@@ -41,6 +44,7 @@ class Weights:
         latent_std: What latents were divided by in training.
         class_names: The name of each label.
         sample: How to sample, where nobody says something else.
+        texts: Makes the tokens of prompts, where the generator takes texts and not classes.
         preset: Where the settings of scores stand; None is params.yaml.
         remarks: What there is to know about released files, or about a rebuilt average.
     """
@@ -50,6 +54,7 @@ class Weights:
     latent_std: float
     class_names: list[str]
     sample: SampleConfig
+    texts: TextEncoder | None = None
     preset: str | None = None
     remarks: tuple[str, ...] = ()
 
@@ -83,19 +88,29 @@ def trained_weights(ema: bool | None, out: Path = OUT) -> Weights:
     choice = sample.weights if ema is None else ("ema" if ema else "raw")
     remarks: list[str] = []
     mar = chosen_weights.load(out / "train_generator", choice, digest, remarks.append)
-    if mar.text is not None:
-        raise ValueError(
-            f"the generator in {out} takes texts and not classes; name them in sample.prompts, and "
-            "`dvc repro sample` generates their images"
-        )
     return Weights(
         mar,
         load_tokenizer(tokenizer),
         info.latent_std,
         read_class_names(classes),
         sample,
+        mar.text and _encoder(out / "encode_text" / "encoder.json", mar.text),
         remarks=tuple(remarks),
     )
+
+
+def _encoder(path: Path, expected: TextShape) -> TextEncoder:
+    """Return what makes tokens of texts for a generator.
+
+    Raises:
+        ValueError: there is none, or it is not that of the generator.
+    """
+    encoder = load_encoder(path)
+    found = encoder and TextShape(encoder.token_kind, encoder.size)
+    if encoder is None or found != expected:
+        raise ValueError(f"{path} holds {found or 'no encoder'}, the generator takes {expected}; "
+                         "`dvc repro train_generator` trains it on these texts")  # fmt: skip
+    return encoder
 
 
 def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:
@@ -137,6 +152,7 @@ def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:
         1 / sections["latents"]["scale"],
         parsed["data"].collect(Surroundings(Path(), workers=0, max_pixels=1)).class_names,
         parsed["sample"],
+        None,
         preset,
         (*remarks, *found.remarks),
     )

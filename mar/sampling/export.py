@@ -4,14 +4,17 @@ Shapes: B images, H height, W width.
 """
 
 import io
+import json
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mar.files import atomic
 from mar.files.atomic import replacing
 from mar.sampling.store import SampleSet
 
@@ -47,7 +50,9 @@ def write_npz(samples: SampleSet, path: Path, on_images: OnImages = lambda _: No
 
 
 def write_pictures(samples: SampleSet, folder: Path, on_images: OnImages = lambda _: None) -> None:
-    """Write each sample as a PNG file named by its index, and their classes as `labels.csv`.
+    """Write each sample as a PNG file named by its index, and what they are of.
+
+    The classes are in `labels.csv`; of images from prompts, these are in `metadata.jsonl`.
 
     Args:
         samples: What is written.
@@ -58,25 +63,51 @@ def write_pictures(samples: SampleSet, folder: Path, on_images: OnImages = lambd
         ValueError: the folder holds something.
         OSError: the disk is full, or refuses a file.
     """
+    names = [f"{index:06d}.png" for index in range(len(samples))]
+    with _new_folder(folder) as partial:
+        written = iter(names)
+        for images in samples.arrays():
+            for image in images:
+                Image.fromarray(image).save(partial / next(written))
+            on_images(images)
+        if samples.prompts is not None:
+            write_captions(partial, names, samples.prompts)
+            return
+        labels = samples.labels.numpy()
+        rows = [f"{name},{label}" for name, label in zip(names, labels, strict=True)]
+        (partial / "labels.csv").write_text("\n".join(["file,label", *rows, ""]))
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Generator[Path]:
+    """Yield a folder to write to, which takes the place of a new or empty one when it is whole."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
     partial.mkdir(parents=True)
     try:
-        rows = ["file,label"]
-        for images in samples.arrays():
-            for image in images:
-                name = f"{len(rows) - 1:06d}.png"
-                Image.fromarray(image).save(partial / name)
-                rows.append(f"{name},{int(samples.labels[len(rows) - 1])}")
-            on_images(images)
-        (partial / "labels.csv").write_text("\n".join([*rows, ""]))
+        yield partial
         if folder.exists():
             folder.rmdir()
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_captions(folder: Path, names: Sequence[str], captions: Sequence[str]) -> None:
+    """Write captions of image files as `metadata.jsonl`, a layout of Hugging Face.
+
+    Args:
+        folder: Where the images are.
+        names: Of their files (`file_name`).
+        captions: Of each (`text`).
+    """
+    rows = [
+        json.dumps({"file_name": name, "text": caption}, ensure_ascii=False)
+        for name, caption in zip(names, captions, strict=True)
+    ]
+    atomic.write_text(folder / "metadata.jsonl", "\n".join([*rows, ""]))
 
 
 def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:

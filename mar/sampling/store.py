@@ -146,7 +146,7 @@ class SampleSet(Dataset[Tensor]):
                 self._first.append(count)
                 count += len(images)
         self.height, self.width, self.num_classes, self.seed, _ = Kind.of(schema)
-        self.prompts = prompts or None
+        self.prompts: list[str] | None = prompts or None
         self.labels: Int[Tensor, " B"] = torch.from_numpy(np.concatenate(labels).astype(np.int64))
 
     def __len__(self) -> int:

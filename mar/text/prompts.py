@@ -1,15 +1,33 @@
-"""The prompts of section `sample`: a list, a file with one on each line, or held-out captions."""
+"""The prompts of section `sample`: a list, a file, or held-out captions.
 
+A file has a prompt on each line. If its name ends in `.jsonl`, it is one of GenEval's: each line is
+a JSON object whose `prompt` is the text, and the others say what its image must show.
+"""
+
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 from mar.text.encoder import TextEncoder
 
 
+class Prompt(NamedTuple):
+    """A prompt.
+
+    Attributes:
+        text: Of which images are generated, white space as one blank each.
+        geneval: Its line in GenEval's file, if it is from one.
+    """
+
+    text: str
+    geneval: str | None = None
+
+
 def find_prompts(
     prompts: str | Sequence[str] | None, held_out: Sequence[str], *, base: Path
-) -> list[str]:
-    """Return the prompts that key `sample.prompts` names, white space as one blank each.
+) -> list[Prompt]:
+    """Return the prompts that key `sample.prompts` names.
 
     Args:
         prompts: A file, the prompts, or None for those of held-out images.
@@ -17,20 +35,72 @@ def find_prompts(
         base: Where the path of a file begins, if it is relative.
 
     Raises:
-        ValueError: there is no such file, or it has no prompts.
+        ValueError: there is no such file, or what `read_prompts` raises.
     """
-    if prompts is None:
-        return list(held_out)
     if isinstance(prompts, str):
-        path = base / Path(prompts).expanduser()
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"sample.prompts: {path} cannot be read: {error}") from None
-        prompts = [line for line in lines if line.strip()]
-        if not prompts:
-            raise ValueError(f"sample.prompts: {path} has no prompts, expected one on each line")
-    return [" ".join(prompt.split()) for prompt in prompts]
+            return read_prompts(base / Path(prompts).expanduser())
+        except ValueError as error:
+            raise ValueError(f"sample.prompts: {error}") from None
+    return [Prompt(tidy(prompt)) for prompt in (held_out if prompts is None else prompts)]
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Return the prompts of a file.
+
+    Raises:
+        ValueError: it cannot be read, has no prompts, or a line is not as GenEval's files have it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if path.suffix == ".jsonl":
+        found = [_read_geneval(f"{path}, line {number}", line) for number, line in numbered]
+    else:
+        found = [Prompt(tidy(line)) for _, line in numbered]
+    if not found:
+        raise ValueError(f"{path} has no prompts, expected one on each line")
+    return found
+
+
+def _read_geneval(place: str, line: str) -> Prompt:
+    """Read a line of GenEval's file.
+
+    Raises:
+        ValueError: keys are missing or not of the types that they have there.
+    """
+    expected = '{"tag": ..., "include": [{"class": ..., "count": ...}, ...], "prompt": ...}'
+    try:
+        described: Any = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{place}: no JSON ({error}), expected {expected}") from None
+    if not _is_described(described):
+        raise ValueError(f"{place}: got {line.strip()}, expected {expected}")
+    return Prompt(tidy(described["prompt"]), json.dumps(described, ensure_ascii=False))
+
+
+def _is_described(value: Any) -> bool:
+    """Say whether a value has what every line of GenEval's file has."""
+    if not isinstance(value, dict):
+        return False
+    keys = cast(dict[str, Any], value)
+    texts = all(isinstance(keys.get(key), str) for key in ("tag", "prompt"))
+    include: Any = keys.get("include")
+    return texts and isinstance(include, list) and all(map(_is_object, cast(list[Any], include)))
+
+
+def _is_object(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    keys = cast(dict[str, Any], value)
+    return isinstance(keys.get("class"), str) and isinstance(keys.get("count"), int)
+
+
+def tidy(prompt: str) -> str:
+    """Return a prompt with white space as one blank each, and none around it."""
+    return " ".join(prompt.split())
 
 
 def check_prompts(prompts: Sequence[str], encoder: TextEncoder, count: int) -> list[str]:
@@ -49,9 +119,9 @@ def check_prompts(prompts: Sequence[str], encoder: TextEncoder, count: int) -> l
     for prompt in prompts:
         tokens, missing = encoder.tokenise(prompt)
         unknown |= dict.fromkeys(missing)
-        if not tokens:
+        if not tokens or not prompt:
             reason = f", as none of {', '.join(missing)} is known" if missing else ""
-            raise ValueError(f"sample.prompts: nothing is left of the prompt {prompt!r}{reason}")
+            raise ValueError(f"nothing is left of the prompt {prompt!r}{reason}")
         if len(tokens) > count:
             long.append(prompt)
     said: list[str] = []

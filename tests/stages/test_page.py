@@ -37,6 +37,7 @@ def asked(client: TestClient) -> dict[str, Any]:
     model = client.get("/model").json()
     return {
         "label": "3",
+        "prompt": None,
         "num_images": 2,
         "seed": 5,
         "guidance_scale": model["guidance_scale"],
@@ -142,6 +143,8 @@ def test_a_mode_is_one_of_a_single_head(name: str) -> None:
     ("change", "said"),
     [
         ({"label": "eleven"}, "classes: 'eleven' is neither the name of a class"),
+        ({"label": None, "prompt": "a 3"}, "prompts: this generator takes classes and no prompts"),
+        ({"label": None}, "expected classes, got neither of classes and prompts"),
         ({"num_images": 17}, "^page: request.num_images: .* less than or equal to 16, got 17"),
         ({"seed": 1.5}, "request.seed: .*, got 1.5"),
         ({"guidance_scale": 0.5}, "sample.guidance_scale: .*, got 0.5"),

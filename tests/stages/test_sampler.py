@@ -40,7 +40,9 @@ def test_a_class_is_a_name_or_a_number_of_any_integer_type(sampler: Sampler) -> 
         torch.tensor([3, 7]),
         np.array(["3", "7"]),
     ):
-        assert sampler.labels(classes).tolist() == [3, 7]  # pyright: ignore[reportArgumentType]
+        given = sampler.given(classes)  # pyright: ignore[reportArgumentType]
+        assert given.tokens.tolist() == [3, 7]
+        assert given.names == ["3", "7"]
 
 
 def test_blank_images_are_warned_of(sampler: Sampler) -> None:
@@ -121,9 +123,9 @@ def test_what_cannot_be_inpainted_is_refused(
     ("classes", "settings", "said"),
     [
         (["eleven"], {}, "classes: 'eleven' is neither the name of a class nor a number"),
-        ("37", {}, "classes must be a list of names or numbers, got '37'"),
-        ([], {}, r"classes must be a list of names or numbers, got \[\]"),
-        (7, {}, "classes must be a list of names or numbers, got 7"),
+        ("37", {}, "classes: must be a list of names or numbers, got '37'"),
+        ([], {}, r"classes: must be a list of names or numbers, got \[\]"),
+        (7, {}, "classes: must be a list of names or numbers, got 7"),
         ([1.5], {}, "classes: 1.5 is neither the name of a class nor a whole number"),
         ([True], {}, "classes: True is neither the name of a class nor a number"),
         ([1], {"head": 3}, "settings: sample.head must hold keys of its own, got 3"),

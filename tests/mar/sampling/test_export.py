@@ -1,5 +1,6 @@
 """Exported samples are read by others as they were; what cannot be whole is not there."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,25 @@ def test_pictures_and_their_labels_are_those_of_the_samples(
         assert np.array_equal(found, images[index].permute(1, 2, 0).numpy())
     with pytest.raises(ValueError, match="pictures exists and is not an empty folder"):
         write_pictures(samples, tmp_path / "pictures")
+
+
+def test_prompts_are_beside_their_pictures(images: torch.Tensor, tmp_path: Path) -> None:
+    prompts = [f"a cat, number {number % 2}" for number in range(3)]
+    write_shard(
+        shard_path(tmp_path / "samples", 0),
+        images[:3],
+        labels=torch.zeros(3, dtype=torch.long),
+        first_index=0,
+        num_classes=1,
+        seed=0,
+        prompts=prompts,
+    )
+    write_pictures(SampleSet(tmp_path / "samples"), tmp_path / "pictures")
+    rows = (tmp_path / "pictures/metadata.jsonl").read_text().splitlines()
+    assert [json.loads(row) for row in rows] == [
+        {"file_name": f"{number:06d}.png", "text": prompt} for number, prompt in enumerate(prompts)
+    ]
+    assert not (tmp_path / "pictures/labels.csv").exists()
 
 
 @pytest.mark.parametrize("write", [write_npz, write_pictures])

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mar.text.prompts import check_prompts, find_prompts
 from mar.text.registry import load_encoder, save_encoder
 from mar.text.words import Words, WordsConfig, split
 
@@ -49,29 +48,3 @@ def test_an_encoder_is_kept_in_a_file(tmp_path: Path) -> None:
     assert encoder.words == ["a", "dog", "\u732b"]
     save_encoder(tmp_path / "none.json", None, None)
     assert load_encoder(tmp_path / "none.json") is None
-
-
-def test_prompts_are_a_list_a_file_or_held_out_captions(tmp_path: Path) -> None:
-    assert find_prompts(["a  cat ", "b"], ["c"], base=tmp_path) == ["a cat", "b"]
-    assert find_prompts(None, ["c"], base=tmp_path) == ["c"]
-    (tmp_path / "prompts.txt").write_text("\ufeffa cat\n\n a dog\n")
-    assert find_prompts("prompts.txt", ["c"], base=tmp_path) == ["a cat", "a dog"]
-    (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(ValueError, match=r"sample\.prompts: .*empty\.txt has no prompts"):
-        find_prompts("empty.txt", [], base=tmp_path)
-    with pytest.raises(ValueError, match=r"sample\.prompts: .*gone\.txt cannot be read"):
-        find_prompts("gone.txt", [], base=tmp_path)
-
-
-def test_what_of_a_prompt_is_not_heeded_is_said() -> None:
-    words = Words(["a", "cat"])
-    assert check_prompts(["a cat"], words, 2) == []
-    assert check_prompts(["a cat", "a big cat a"], words, 2) == [
-        "1 words of the prompts are not known and left out: big",
-        "1 of 2 prompts have more than 2 tokens (generator.condition_tokens) and are cut, "
-        "as 'a big cat a'",
-    ]
-    with pytest.raises(ValueError, match="nothing is left of the prompt 'big dog', as none of big"):
-        check_prompts(["big dog"], words, 2)
-    with pytest.raises(ValueError, match=r"nothing is left of the prompt ''$"):
-        check_prompts([""], words, 2)

@@ -1,0 +1,96 @@
+"""What images are generated of, as a person says it: classes or prompts.
+
+Shapes: B images.
+"""
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from mar.sampling.labels import find_labels
+from mar.text.prompts import check_prompts, tidy
+from stages.weights import Weights
+
+
+class Given(NamedTuple):
+    """What some images are generated of.
+
+    Attributes:
+        tokens: What the generator takes: the number of each class, or the tokens of each prompt.
+        names: The class or the prompt of each image.
+        labels: The number of each class; 0 for each prompt.
+        remarks: What of the prompts the generator will not heed.
+    """
+
+    tokens: Shaped[Tensor, "B ..."]
+    names: list[str]
+    labels: Int[Tensor, " B"]
+    remarks: list[str]
+
+    def repeat(self, count: int) -> "Given":
+        """Return each entry `count` times, side by side."""
+        return Given(
+            self.tokens.repeat_interleave(count, dim=0),
+            [name for name in self.names for _ in range(count)],
+            self.labels.repeat_interleave(count),
+            self.remarks,
+        )
+
+
+def of_classes(weights: Weights, classes: Sequence[int | str]) -> Given:
+    """Return classes, each given by its name or its number.
+
+    Raises:
+        ValueError: the generator takes prompts, there is no such class, several have the name, or
+            there are none.
+    """
+    listed = _listed(classes, "names or numbers")
+    if weights.mar.text is not None:
+        raise ValueError("this generator takes prompts and no classes")
+    labels = torch.tensor(find_labels(list(map(_class, listed)), weights.class_names))
+    return Given(labels, [weights.class_names[label] for label in labels.tolist()], labels, [])
+
+
+def of_prompts(weights: Weights, prompts: Sequence[str]) -> Given:
+    """Return prompts as the generator takes them, white space as one blank each.
+
+    Raises:
+        ValueError: the generator takes classes, there are no prompts, or nothing is left of one.
+    """
+    listed = _listed(prompts, "texts")
+    if weights.texts is None:
+        raise ValueError("this generator takes classes and no prompts")
+    if wrong := [prompt for prompt in listed if not isinstance(prompt, str)]:
+        raise ValueError(f"{wrong[0]!r} is no text")
+    texts = [tidy(prompt) for prompt in listed]
+    count = weights.mar.config.condition_tokens
+    different = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    remarks = check_prompts(list(different), weights.texts, count)
+    tokens = weights.texts.encode(list(different), count)
+    order = [different[text] for text in texts]
+    return Given(tokens[order], texts, torch.zeros(len(texts), dtype=torch.long), remarks)
+
+
+def _listed(given: Any, what: str) -> list[Any]:
+    is_list = isinstance(given, Iterable) and not isinstance(given, str)
+    if not (listed := list(given) if is_list else []):
+        raise ValueError(f"must be a list of {what}, got {given!r}")
+    return listed
+
+
+def _class(given: Any) -> int | str:
+    """Return a name or a number, which may be NumPy's.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(given, str | bool):  # of which the latter is refused as a name
+        return given
+    try:
+        return operator.index(given)
+    except TypeError:
+        raise ValueError(f"{given!r} is neither the name of a class nor a whole number") from None
