@@ -261,7 +261,10 @@ def _neighbour_scores(
     scores = {names.kid: float(kid[KEY_METRIC_KID_MEAN])}
     if config.kid_subsets > 1 and config.kid_subset_size < min(len(features), len(real)):
         scores[names.kid + SPREAD] = float(kid[KEY_METRIC_KID_STD])
-    scores[names.mmd] = mmd(features, real, seed=config.seed)
+    discrepancy = mmd(features, real, seed=config.seed)
+    scores[names.mmd] = discrepancy.value
+    if discrepancy.spread is not None:
+        scores[names.mmd + SPREAD] = discrepancy.spread
     shares = prc_features_to_metric(
         features,
         real,

@@ -8,8 +8,11 @@ distance of two real images (their section 8), for features have no scale in com
 Shapes: N images, M others, F features.
 """
 
+import math
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from mar.data.spread import spread
@@ -21,8 +24,21 @@ SCALE = 1000.0  # as CMMD is multiplied, so that it is read more easily
 MEDIAN_OF = 1000  # real images, evenly spread, whose distances tell the width of the kernel
 
 
-def mmd(found: Float32[Tensor, "N F"], real: Float32[Tensor, "M F"], *, seed: int) -> float:
-    """Return the squared discrepancy times `SCALE`; around 0 for images of one distribution.
+class Discrepancy(NamedTuple):
+    """A discrepancy of images.
+
+    Attributes:
+        value: The squared discrepancy times `SCALE`; around 0 for images of one distribution.
+        spread: Its standard deviation over other samples of as many images, by the jackknife, which
+            rather overstates it; none for two images.
+    """
+
+    value: float
+    spread: float | None
+
+
+def mmd(found: Float32[Tensor, "N F"], real: Float32[Tensor, "M F"], *, seed: int) -> Discrepancy:
+    """Return the discrepancy of generated images from real ones.
 
     Of more images than real ones, as many are drawn: so its time is bounded.
 
@@ -36,11 +52,18 @@ def mmd(found: Float32[Tensor, "N F"], real: Float32[Tensor, "M F"], *, seed: in
         order = torch.randperm(len(found), generator=make_rng("mmd", seed))
         found = found[order[: len(real)]]
     width = _median_distance(real)
-    inside = sum(
-        (_kernel_sum(x, x, width) - len(x)) / (len(x) * (len(x) - 1)) for x in (found, real)
-    )
-    across = _kernel_sum(found, real, width) / (len(found) * len(real))
-    return SCALE * (inside - 2 * across)
+    n, m = len(found), len(real)
+    inside = _kernel_sums(found, found, width) - 1  # without an image and itself
+    across = _kernel_sums(found, real, width)
+    real_inside = (_kernel_sums(real, real, width).sum() - m) / (m * (m - 1))
+    value = float(inside.sum() / (n * (n - 1)) + real_inside - 2 * across.sum() / (n * m))
+    if n == 2:
+        return Discrepancy(SCALE * value, None)
+    # The discrepancy without one image, for each image: of pairs, both of its places go.
+    without = (inside.sum() - 2 * inside) / ((n - 1) * (n - 2))
+    without -= 2 * (across.sum() - across) / ((n - 1) * m)
+    spread = math.sqrt((n - 1) * float(without.var(correction=0)))
+    return Discrepancy(SCALE * value, SCALE * spread)
 
 
 def _median_distance(real: Float32[Tensor, "M F"]) -> float:
@@ -49,12 +72,13 @@ def _median_distance(real: Float32[Tensor, "M F"]) -> float:
     return found if found > 0 else 1.0  # all the same: any width tells those that differ
 
 
-def _kernel_sum(
+def _kernel_sums(
     first: Float32[Tensor, "N F"], second: Float32[Tensor, "M F"], width: float
-) -> float:
-    """Return the sum of exp(-d^2 / (2 width^2)) over all pairs."""
-    total, others = 0.0, second.double()
+) -> Float64[Tensor, " N"]:
+    """Return the sum of exp(-d^2 / (2 width^2)) over all others, for each image."""
+    sums: list[Tensor] = []
+    others = second.double()
     for part in torch.split(first.double(), ROWS):
         squares = torch.cdist(part, others, compute_mode="use_mm_for_euclid_dist").square()
-        total += float(squares.mul(-0.5 / width**2).exp().sum())
-    return total
+        sums.append(squares.mul(-0.5 / width**2).exp().sum(dim=1))
+    return torch.cat(sums)

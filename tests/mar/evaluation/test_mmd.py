@@ -29,19 +29,45 @@ def test_it_equals_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
 
     across = sum(kernel(a, b) for a in found for b in real) / 99
     expected = within(found) + within(real) - 2 * across
-    assert mmd(found, real, seed=0) == pytest.approx(SCALE * expected, rel=1e-6)
+    assert mmd(found, real, seed=0).value == pytest.approx(SCALE * expected, rel=1e-6)
 
 
 def test_few_images_of_one_distribution_are_at_no_distance_on_average() -> None:
-    same = [mmd(normal(16, seed), normal(200, 1000), seed=0) for seed in range(40)]
-    other = [mmd(normal(16, seed) + 1, normal(200, 1000), seed=0) for seed in range(40)]
+    same = [mmd(normal(16, seed), normal(200, 1000), seed=0).value for seed in range(40)]
+    other = [mmd(normal(16, seed) + 1, normal(200, 1000), seed=0).value for seed in range(40)]
     mean, spread = sum(same) / 40, torch.tensor(same).std()
     assert abs(mean) < 4 * spread / 40**0.5
     assert min(other) > max(same)
 
 
+def leave_one_out(found: Tensor, real: Tensor) -> float:
+    """Return the jackknife's spread, each of its values computed anew."""
+    values = [
+        mmd(torch.cat([found[:i], found[i + 1 :]]), real, seed=0).value for i in range(len(found))
+    ]
+    n, mean = len(values), sum(values) / len(values)
+    return math.sqrt((n - 1) / n * sum((value - mean) ** 2 for value in values))
+
+
+def test_its_spread_is_that_of_leaving_one_image_out() -> None:
+    found, real = normal(9, 0) + 1, normal(11, 1)
+    expected = leave_one_out(found, real)
+    assert mmd(found, real, seed=0).spread == pytest.approx(expected, rel=1e-6)
+    assert mmd(found[:2], real, seed=0).spread is None
+
+
+@pytest.mark.parametrize(("shift", "most"), [(0.0, 2.0), (0.5, 1.2), (2.0, 1.2)])
+def test_its_spread_is_that_of_other_samples_or_a_little_more(shift: float, most: float) -> None:
+    """Of one distribution it is too large, as the jackknife's is of such an estimate."""
+    real = normal(300, 1000)
+    found = [mmd(normal(60, seed) + shift, real, seed=0) for seed in range(150)]
+    spread = float(torch.tensor([each.value for each in found]).std())
+    told = sum(each.spread or 0.0 for each in found) / len(found)
+    assert 0.85 * spread < told < most * spread
+
+
 def test_images_that_are_all_the_same_are_at_no_distance_from_themselves() -> None:
-    assert mmd(torch.ones(5, 3), torch.ones(4, 3), seed=0) == 0.0
+    assert mmd(torch.ones(5, 3), torch.ones(4, 3), seed=0) == (0.0, 0.0)
 
 
 def test_of_more_images_than_real_ones_all_classes_are_compared() -> None:
@@ -49,5 +75,5 @@ def test_of_more_images_than_real_ones_all_classes_are_compared() -> None:
     labels = torch.arange(2000) % 10
     found = normal(2000, 0) / 10 + labels[:, None]
     real = normal(400, 1) / 10 + torch.arange(400)[:, None] // 40
-    assert abs(mmd(found, real, seed=0)) < 10
-    assert mmd(found[::5], real, seed=0) > 50
+    assert abs(mmd(found, real, seed=0).value) < 10
+    assert mmd(found[::5], real, seed=0).value > 50
