@@ -1,36 +1,47 @@
 """Write the generated images for other programs: `python -m stages.export_samples TARGET`.
 
 A TARGET that ends in `.npz` is a file of the ADM suite, any other a folder of PNG files with their
-classes or prompts. It is no stage of `dvc.yaml`: nothing here depends on what others do with the
-files.
+classes or prompts; with `--to geneval`, in the folders that GenEval's evaluation reads. It is no
+stage of `dvc.yaml`: nothing here depends on what others do with the files.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from mar.evaluation.scene_prompts import read_prompt
 from mar.sampling.blank import BlankCounts, count_blank
-from mar.sampling.export import write_npz, write_pictures
+from mar.sampling.export import write_geneval, write_npz, write_pictures
 from mar.sampling.store import SampleSet
 
 
 SAMPLES = Path("out/sample/samples")
 
+Layout = Literal["npz", "png", "geneval"]
 
-def export(folder: Path, target: Path) -> str:
+
+def export(folder: Path, target: Path, layout: Layout | None = None) -> str:
     """Write samples and return what there is to know about them.
 
+    Args:
+        folder: What the stage `sample` wrote.
+        target: The file or folder to write.
+        layout: Its layout; None is `npz` if the target is called so, else `png`.
+
     Raises:
-        ValueError: there are no samples, one of their files is damaged, or the target is a folder
-            that holds something.
+        ValueError: there are no samples, one of their files is damaged, the target is a folder that
+            holds something, or the layout says what images must show and nobody knows.
     """
     samples = SampleSet(folder)
-    to_npz = target.suffix == ".npz"
+    if layout is None:
+        layout = "npz" if target.suffix == ".npz" else "png"
     blank = BlankCounts()
     with tqdm(total=len(samples), desc="export_samples", unit="image") as progress:
 
@@ -39,15 +50,48 @@ def export(folder: Path, target: Path) -> str:
             blank += count_blank(torch.from_numpy(images.copy()).permute(0, 3, 1, 2))
             progress.update(len(images))
 
-        write = write_npz if to_npz else write_pictures
-        write(samples, target, on_images)
+        if layout == "geneval":
+            write_geneval(samples, target, geneval_lines(samples), on_images)
+        else:
+            write = write_npz if layout == "npz" else write_pictures
+            write(samples, target, on_images)
     size = f"{samples.height} x {samples.width}"
-    what = "labels"
-    if samples.prompts is not None:  # the ADM suite has no place for prompts
-        what = "labels, which are 0, as they are from prompts" if to_npz else "prompts"
-    told = f"{target} holds {len(samples)} images of {size} pixels and their {what}"
+    labels = _labels(samples, layout)
+    told = f"{target} holds {len(samples)} images of {size} pixels and their {labels}"
     warning = blank.warning()
     return told if warning is None else f"{told}\n{warning}"
+
+
+def geneval_lines(samples: SampleSet) -> list[str]:
+    """Return what each sample must show: as GenEval's file said, or as the grammar of scenes reads.
+
+    Raises:
+        ValueError: prompts are of neither.
+    """
+    if samples.geneval is not None:
+        return samples.geneval
+    if samples.prompts is None:
+        raise ValueError("--to geneval: the images are of classes, expected images of prompts")
+    lines = {text: read_prompt(text) for text in dict.fromkeys(samples.prompts)}
+    unknown = [text for text, prompt in lines.items() if prompt is None]
+    if unknown:
+        raise ValueError(
+            f"--to geneval: {len(unknown)} of {len(lines)} prompts, as {unknown[0]!r}, are neither "
+            "of GenEval's file (sample.prompts: NAME.jsonl) nor captions of scenes"
+        )
+    written = {text: json.dumps(prompt.metadata()) for text, prompt in lines.items() if prompt}
+    return [written[text] for text in samples.prompts]
+
+
+def _labels(samples: SampleSet, layout: Layout) -> str:
+    """Return what is written beside the images."""
+    if layout == "geneval":
+        return "prompts, as GenEval's evaluation reads them"
+    if samples.prompts is None:
+        return "labels"
+    if layout == "npz":  # which has no place for prompts
+        return "labels, which are 0, as they are from prompts"
+    return "prompts"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,13 +100,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m stages.export_samples",
         description="Write the generated images for other programs.",
     )
-    parser.add_argument("target", type=Path, help="NAME.npz for a file of the ADM suite (arr_0: "
-                        "images, arr_1: labels), else a new folder for PNG files")  # fmt: skip
-    parser.add_argument("--samples", type=Path, default=SAMPLES, metavar="DIR",
-                        help=f"what the stage sample wrote (default: {SAMPLES})")  # fmt: skip
+    add = parser.add_argument
+    add("target", type=Path, help="NAME.npz for a file of the ADM suite (arr_0: images, arr_1: "
+        "labels), else a new folder for PNG files")  # fmt: skip
+    add("--to", choices=get_args(Layout), help="geneval: a folder for each prompt with its "
+        "metadata.jsonl and samples; the others are chosen by the name of the target")  # fmt: skip
+    add("--samples", type=Path, default=SAMPLES, metavar="DIR",
+        help=f"what the stage sample wrote (default: {SAMPLES})")  # fmt: skip
     options = parser.parse_args(arguments)
     try:
-        told = export(options.samples, options.target)
+        told = export(options.samples, options.target, options.to)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"export_samples: {error}\n")
         raise SystemExit(1) from None

@@ -52,7 +52,8 @@ def samples(stage: Stage, *, model: MAR, info: LatentsInfo, step: int) -> None:
         titles = [names[label] for label in given.tolist()]
     else:
         count = model.config.condition_tokens
-        titles, given, _ = prompts.load(config, shown, count, ENCODER, TEXTS, base=root())
+        found = prompts.load(config, shown, count, ENCODER, TEXTS, base=root())
+        titles, given = found.texts, found.given
     place = next(model.parameters()).device  # the CPU, if its weights are spread over processes
     try:
         images = generate_images(

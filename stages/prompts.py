@@ -21,18 +21,20 @@ class Prompts(NamedTuple):
     Attributes:
         texts: The prompt of each image.
         given: Its tokens, as the generator takes them.
+        geneval: The line of GenEval's file that each is from, if they are from one.
         remarks: What of them the generator will not heed.
     """
 
     texts: list[str]
     given: Shaped[Tensor, "B K"]
+    geneval: list[str] | None
     remarks: list[str]
 
 
 def load(
     config: SampleConfig, num_images: int, count: int, encoder: Path, texts: Path, *, base: Path
 ) -> Prompts:
-    """Cycle through the prompts, so that each has equally many images.
+    """Cycle through the prompts, so that each has equally many images, to within one.
 
     Args:
         config: Section `sample`.
@@ -54,7 +56,15 @@ def load(
         remarks = check_prompts(prompts, found, count)
     except ValueError as error:
         raise ValueError(f"sample.prompts: {error}") from None
+    if config.prompts is not None and num_images % len(prompts):
+        remarks.append(
+            f"{num_images} images of {len(prompts)} prompts: not all prompts have equally many"
+        )
     order = [index % len(prompts) for index in range(num_images)]
+    lines = [prompt.geneval for prompt in asked if prompt.geneval is not None]
     return Prompts(
-        [prompts[index] for index in order], found.encode(prompts, count)[order], remarks
+        [prompts[index] for index in order],
+        found.encode(prompts, count)[order],
+        [lines[index] for index in order] if lines else None,
+        remarks,
     )

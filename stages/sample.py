@@ -57,7 +57,13 @@ class Generation:
     def write(self, stage: Stage, path: Path, shard: Tensor, progress: tqdm) -> None:
         """Generate the images `shard` and write them as one file."""
         given = self.labels if self.prompts is None else self.prompts.given
-        texts = self.prompts and [self.prompts.texts[index] for index in shard.tolist()]
+        texts, lines = (
+            column and [column[index] for index in shard.tolist()]
+            for column in (
+                self.prompts and self.prompts.texts,
+                self.prompts and self.prompts.geneval,
+            )
+        )
 
         def make(indices: Tensor) -> Tensor:
             shown = progress.n
@@ -85,6 +91,7 @@ class Generation:
             num_classes=self.model.num_classes,
             seed=self.config.seed,
             prompts=texts,
+            geneval=lines,
         )
 
 

@@ -42,8 +42,9 @@ class SampleConfig(Config):
         "equally often; as_data for all of them, as often as in the training images",
     )
     prompts: PromptsChoice | None = Field(
-        description="prompts to cycle through where there is a section text: a list of them, or a "
-        "file with one on each line; null for the captions of the images held out"
+        description="prompts to cycle through where there is a section text: a list of them, a "
+        "file with one on each line, or one of GenEval's (.jsonl), whose samples can be judged; "
+        "null for the captions of the images held out"
     )
     num_steps: int = Field(
         gt=0, description="generation steps, each of which reveals a set of tokens"

@@ -78,6 +78,41 @@ def write_pictures(samples: SampleSet, folder: Path, on_images: OnImages = lambd
         (partial / "labels.csv").write_text("\n".join(["file,label", *rows, ""]))
 
 
+def write_geneval(
+    samples: SampleSet, folder: Path, lines: Sequence[str], on_images: OnImages = lambda _: None
+) -> None:
+    """Write the samples as GenEval's published evaluation reads them, a folder for each prompt.
+
+    `00000/metadata.jsonl` is what the images of the first prompt must show, and they are
+    `00000/samples/0000.png`, `0001.png`, and so on.
+
+    Args:
+        samples: What is written.
+        folder: A new or empty folder.
+        lines: What each sample must show, as a line of GenEval's files; images of one prompt have
+            the same.
+        on_images: Is called with the images of each part that is written, (B, H, W, 3).
+
+    Raises:
+        ValueError: the folder holds something.
+        OSError: the disk is full, or refuses a file.
+    """
+    counts = dict.fromkeys(lines, 0)
+    folders = {line: f"{number:05d}" for number, line in enumerate(counts)}
+    with _new_folder(folder) as partial:
+        for line, name in folders.items():
+            (partial / name / "samples").mkdir(parents=True)
+            atomic.write_text(partial / name / "metadata.jsonl", f"{line}\n")
+        remaining = iter(lines)
+        for images in samples.arrays():
+            for image in images:
+                line = next(remaining)
+                path = partial / folders[line] / "samples" / f"{counts[line]:04d}.png"
+                Image.fromarray(image).save(path)
+                counts[line] += 1
+            on_images(images)
+
+
 @contextmanager
 def _new_folder(folder: Path) -> Generator[Path]:
     """Yield a folder to write to, which takes the place of a new or empty one when it is whole."""

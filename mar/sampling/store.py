@@ -1,9 +1,9 @@
 """The store of generated images: a folder of Arrow IPC files, read through a memory map.
 
 Each shard holds the columns `index`, `label` and `image` (bytes in the layout H, W, RGB), of images
-from prompts also `prompt`, and, as metadata of its schema, `height`, `width`, `num_classes`, `seed`
-and its seal (`mar.files.seal`). An image's noise comes from (seed, index). Any Arrow reader opens
-it.
+from prompts also `prompt`, of those of GenEval's files also `geneval` (the line, which says what
+the image must show), and, as metadata of its schema, `height`, `width`, `num_classes`, `seed` and
+its seal (`mar.files.seal`). An image's noise comes from (seed, index). Any Arrow reader opens it.
 
 Shapes: B images, H height, W width.
 """
@@ -31,6 +31,7 @@ from mar.files.arrow import open_arrow
 
 
 METADATA = ("height", "width", "num_classes", "seed")
+TEXTS = ("prompt", "geneval")
 
 
 class Kind(NamedTuple):
@@ -41,24 +42,26 @@ class Kind(NamedTuple):
         width: Of every image, in pixels.
         num_classes: The number of classes that the generator knows.
         seed: Of the noise of every image, together with its index.
-        has_prompts: Whether each was generated from a prompt, which is there too.
+        texts: The columns of texts that each has.
     """
 
     height: int
     width: int
     num_classes: int
     seed: int
-    has_prompts: bool
+    texts: tuple[str, ...]
 
     @classmethod
     def of(cls, schema: pa.Schema) -> "Kind":
         """Read it from a shard's schema and its metadata."""
         metadata = schema.metadata or {}
         numbers = (int(metadata[key.encode()]) for key in METADATA)
-        return cls(*numbers, has_prompts="prompt" in schema.names)
+        return cls(*numbers, texts=tuple(name for name in TEXTS if name in schema.names))
 
     def __str__(self) -> str:
-        source = "prompts" if self.has_prompts else f"{self.num_classes} classes"
+        source = f"{self.num_classes} classes"
+        if self.texts:
+            source = "prompts of GenEval" if "geneval" in self.texts else "prompts"
         return f"{self.height}x{self.width} images of {source} and seed {self.seed}"
 
 
@@ -76,6 +79,7 @@ def write_shard(
     num_classes: int,
     seed: int,
     prompts: Sequence[str] | None = None,
+    geneval: Sequence[str] | None = None,
 ) -> None:
     """Write images `first_index`, `first_index + 1`, ... and their labels as one file.
 
@@ -83,15 +87,16 @@ def write_shard(
     """
     count, _, height, width = images.shape
     pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # (B, H, W, 3)
-    schema = _schema(Kind(height, width, num_classes, seed, has_prompts=prompts is not None))
+    texts = {"prompt": prompts, "geneval": geneval}
+    texts = {name: column for name, column in texts.items() if column is not None}
+    schema = _schema(Kind(height, width, num_classes, seed, tuple(texts)))
     values = pa.py_buffer(pixels)
     columns = [
         pa.array(np.arange(first_index, first_index + count), pa.int64()),
         pa.array(labels.cpu().numpy().astype(np.int32)),
         pa.FixedSizeBinaryArray.from_buffers(schema.field("image").type, count, [None, values]),
     ]
-    if prompts is not None:
-        columns.append(pa.array(prompts, pa.string()))
+    columns += [pa.array(column, pa.string()) for column in texts.values()]
     with seal.sealing(path) as unfinished, ipc.new_file(str(unfinished), schema) as writer:
         writer.write_batch(pa.record_batch(columns, schema=schema))
 
@@ -103,6 +108,7 @@ class SampleSet(Dataset[Tensor]):
         labels: The class that each image was generated for.
         num_classes: The number of classes that the generator knows.
         prompts: The prompt that each image was generated from, if they were.
+        geneval: The lines of GenEval's files that these are from, if they are.
         height: Of every image, in pixels.
         width: Of every image, in pixels.
         seed: Of the noise of every image, together with its index.
@@ -130,7 +136,7 @@ class SampleSet(Dataset[Tensor]):
         self._images: list[np.ndarray] = []
         self._first: list[int] = []
         labels: list[np.ndarray] = []
-        prompts: list[str] = []
+        texts: dict[str, list[str]] = {name: [] for name in TEXTS}
         schema, count = _open(paths[0]).schema, 0
         for path in paths:
             table = _open(path)
@@ -139,14 +145,15 @@ class SampleSet(Dataset[Tensor]):
             index = table["index"].to_numpy()
             _check_index(path, index, count)
             labels.append(table["label"].to_numpy())
-            if "prompt" in table.column_names:
-                prompts += table["prompt"].to_pylist()
+            for name in found.texts:
+                texts[name] += table[name].to_pylist()
             for images in _views(table):
                 self._images.append(images)
                 self._first.append(count)
                 count += len(images)
         self.height, self.width, self.num_classes, self.seed, _ = Kind.of(schema)
-        self.prompts: list[str] | None = prompts or None
+        self.prompts: list[str] | None = texts["prompt"] or None
+        self.geneval: list[str] | None = texts["geneval"] or None
         self.labels: Int[Tensor, " B"] = torch.from_numpy(np.concatenate(labels).astype(np.int64))
 
     def __len__(self) -> int:
@@ -185,8 +192,7 @@ def _schema(kind: Kind) -> pa.Schema:
         pa.field("label", pa.int32(), nullable=False),
         pa.field("image", pa.binary(3 * kind.height * kind.width), nullable=False),
     ]
-    if kind.has_prompts:
-        fields.append(pa.field("prompt", pa.string(), nullable=False))
+    fields += [pa.field(name, pa.string(), nullable=False) for name in kind.texts]
     metadata = {key: str(getattr(kind, key)) for key in METADATA}
     return pa.schema(fields, metadata={**metadata, seal.KEY: seal.BLANK})
 

@@ -91,11 +91,18 @@ def test_images_of_prompts_come_from_captions(
     assert len(list(Path("work/previews/train_generator").glob("step-*.png"))) == 2
 
     # Other prompts, of a file, with words that no caption has; then those of held-out images.
-    Path("prompts.txt").write_text("a purple green square\n")
-    Path("params.yaml").write_text(json.dumps(text_params(prompts="prompts.txt")))
+    include = [{"class": "square", "count": 1}]
+    texts = ["a purple green square", *("a red square",) * 4]
+    lines = [json.dumps({"tag": "colors", "include": include, "prompt": text}) for text in texts]
+    Path("prompts.jsonl").write_text("\n".join(lines))
+    Path("params.yaml").write_text(json.dumps(text_params(prompts="prompts.jsonl")))
     tiny.run_stage("sample")
-    assert "1 words of the prompts are not known and left out: purple" in capsys.readouterr().err
-    assert SampleSet(Path("out/sample/samples")).prompts == ["a purple green square"] * 24
+    said = capsys.readouterr().err
+    assert "1 words of the prompts are not known and left out: purple" in said
+    assert "24 images of 5 prompts: not all prompts have equally many" in said
+    samples = SampleSet(Path("out/sample/samples"))
+    assert samples.prompts == (texts * 5)[:24]
+    assert samples.geneval == (lines * 5)[:24]
     Path("params.yaml").write_text(json.dumps(text_params(prompts=None)))
     tiny.run_stage("sample")
     prompts = SampleSet(Path("out/sample/samples")).prompts or []
