@@ -1,14 +1,19 @@
 """Encode the captions of the images for the generator."""
 
-import sys
 from itertools import chain
 from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
 
 from mar.data.manifest import Manifest
 from mar.files import atomic
-from mar.text.cache import CaptionedImages, write_texts
+from mar.text.cache import CaptionedImages, Captions, write_captions
 from mar.text.encoder import TextEncoder
 from mar.text.registry import TextConfig, save_encoder
+from mar.text.survey import Survey
+from mar.text.token_files import file_path, write_tokens
 from stages.stage import Stage, run
 
 
@@ -22,20 +27,19 @@ def main(stage: Stage) -> None:
     encoder, splits = None, {}
     if section is not None:
         splits = {split: _captions(split) for split in ("train", "held_out")}
-        encoder = section.learn(chain(*splits["train"].captions))
+        encoder = section.learn(chain(*splits["train"].captions), base=stage.root)
     folder = stage.work / "texts"
     folder.mkdir(parents=True, exist_ok=True)
-    write_texts(folder, encoder, splits)
+    write_captions(folder, splits)
+    metrics: dict[str, Any] = {"num_captions": 0}
+    if encoder is not None:
+        captions = Captions(folder)
+        survey = Survey(captions, encoder, count)
+        stage.warn(survey.remarks())
+        _encode(stage, encoder.to(stage.device), captions, count, folder)
+        metrics = survey.metrics()
     atomic.publish_folder(folder, stage.out / "texts")
     save_encoder(stage.out / "encoder.json", section, encoder)
-    metrics = {"num_captions": 0, "num_words": 0, "share_cut": 0.0}
-    if encoder is not None:
-        metrics = _measure(encoder, splits["train"], count)
-        sys.stderr.write(
-            f"{stage.name}: {metrics['num_captions']} captions to train on, {metrics['num_words']} "
-            f"words; {metrics['share_cut']:.1%} of the captions have more than {count} tokens "
-            "(generator.condition_tokens) and are cut\n"
-        )
     stage.write_metrics(metrics)
 
 
@@ -47,13 +51,20 @@ def _captions(split: str) -> CaptionedImages:
     return CaptionedImages(manifest.paths(), captions)
 
 
-def _measure(encoder: TextEncoder, images: CaptionedImages, count: int) -> dict[str, int | float]:
-    lengths = [len(encoder.tokenise(text)[0]) for each in images.captions for text in each]
-    return {
-        "num_captions": len(lengths),
-        "num_words": encoder.size,
-        "share_cut": sum(length > count for length in lengths) / len(lengths),
-    }
+def _encode(
+    stage: Stage, encoder: TextEncoder, captions: Captions, count: int, folder: Path
+) -> None:
+    """Write the files of tokens that are not there yet, if tokens are kept."""
+    if encoder.cache is None:
+        return
+    numbers = torch.arange(captions.num_trained).split(encoder.cache.shard_captions)
+    with tqdm(total=captions.num_trained, desc=stage.name, unit="caption", delay=3) as progress:
+        for number, part in enumerate(numbers):
+            path = file_path(folder, number)
+            if not stage.is_made(path):
+                tokens = encoder.encode(captions.texts(part), count)
+                write_tokens(path, tokens, encoder.cache.dtype)
+            progress.update(len(part))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ They change nothing that a stage makes.
 import os
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from mar.data.class_names import read_class_names
@@ -51,9 +52,8 @@ def samples(stage: Stage, *, model: MAR, info: LatentsInfo, step: int) -> None:
         given = balanced_labels(shown, resolve_labels(config.labels, names), model.num_classes)
         titles = [names[label] for label in given.tolist()]
     else:
-        count = model.config.condition_tokens
-        found = prompts.load(config, shown, count, ENCODER, TEXTS, base=root())
-        titles, given = found.texts, found.given
+        found = prompts.load(config, shown, model, ENCODER, TEXTS, base=root(), device=stage.device)
+        titles, given = found.texts, found.given(torch.arange(shown))
     place = next(model.parameters()).device  # the CPU, if its weights are spread over processes
     try:
         images = generate_images(

@@ -3,55 +3,78 @@
 Shapes: B images, K tokens of a prompt.
 """
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
-from jaxtyping import Shaped
+import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from mar.model.conditions import TextShape
+from mar.model.mar import MAR
 from mar.sampling.config import SampleConfig
-from mar.text.cache import TextCache
+from mar.text.cache import Captions
+from mar.text.encoder import TextEncoder
 from mar.text.prompts import check_prompts, find_prompts
 from mar.text.registry import load_encoder
 
 
-class Prompts(NamedTuple):
+@dataclass(frozen=True)
+class Prompts:
     """The prompts of some images.
 
     Attributes:
         texts: The prompt of each image.
-        given: Its tokens, as the generator takes them.
         geneval: The line of GenEval's file that each is from, if they are from one.
         remarks: What of them the generator will not heed.
+        encoder: Makes their tokens.
+        count: How many of them the generator takes.
     """
 
     texts: list[str]
-    given: Shaped[Tensor, "B K"]
     geneval: list[str] | None
     remarks: list[str]
+    encoder: TextEncoder
+    count: int
+
+    def given(self, indices: Int[Tensor, " B"]) -> Shaped[Tensor, "B K ..."]:
+        """Return the prompts of some images as the generator takes them; each is encoded once."""
+        texts = [self.texts[index] for index in indices.tolist()]
+        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        return self.encoder.encode(list(places), self.count)[[places[text] for text in texts]]
 
 
 def load(
-    config: SampleConfig, num_images: int, count: int, encoder: Path, texts: Path, *, base: Path
+    config: SampleConfig,
+    num_images: int,
+    model: MAR,
+    encoder: Path,
+    texts: Path,
+    *,
+    base: Path,
+    device: torch.device,
 ) -> Prompts:
     """Cycle through the prompts, so that each has equally many images, to within one.
 
     Args:
         config: Section `sample`.
         num_images: How many images are wanted.
-        count: How many tokens of a prompt the generator takes.
+        model: The generator, which takes texts.
         encoder: What `encode_text` wrote of the encoder.
         texts: What it wrote of the captions.
-        base: Where the path of a file of prompts begins, if it is relative.
+        base: Where the paths of encoder and prompts begin, if they are relative.
+        device: Where prompts are encoded.
 
     Raises:
-        ValueError: there are no prompts, nothing is left of one, or there is no encoder.
+        ValueError: there are no prompts, nothing is left of one, or the generator was trained with
+            another encoder.
     """
-    found = load_encoder(encoder)
-    if found is None:
-        raise ValueError(f"{encoder} is that of a project without texts; the generator takes texts")
-    asked = find_prompts(config.prompts, TextCache(texts, count).held_out, base=base)
+    assert model.text is not None
+    found = open_encoder(encoder, model.text, base=base).to(device)
+    held_out = Captions(texts).held_out() if config.prompts is None else []
+    asked = find_prompts(config.prompts, held_out, base=base)
     prompts = [prompt.text for prompt in asked]
+    count = model.config.condition_tokens
     try:
         remarks = check_prompts(prompts, found, count)
     except ValueError as error:
@@ -64,7 +87,29 @@ def load(
     lines = [prompt.geneval for prompt in asked if prompt.geneval is not None]
     return Prompts(
         [prompts[index] for index in order],
-        found.encode(prompts, count)[order],
         [lines[index] for index in order] if lines else None,
         remarks,
+        found,
+        count,
     )
+
+
+def open_encoder(path: Path, expected: TextShape, *, base: Path) -> TextEncoder:
+    """Return what makes tokens of texts for a generator.
+
+    Args:
+        path: What `encode_text` wrote of it.
+        expected: What the generator takes.
+        base: Where the paths of section `text` begin, if they are relative.
+
+    Raises:
+        ValueError: there is none, or the generator was trained with another one.
+    """
+    encoder = load_encoder(path, base=base)
+    found = encoder and TextShape(encoder.token_kind, encoder.size, encoder.identity)
+    if found is not None and expected.encoder is None:  # a file from before it was noted
+        found = replace(found, encoder=None)
+    if encoder is None or found != expected:
+        raise ValueError(f"{path} holds {found or 'no encoder'}, the generator takes {expected}; "
+                         "`dvc repro train_generator` trains it on these texts")  # fmt: skip
+    return encoder

@@ -56,7 +56,6 @@ class Generation:
 
     def write(self, stage: Stage, path: Path, shard: Tensor, progress: tqdm) -> None:
         """Generate the images `shard` and write them as one file."""
-        given = self.labels if self.prompts is None else self.prompts.given
         texts, lines = (
             column and [column[index] for index in shard.tolist()]
             for column in (
@@ -71,7 +70,7 @@ class Generation:
                 return generate_images(
                     self.model,
                     self.decoder,
-                    given[indices],
+                    self.labels[indices] if self.prompts is None else self.prompts.given(indices),
                     indices.tolist(),
                     self.config,
                     latent_std=self.reach.latent_std,
@@ -150,8 +149,15 @@ def _load(stage: Stage, class_names: list[str]) -> Generation:
         labels = balanced_labels(config.num_images, chosen, model.num_classes)
     texts = None
     if model.text is not None:
-        count = model.config.condition_tokens
-        texts = prompts.load(config, config.num_images, count, ENCODER, TEXTS, base=stage.root)
+        texts = prompts.load(
+            config,
+            config.num_images,
+            model,
+            ENCODER,
+            TEXTS,
+            base=stage.root,
+            device=stage.device,
+        )
         for remark in texts.remarks:
             _say(stage, remark)
     return Generation(

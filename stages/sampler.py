@@ -318,6 +318,8 @@ def load(
         weights = trained_weights(ema, Path(out))
     weights.mar.to(chosen)
     weights.tokenizer.to(chosen)
+    if weights.texts is not None:
+        weights.texts.to(chosen)
     return Sampler(weights, chosen)
 
 

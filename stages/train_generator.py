@@ -48,8 +48,8 @@ def main(stage: Stage) -> None:
         }
     )
     section = stage.params("generator", GeneratorSource)
-    encoder = load_encoder(ENCODER)
-    text = encoder and TextShape(encoder.token_kind, encoder.size)
+    encoder = load_encoder(ENCODER, base=stage.root)
+    text = encoder and TextShape(encoder.token_kind, encoder.size, encoder.identity)
     model = MAR(section, info.latent, info.num_classes, info.codebook_size, text=text)
     set_checkpointing(model, stage.checkpointing)
     if stage.compiles:
@@ -62,7 +62,7 @@ def main(stage: Stage) -> None:
             fitted(section.to_ours(found.model), model),
         )
     cache = LatentCache(LATENTS, info, on_device=stage.cache_on_device)
-    texts = encoder and TextCache(TEXTS, section.condition_tokens)
+    texts = encoder and TextCache.open(TEXTS, encoder.to(stage.device), section.condition_tokens)
     if texts is not None and texts.names != cache.names:
         raise ValueError(f"{TEXTS} holds captions of other images than {LATENTS} latents")
     stage.preflight(cache=cache, weights=TOKENIZER, image_size=image_size)

@@ -11,7 +11,6 @@ from mar.data.class_names import read_class_names
 from mar.files import seal
 from mar.latents.info import LatentsInfo
 from mar.latents.posterior import LatentShape
-from mar.model.conditions import TextShape
 from mar.model.mar import MAR
 from mar.released.contents import read_generator
 from mar.released.generator import ReleasedGenerator
@@ -23,11 +22,10 @@ from mar.sampling.config import SampleConfig
 from mar.sources.no_images import NoData
 from mar.sources.source import Surroundings
 from mar.text.encoder import TextEncoder
-from mar.text.registry import load_encoder
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.kl import AutoencoderKL
 from mar.tokenizers.registry import load_tokenizer
-from stages import chosen_weights, params, presets
+from stages import chosen_weights, params, presets, prompts
 from stages.stage import OUT
 
 
@@ -94,23 +92,12 @@ def trained_weights(ema: bool | None, out: Path = OUT) -> Weights:
         info.latent_std,
         read_class_names(classes),
         sample,
-        mar.text and _encoder(out / "encode_text" / "encoder.json", mar.text),
+        mar.text
+        and prompts.open_encoder(
+            out / "encode_text" / "encoder.json", mar.text, base=out.absolute().parent
+        ),
         remarks=tuple(remarks),
     )
-
-
-def _encoder(path: Path, expected: TextShape) -> TextEncoder:
-    """Return what makes tokens of texts for a generator.
-
-    Raises:
-        ValueError: there is none, or it is not that of the generator.
-    """
-    encoder = load_encoder(path)
-    found = encoder and TextShape(encoder.token_kind, encoder.size)
-    if encoder is None or found != expected:
-        raise ValueError(f"{path} holds {found or 'no encoder'}, the generator takes {expected}; "
-                         "`dvc repro train_generator` trains it on these texts")  # fmt: skip
-    return encoder
 
 
 def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:

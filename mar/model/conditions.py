@@ -29,10 +29,12 @@ class TextShape:
     Attributes:
         kind: The number of a word, or an embedding.
         size: How many words are known, or the channels of an embedding.
+        encoder: The identity of the text encoder that makes them; None where it is not known.
     """
 
     kind: Literal["words", "embeddings"]
     size: int
+    encoder: str | None = None
 
 
 class ConditionTokens(nn.Module, ABC):

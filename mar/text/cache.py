@@ -1,30 +1,31 @@
-"""The tokens of all captions of a data set, and which captions each image has, in Arrow files.
+"""The captions of a data set: their texts, which of them each image has, and their tokens.
 
-`captions.arrow` has a row for each caption, which several images may share: its text and its
-tokens. `images.arrow` has a row for each image in the order of the manifest: its name, its split,
-and the numbers of its captions.
+`captions.arrow` has a row for each caption, which several images may share. `images.arrow` has a
+row for each image in the order of the manifest: its name, its split, and the numbers of its
+captions. The tokens are in files of their own (`mar.text.token_files`), if they are kept at all.
 
-Shapes: B images, N captions, K tokens of a caption.
+Shapes: B images or captions, K tokens of a caption.
 """
 # pyarrow has no types:
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownParameterType=false
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from pyarrow import ipc
 from torch import Tensor
 
 from mar.files import seal
 from mar.files.arrow import open_arrow
 from mar.text.encoder import TextEncoder
+from mar.text.token_files import TokenFiles
 
 
 class CaptionedImages(NamedTuple):
@@ -34,15 +35,12 @@ class CaptionedImages(NamedTuple):
     captions: Sequence[Sequence[str]]
 
 
-def write_texts(
-    folder: Path, encoder: TextEncoder | None, splits: Mapping[str, CaptionedImages]
-) -> None:
-    """Write both files; without an encoder, they have no rows.
+def write_captions(folder: Path, splits: Mapping[str, CaptionedImages]) -> None:
+    """Write both files of captions; without splits, they have no rows.
 
     Args:
         folder: Where they are to be.
-        encoder: Makes the tokens.
-        splits: The images of each split.
+        splits: The images of each split, those to train on first.
     """
     numbers: dict[str, int] = {}
     names: list[str] = []
@@ -53,14 +51,7 @@ def write_texts(
             chosen.append([numbers.setdefault(text, len(numbers)) for text in captions])
     counts = [len(images.names) for images in splits.values()]
     of_split = [split for split, count in zip(splits, counts, strict=True) for _ in range(count)]
-    tokens = [] if encoder is None else [encoder.tokenise(text)[0] for text in numbers]
-    _write(
-        folder / "captions.arrow",
-        {
-            "caption": pa.array(list(numbers), pa.string()),
-            "tokens": pa.array(tokens, pa.list_(pa.int32())),
-        },
-    )
+    _write(folder / "captions.arrow", {"caption": pa.array(list(numbers), pa.large_string())})
     _write(
         folder / "images.arrow",
         {
@@ -77,40 +68,104 @@ def _write(path: Path, columns: dict[str, pa.Array]) -> None:
         writer.write_batch(batch)
 
 
-class TextCache:
-    """The captions of the images to train on, as tokens.
+class Captions:
+    """All captions, and which of them the images have.
 
     Attributes:
-        names: The name of each image.
-        held_out: A caption of each image that is held out: its first.
+        names: The name of each image to train on.
+        num_trained: How many captions these have; their numbers come first.
 
     Raises:
         ValueError: a file is missing or damaged.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
-        """Open a cache; of each caption, the first `count` tokens are used."""
+    def __init__(self, folder: Path) -> None:
         captions, images = (_read(folder / f"{name}.arrow") for name in ("captions", "images"))
+        self._texts: pa.ChunkedArray = captions["caption"]
         is_train = np.array([split == "train" for split in images["split"].to_pylist()], bool)
-        chosen = images.filter(pa.array(is_train))
-        self.names: list[str] = chosen["name"].to_pylist()
-        self._captions = _ragged(chosen["captions"])
-        self._tokens = _padded(*_ragged(captions["tokens"]), count)
-        texts = captions["caption"]
-        numbers = images.filter(pa.array(~is_train))["captions"].to_pylist()
-        self.held_out: list[str] = [texts[each[0]].as_py() for each in numbers]
+        trained = images.filter(pa.array(is_train))
+        self._held_out = images.filter(pa.array(~is_train))["captions"]
+        self.names: list[str] = trained["name"].to_pylist()
+        self._values, self._starts = _ragged(trained["captions"])
+        self.num_trained = int(self._values.max()) + 1 if len(self._values) else 0
 
-    def tokens(self, images: Int[Tensor, " B"], chance: Float[Tensor, " B"]) -> Int[Tensor, "B K"]:
-        """Return the tokens of a caption of each image.
+    def choose(self, images: Int[Tensor, " B"], chance: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """Return the number of a caption of each image.
 
         Args:
             images: Their numbers.
             chance: For each a number from 0 to 1, which chooses among its captions.
         """
-        values, starts = self._captions
-        first, last = starts[images], starts[images + 1]
+        first, last = self._starts[images], self._starts[images + 1]
         place = first + (chance * (last - first)).long().clamp(max=last - first - 1)
-        return self._tokens[values[place]]
+        return self._values[place]
+
+    def uses(self) -> Int[Tensor, " _"]:
+        """Return of each caption how many images to train on have it."""
+        return self._values.bincount()
+
+    def texts(self, numbers: Int[Tensor, " B"]) -> list[str]:
+        """Return captions by their numbers."""
+        return self._texts.take(pa.array(numbers.numpy())).to_pylist()
+
+    def held_out(self) -> list[str]:
+        """Return a caption of each image that is held out: its first."""
+        values, starts = _ragged(self._held_out)
+        return self.texts(values[starts[:-1]])
+
+
+class TextCache:
+    """The captions of the images to train on, as tokens.
+
+    Attributes:
+        names: The name of each image.
+        is_read: Whether tokens are read from files, which a thread can do ahead of time.
+    """
+
+    def __init__(
+        self,
+        captions: Captions,
+        read: Callable[[Int[Tensor, " B"]], Shaped[Tensor, "B K ..."]],
+        *,
+        is_read: bool,
+    ) -> None:
+        """Make one of captions, and of what returns the tokens of captions by their numbers."""
+        self.names = captions.names
+        self.is_read = is_read
+        self._captions, self._read = captions, read
+
+    @classmethod
+    def open(cls, folder: Path, encoder: TextEncoder, count: int) -> "TextCache":
+        """Open the files that `encode_text` wrote.
+
+        Args:
+            folder: Where they are.
+            encoder: What makes tokens of captions in each step, if they are in no files.
+            count: Tokens of a caption that the generator takes.
+
+        Raises:
+            ValueError: a file is missing or damaged, or holds tokens of another count.
+        """
+        captions = Captions(folder)
+        if encoder.cache is not None:
+            files = TokenFiles(folder, count)
+            if len(files) != captions.num_trained:
+                raise ValueError(
+                    f"{folder} holds the tokens of {len(files)} captions, expected "
+                    f"{captions.num_trained}"
+                )
+            return cls(captions, files.read, is_read=True)
+
+        def encode(numbers: Tensor) -> Tensor:
+            return encoder.encode(captions.texts(numbers), count)
+
+        return cls(captions, encode, is_read=False)
+
+    def tokens(
+        self, images: Int[Tensor, " B"], chance: Float[Tensor, " B"]
+    ) -> Shaped[Tensor, "B K ..."]:
+        """Return the tokens of a caption of each image (`Captions.choose`)."""
+        return self._read(self._captions.choose(images, chance))
 
 
 def _read(path: Path) -> pa.Table:
@@ -124,11 +179,3 @@ def _ragged(column: pa.ChunkedArray) -> tuple[Int[Tensor, " _"], Int[Tensor, " _
     lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     starts = torch.from_numpy(np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
     return torch.from_numpy(lists.flatten().to_numpy().astype(np.int64)), starts
-
-
-def _padded(values: Int[Tensor, " _"], starts: Int[Tensor, " _"], count: int) -> Int[Tensor, "N K"]:
-    """Return the first `count` values of each list, with zeros behind the last."""
-    place = starts[:-1, None] + torch.arange(count)  # (N, K)
-    exists = place < starts[1:, None]
-    padded = torch.cat([values, values.new_zeros(1)])[place.clamp(max=len(values))]
-    return padded * exists

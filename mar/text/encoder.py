@@ -5,36 +5,95 @@ Shapes: B texts, K tokens of a text.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from mar.config import Config
+from mar.text.token_files import Dtype
+
+
+class Tokens(NamedTuple):
+    """A text cut into tokens.
+
+    Attributes:
+        numbers: All its tokens; none where nothing of the text is known.
+        unknown: The words in it that are not known.
+    """
+
+    numbers: list[int]
+    unknown: list[str]
+
+
+class CacheForm(NamedTuple):
+    """How tokens are kept in files.
+
+    Attributes:
+        dtype: Their number type.
+        shard_captions: Captions in a file.
+    """
+
+    dtype: Dtype
+    shard_captions: int
 
 
 class TextEncoder(ABC):
     """Makes tokens of texts.
 
     Attributes:
-        token_kind: What a token is: the number of a word, counted from 1.
-        size: How many words are known.
+        token_kind: What a generator is given of a token: the number of a word, counted from 1, or
+            an embedding.
+        unknown: What becomes of words that are not known, for messages.
     """
 
-    token_kind: ClassVar[Literal["words"]]
+    token_kind: ClassVar[Literal["words", "embeddings"]]
+    unknown: ClassVar[str]
 
     @property
     @abstractmethod
     def size(self) -> int:
-        """How many words are known."""
+        """How many words are known, or the channels of an embedding."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """A digest of all that decides what a text becomes; a generator's file holds it."""
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """What it is, in a few words."""
+
+    @property
+    def cache(self) -> CacheForm | None:
+        """How the tokens of captions are kept in files; None makes them anew in each step."""
+        return CacheForm("int32", 65_536)
+
+    def limit(self, count: int) -> int:
+        """Return how many tokens of a text are used, where a generator takes `count`."""
+        return count
+
+    def limit_name(self, count: int) -> str:
+        """Return what sets this limit, for messages."""
+        return "generator.condition_tokens"
+
+    def to(self, device: torch.device) -> "TextEncoder":
+        """Compute on a device from now on, where there is something to compute."""
+        return self
 
     @abstractmethod
-    def tokenise(self, text: str) -> tuple[list[int], list[str]]:
-        """Return all tokens of a text, and the words in it that are not known."""
+    def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
+        """Return all tokens of each text, beyond those that are used."""
 
     @abstractmethod
-    def encode(self, texts: Sequence[str], count: int) -> Shaped[Tensor, "B K"]:
-        """Return the first `count` tokens of each text, with zeros behind the last."""
+    def encode(self, texts: Sequence[str], count: int) -> Shaped[Tensor, "B K ..."]:
+        """Return the first `count` tokens of each text, with zeros behind the last.
+
+        They are (B, K) numbers or (B, K, E) embeddings, on the device of `to`.
+        """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -44,14 +103,18 @@ class TextEncoder(ABC):
 class TextSection(Config):
     """Section `text` of `params.yaml`; null where images are conditioned on classes."""
 
-    def learn(self, captions: Iterable[str]) -> TextEncoder:
+    def learn(self, captions: Iterable[str], *, base: Path) -> TextEncoder:
         """Return the encoder for captions of images to train on.
 
+        Args:
+            captions: They.
+            base: Where the paths in the section begin, if they are relative.
+
         Raises:
-            ValueError: none can be made of them.
+            ValueError: none can be made of them, or a file that it needs is not what it must be.
         """
         raise NotImplementedError
 
-    def restore(self, description: dict[str, Any]) -> TextEncoder:
-        """Return the encoder that was described."""
+    def restore(self, description: dict[str, Any], *, base: Path) -> TextEncoder:
+        """Return the encoder that was described; files are opened once they are needed."""
         raise NotImplementedError

@@ -116,21 +116,23 @@ def check_prompts(prompts: Sequence[str], encoder: TextEncoder, count: int) -> l
     """
     long: list[str] = []
     unknown: dict[str, None] = {}
-    for prompt in prompts:
-        tokens, missing = encoder.tokenise(prompt)
+    used = encoder.limit(count)
+    for prompt, (tokens, missing) in zip(prompts, encoder.tokenise(prompts), strict=True):
         unknown |= dict.fromkeys(missing)
         if not tokens or not prompt:
             reason = f", as none of {', '.join(missing)} is known" if missing else ""
             raise ValueError(f"nothing is left of the prompt {prompt!r}{reason}")
-        if len(tokens) > count:
+        if len(tokens) > used:
             long.append(prompt)
     said: list[str] = []
     if unknown:
         some = ", ".join(list(unknown)[:10])
-        said.append(f"{len(unknown)} words of the prompts are not known and left out: {some}")
+        said.append(
+            f"{len(unknown)} words of the prompts are not known and {encoder.unknown}: {some}"
+        )
     if long:
         said.append(
-            f"{len(long)} of {len(prompts)} prompts have more than {count} tokens "
-            f"(generator.condition_tokens) and are cut, as {long[0]!r}"
+            f"{len(long)} of {len(prompts)} prompts have more than {used} tokens "
+            f"({encoder.limit_name(count)}) and are cut, as {long[0]!r}"
         )
     return said

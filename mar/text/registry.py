@@ -22,8 +22,12 @@ def save_encoder(path: Path, section: TextSection | None, encoder: TextEncoder |
     seal.write_json(path, {"section": section and section.model_dump(), "encoder": described})
 
 
-def load_encoder(path: Path) -> TextEncoder | None:
+def load_encoder(path: Path, *, base: Path) -> TextEncoder | None:
     """Read what `save_encoder` wrote.
+
+    Args:
+        path: The file.
+        base: Where the paths in section `text` begin, if they are relative.
 
     Raises:
         ValueError: the file is missing, damaged, or another.
@@ -34,4 +38,4 @@ def load_encoder(path: Path) -> TextEncoder | None:
     if content["section"] is None:
         return None
     adapter: TypeAdapter[TextSection] = TypeAdapter(TextConfig)
-    return adapter.validate_python(content["section"]).restore(content["encoder"])
+    return adapter.validate_python(content["section"]).restore(content["encoder"], base=base)

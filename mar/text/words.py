@@ -5,10 +5,13 @@ It needs no file and no network. What a word means, the generator learns from th
 Shapes: B texts, K tokens of a text.
 """
 
+import hashlib
+import json
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,7 +19,7 @@ from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
 
-from mar.text.encoder import TextEncoder, TextSection
+from mar.text.encoder import TextEncoder, TextSection, Tokens
 
 
 # Scripts without blanks between words (Chinese, Japanese kana, Thai, Lao, Khmer) by letter.
@@ -32,7 +35,7 @@ class WordsConfig(TextSection):
         ge=1, description="captions that a word must be in; rarer words are left out"
     )
 
-    def learn(self, captions: Iterable[str]) -> "Words":
+    def learn(self, captions: Iterable[str], *, base: Path) -> "Words":
         """Number the words, the most frequent first."""
         counts = Counter(word for text in captions for word in set(split(text)))
         kept = [word for word, count in counts.items() if count >= self.min_count]
@@ -43,7 +46,7 @@ class WordsConfig(TextSection):
             )
         return Words(sorted(kept, key=lambda word: (-counts[word], word)))
 
-    def restore(self, description: dict[str, Any]) -> "Words":
+    def restore(self, description: dict[str, Any], *, base: Path) -> "Words":
         """Return the encoder of these words."""
         return Words(description["words"])
 
@@ -51,7 +54,8 @@ class WordsConfig(TextSection):
 class Words(TextEncoder):
     """Words by number."""
 
-    token_kind: ClassVar[Literal["words"]] = "words"
+    token_kind: ClassVar[Literal["words", "embeddings"]] = "words"
+    unknown: ClassVar[str] = "left out"
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
@@ -62,17 +66,30 @@ class Words(TextEncoder):
         """How many words there are."""
         return len(self.words)
 
-    def tokenise(self, text: str) -> tuple[list[int], list[str]]:
-        """Return the numbers of the known words, and the others."""
+    @property
+    def identity(self) -> str:
+        """The digest of the words and their order."""
+        return hashlib.sha256(json.dumps(self.words).encode()).hexdigest()
+
+    @property
+    def summary(self) -> str:
+        """How many words there are."""
+        return f"{len(self.words)} words"
+
+    def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
+        """Return the numbers of the known words of each text, and its others."""
+        return [self._tokenise(text) for text in texts]
+
+    def _tokenise(self, text: str) -> Tokens:
         words = split(text)
         known = [self._numbers[word] for word in words if word in self._numbers]
-        return known, [word for word in words if word not in self._numbers]
+        return Tokens(known, [word for word in words if word not in self._numbers])
 
     def encode(self, texts: Sequence[str], count: int) -> Int[Tensor, "B K"]:
         """Return the numbers of the first `count` known words of each text, then zeros."""
         encoded = torch.zeros(len(texts), count, dtype=torch.long)
         for row, text in zip(encoded, texts, strict=True):
-            numbers = self.tokenise(text)[0][:count]
+            numbers = self._tokenise(text).numbers[:count]
             row[: len(numbers)] = torch.tensor(numbers, dtype=torch.long)
         return encoded
 

@@ -4,8 +4,10 @@ Shapes: B batch, c channels of a latent, H W latent grid.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -121,8 +123,9 @@ def train(
         part=share,
         device=device,
     )
+    tokens = texts and _tokens_of_steps(texts, cache, config, trainer.step, share)
     for cached, labels in batches:
-        given = labels if texts is None else _tokens(texts, cache, config, trainer.step)[share]
+        given = labels if tokens is None else next(tokens)
         if trainer.step >= config.steps:
             return
         latents, draws = _draw(model, cache, cached, config, trainer.step, share)
@@ -151,7 +154,7 @@ def broken_samples(
     content = "code_indices" if trainer.model.config.is_discrete else "moments"
     batches = cache.batches(config.batch_size, seed=config.seed, first_step=step, content=content)
     cached, labels = next(iter(batches))
-    given = labels if texts is None else _tokens(texts, cache, config, step)
+    given = labels if texts is None else _tokens(texts, cache, config, slice(None), step)
     latents, draws = _draw(trainer.model, cache, cached.to(device), config, step)
     found: list[str] = []
     for place in range(config.batch_size):
@@ -181,12 +184,31 @@ def _draw(
 
 
 def _tokens(
-    texts: TextCache, cache: LatentCache, config: TrainingConfig, step: int
+    texts: TextCache,
+    cache: LatentCache,
+    config: TrainingConfig,
+    part: slice,
+    step: int,
 ) -> Shaped[Tensor, "B ..."]:
-    """Return the tokens of a caption of each image of a step's whole batch, chosen at random."""
+    """Return the tokens of a caption of each image of a part of a batch, chosen at random."""
     images = batch_indices(len(cache), config.batch_size, seed=config.seed, step=step)
     chance = torch.rand(len(images), generator=seeds.make_rng("captions", config.seed, step))
-    return texts.tokens(images, chance)
+    return texts.tokens(images[part], chance[part])
+
+
+def _tokens_of_steps(
+    texts: TextCache, cache: LatentCache, config: TrainingConfig, first_step: int, part: slice
+) -> Iterator[Shaped[Tensor, "B ..."]]:
+    """Yield the tokens of a part of each batch; a thread reads those of files a step ahead."""
+    read = partial(_tokens, texts, cache, config, part)
+    if not texts.is_read:
+        yield from map(read, count(first_step))
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(read, first_step)
+        for step in count(first_step + 1):
+            tokens = ahead.result()
+            ahead = reader.submit(read, step)
+            yield tokens
 
 
 def _losses(

@@ -12,7 +12,9 @@ from sample_shards import jpeg, write_tar
 from mar.data.dataset import ImageSet
 from mar.files import weights
 from mar.sampling.store import SampleSet
-from mar.text.cache import TextCache
+from mar.text.cache import Captions
+from mar.text.registry import load_encoder, save_encoder
+from mar.text.words import Words, WordsConfig
 from stages import check
 from stages.sampler import load
 
@@ -55,7 +57,7 @@ def test_captions_of_shards_reach_the_cache(
     monkeypatch.setenv("MAR_WORKERS", "0")
     for stage in ("prepare", "encode_text"):
         tiny.run_stage(stage)
-    cache = TextCache(Path("out/encode_text/texts"), 3)
+    cache = Captions(Path("out/encode_text/texts"))
     assert cache.names == ImageSet(Path("out/prepare/manifest.parquet"), "train", 8).names
     encoder = json.loads(Path("out/encode_text/encoder.json").read_text())["encoder"]
     assert sorted(encoder["words"]) == ["a", "blue", "red", "square"]
@@ -81,12 +83,15 @@ def test_images_of_prompts_come_from_captions(
     for stage in STAGES:
         tiny.run_stage(stage)
     said = capsys.readouterr().err
-    assert "24 captions to train on, 5 words; 0.0% of the captions" in said
+    assert "24 captions to train on, 5 words, 3.0 tokens in a caption; 0.0% of the captions" in said
     samples = SampleSet(Path("out/sample/samples"))
     assert samples.prompts == ["a red square", "Blue"] * 12
     assert samples.labels.tolist() == [0] * 24
     _, described = weights.load(Path("out/train_generator/ema.safetensors"))
-    assert described["text"] == {"kind": "words", "size": 5}
+    assert (described["text"]["kind"], described["text"]["size"]) == ("words", 5)
+    encoder = load_encoder(Path("out/encode_text/encoder.json"), base=project)
+    assert encoder is not None
+    assert described["text"]["encoder"] == encoder.identity
     assert Path("out/sample/grid.png").is_file()
     assert len(list(Path("work/previews/train_generator").glob("step-*.png"))) == 2
 
@@ -107,6 +112,12 @@ def test_images_of_prompts_come_from_captions(
     tiny.run_stage("sample")
     prompts = SampleSet(Path("out/sample/samples")).prompts or []
     assert set(prompts) <= {f"a {name} square" for name in COLORS}
+
+    section = WordsConfig(kind="words", min_count=1)
+    save_encoder(Path("out/encode_text/encoder.json"), section, Words(["blue", "red"]))
+    with pytest.raises(ValueError, match=r"encoder\.json holds .*, the generator takes"):
+        tiny.run_stage("sample")
+    save_encoder(Path("out/encode_text/encoder.json"), section, encoder)
 
     images = load(Path("out")).sample(prompts=["a red square"])
     assert images.shape == (1, 8, 8, 3)

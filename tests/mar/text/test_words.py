@@ -26,25 +26,28 @@ def test_a_text_is_cut_into_words(text: str, words: list[str]) -> None:
 
 def test_frequent_words_come_first_and_rare_ones_are_left_out() -> None:
     captions = ["a cat", "a dog", "a cat and a bird"]
-    words = WordsConfig(kind="words", min_count=1).learn(captions).words
+    words = WordsConfig(kind="words", min_count=1).learn(captions, base=Path()).words
     assert words == ["a", "cat", "and", "bird", "dog"]
-    assert WordsConfig(kind="words", min_count=2).learn(captions).words == ["a", "cat"]
+    assert WordsConfig(kind="words", min_count=2).learn(captions, base=Path()).words == ["a", "cat"]
     with pytest.raises(ValueError, match=r"text\.min_count: no word is in 4 of the training"):
-        WordsConfig(kind="words", min_count=4).learn(captions)
+        WordsConfig(kind="words", min_count=4).learn(captions, base=Path())
 
 
 def test_a_text_is_cut_at_the_slots_and_filled_with_zeros() -> None:
     words = Words(["a", "cat", "dog"])
     encoded = words.encode(["A dog", "cat a bird cat a", "", "bird"], 3)
     assert torch.equal(encoded, torch.tensor([[1, 3, 0], [2, 1, 2], [0, 0, 0], [0, 0, 0]]))
-    assert words.tokenise("a bird, a fish") == ([1, 1], ["bird", "fish"])
+    assert words.tokenise(["a bird, a fish"]) == [([1, 1], ["bird", "fish"])]
 
 
 def test_an_encoder_is_kept_in_a_file(tmp_path: Path) -> None:
     section = WordsConfig(kind="words", min_count=1)
-    save_encoder(tmp_path / "encoder.json", section, section.learn(["a \u732b", "a dog"]))
-    encoder = load_encoder(tmp_path / "encoder.json")
+    save_encoder(
+        tmp_path / "encoder.json", section, section.learn(["a \u732b", "a dog"], base=tmp_path)
+    )
+    encoder = load_encoder(tmp_path / "encoder.json", base=tmp_path)
     assert isinstance(encoder, Words)
     assert encoder.words == ["a", "dog", "\u732b"]
+    assert encoder.identity == Words(encoder.words).identity != Words(["a"]).identity
     save_encoder(tmp_path / "none.json", None, None)
-    assert load_encoder(tmp_path / "none.json") is None
+    assert load_encoder(tmp_path / "none.json", base=tmp_path) is None
