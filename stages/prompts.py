@@ -105,7 +105,15 @@ def open_encoder(path: Path, expected: TextShape, *, base: Path) -> TextEncoder:
     Raises:
         ValueError: there is none, or the generator was trained with another one.
     """
-    encoder = load_encoder(path, base=base)
+    return fitting_encoder(load_encoder(path, base=base), expected, path)
+
+
+def fitting_encoder(encoder: TextEncoder | None, expected: TextShape, path: Path) -> TextEncoder:
+    """Return an encoder of a file if it is what a generator expects.
+
+    Raises:
+        ValueError: there is none, or the generator was trained with another one.
+    """
     found = encoder and TextShape(encoder.token_kind, encoder.size, encoder.identity)
     if found is not None and expected.encoder is None:  # a file from before it was noted
         found = replace(found, encoder=None)

@@ -30,6 +30,7 @@ from mar.sampling.config import SampleConfig, check_fit
 from mar.sampling.images import generate_images, picture_so_far
 from stages import conditions, params
 from stages.conditions import Given
+from stages.exported import exported_weights
 from stages.image_batches import ImageBatches
 from stages.runner import choose_device, usable_device
 from stages.stage import autocast
@@ -299,8 +300,9 @@ def load(
     Args:
         out: The outputs of a project in which the pipeline has run; its `params.yaml` beside them
             says how to sample.
-        generator: Instead of them, a released generator (`checkpoint-last.pth`).
-        tokenizer: And its released tokenizer (`kl16.ckpt`).
+        generator: Instead of them, a released generator (`checkpoint-last.pth`), or an exported one
+            that takes texts.
+        tokenizer: And its tokenizer (`kl16.ckpt`).
         ema: The weights averaged over the training, or the last ones; None is what `sample.weights`
             says, and of released files the average.
         device: By default that of `MAR_DEVICE`, else the first accelerator, else the CPU.
@@ -313,7 +315,8 @@ def load(
         raise ValueError("a released generator and its tokenizer go together, got one of them")
     chosen = choose_device() if device is None else usable_device(str(device), "device")
     if generator is not None and tokenizer is not None:
-        weights = released_weights(Path(generator), Path(tokenizer), ema is not False)
+        files = (Path(generator), Path(tokenizer), ema is not False)
+        weights = exported_weights(*files) or released_weights(*files)
     else:
         weights = trained_weights(ema, Path(out))
     weights.mar.to(chosen)

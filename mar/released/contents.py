@@ -69,6 +69,21 @@ def read_tokenizer(path: Path, sha256: str | None) -> Found:
     return _read(path, sha256, "model", "tokenizer")
 
 
+def read_description(path: Path) -> object | None:
+    """Return the entry `description` that exported generators with texts have, else None.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    check_file(path, None)
+    content, _ = _open(path)
+    return (
+        cast("dict[object, object]", content).get("description")
+        if isinstance(content, dict)
+        else None
+    )
+
+
 def check_file(path: Path, sha256: str | None) -> None:
     """Refuse a file that is not there, cannot be read, or is another one.
 

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,7 +97,12 @@ def _reason(error: Exception) -> str:
 # Writing
 
 
-def write_generator(path: Path, model: Mapping[str, Tensor], ema: Mapping[str, Tensor]) -> None:
+def write_generator(
+    path: Path,
+    model: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor],
+    description: Mapping[str, Any] | None = None,
+) -> None:
     """Write a generator's file that the original code loads, and `mar.released.weights`.
 
     It has `model` and `model_ema`: the original loads the first into its network and takes its
@@ -108,9 +114,10 @@ def write_generator(path: Path, model: Mapping[str, Tensor], ema: Mapping[str, T
         path: The file, replaced in one piece.
         model: The weights trained, under the released names (`names.to_released`).
         ema: Their moving average; if there is none, the same weights.
+        description: Plain values to write beside them, which the original code never reads.
     """
     assert model.keys() == ema.keys()
-    _write(path, {"model": model, "model_ema": ema})
+    _write(path, {"model": model, "model_ema": ema}, description)
 
 
 def write_tokenizer(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -118,12 +125,18 @@ def write_tokenizer(path: Path, tensors: Mapping[str, Tensor]) -> None:
     _write(path, {"model": tensors})
 
 
-def _write(path: Path, content: Mapping[str, Mapping[str, Tensor]]) -> None:
+def _write(
+    path: Path,
+    content: Mapping[str, Mapping[str, Tensor]],
+    description: Mapping[str, Any] | None = None,
+) -> None:
     # Interned: a pickle tells whether two equal names are one object, a digest should not.
-    owned = {
+    owned: dict[str, object] = {
         key: {sys.intern(name): _owned(tensor) for name, tensor in tensors.items()}
         for key, tensors in content.items()
     }
+    if description is not None:
+        owned["description"] = dict(description)
     # Given a path, torch would write its name into the file.
     with atomic.replacing(path) as partial, partial.open("wb") as file:
         torch.save(owned, file)

@@ -1,7 +1,8 @@
 """All text encoders, one line each, and the file in which one is kept."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import TypeAdapter
 
@@ -35,7 +36,18 @@ def load_encoder(path: Path, *, base: Path) -> TextEncoder | None:
     content = seal.read_json(path)
     if not {"section", "encoder"} <= content.keys():
         raise ValueError(f"{path} does not describe a text encoder")
-    if content["section"] is None:
-        return None
+    return None if content["section"] is None else restore_encoder(content, base=base)
+
+
+def restore_encoder(content: Mapping[str, Any], *, base: Path) -> TextEncoder:
+    """Return the encoder that `save_encoder` described.
+
+    Args:
+        content: What it wrote.
+        base: Where the paths in section `text` begin, if they are relative.
+
+    Raises:
+        ValueError: it is not described so.
+    """
     adapter: TypeAdapter[TextSection] = TypeAdapter(TextConfig)
     return adapter.validate_python(content["section"]).restore(content["encoder"], base=base)

@@ -16,7 +16,7 @@ from text_weights import SLOTS, write_weights
 
 from mar.text.registry import load_encoder, save_encoder
 from mar.text.words import Words, WordsConfig
-from stages import generate
+from stages import export, generate
 from stages.page_app import make_app
 from stages.sampler import Sampler, load
 
@@ -155,3 +155,26 @@ def test_a_generation_is_of_its_own_words_alone(sampler: Sampler) -> None:
     given = sampler.given(prompts=["a two", "a seven", "a two"])
     alone = [sampler.given(prompts=[text]).tokens for text in ("a two", "a seven", "a two")]
     assert torch.equal(given.tokens, torch.cat(alone))
+
+
+@pytest.mark.filterwarnings("ignore:1 words of the prompts are not known")
+def test_an_exported_generator_has_all_that_prompts_need(
+    out: Path, sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(out.parent)
+    told = export.export(tmp_path / "files")
+    assert "stages.generate takes them with prompts" in told
+    monkeypatch.chdir(tmp_path)
+    files: dict[str, Any] = {
+        "generator": "files/checkpoint-last.pth",
+        "tokenizer": "files/kl16.ckpt",
+    }
+    asked = {"prompts": ["a red seven", "a green two"], "seed": 3}
+    assert np.array_equal(load(**files).sample(**asked), sampler.sample(**asked))
+    raw = load(**files, ema=False)
+    assert raw.weights.sample == sampler.weights.sample
+    kept, own = raw.weights.mar.state_dict(), sampler.weights.mar.state_dict()
+    assert kept.keys() == own.keys()
+    files["tokenizer"] = files["generator"]
+    with pytest.raises(ValueError, match="holds a generator, expected a tokenizer"):
+        load(**files)
