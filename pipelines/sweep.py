@@ -10,7 +10,8 @@ import io
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -124,30 +125,51 @@ def sweep(
     }
     axes = {axis: values for axis, values in axes.items() if values}
     best = {axis: _get(base, axis) for axis in axes}
-    points: dict[str, Point] = {}
-    failures: dict[str, str] = {}
-    pipeline = command.pipeline_key(f"sweep-{name}")
     with clone.opened(project) as place:
+        search = _Search(place, name, num_images, seed)
         for axis, values in axes.items():
             for value in [best[axis], *(value for value in values if value != best[axis])]:
-                settings = {**best, axis: value}
-                label = f"sweep-{name}-{_slug(settings)}"
-                try:
-                    if label not in points and label not in failures:
-                        text = variant(project, settings, num_images=num_images, seed=seed)
-                        # In this thread: a cancelled flow then ends its stage in seconds.
-                        points[label] = run_point(place, label, text, pipeline, settings)
-                except RuntimeError as error:
-                    get_run_logger().error("%s", error)
-                    failures[label] = str(error).splitlines()[-1]
-                if label in points:
-                    points[label].axes.append(axis)
-            best = _best(points.values(), axis).settings if points else best
-            _report(project / folder, name, base, list(points.values()), failures)
-    if failures:
+                search.measure({**best, axis: value}, axis)
+            best = search.best(axis) or best
+            points = list(search.points.values())
+            _report(project / folder, name, base, points, search.failures)
+    if failures := search.failures:
         said = [f"{label}: {reason}" for label, reason in failures.items()]
         raise RuntimeError("\n".join([f"{len(failures)} failed:", *said]))
-    return list(points.values())
+    return list(search.points.values())
+
+
+@dataclass
+class _Search:
+    """The points measured so far, and those that failed, by the names of their experiments."""
+
+    place: Clone
+    name: str
+    num_images: int
+    seed: int
+    points: dict[str, Point] = field(default_factory=dict[str, Point])
+    failures: dict[str, str] = field(default_factory=dict[str, str])
+
+    def measure(self, settings: Settings, axis: str) -> None:
+        """Measure a point, if it is a new one, and note the axis along which it lies."""
+        label = f"sweep-{self.name}-{_slug(settings)}"
+        pipeline = command.pipeline_key(f"sweep-{self.name}")
+        if label not in self.points and label not in self.failures:
+            text = variant(self.place.project, settings, num_images=self.num_images, seed=self.seed)
+            try:
+                # In this thread: a cancelled flow then ends its stage in seconds.
+                self.points[label] = run_point(self.place, label, text, pipeline, settings)
+            except RuntimeError as error:
+                get_run_logger().error("%s", error)
+                self.failures[label] = str(error).splitlines()[-1]
+        if label in self.points:
+            self.points[label].axes.append(axis)
+
+    def best(self, axis: str) -> Settings | None:
+        """Return the best settings along an axis, of all if none was measured, or None."""
+        points = list(self.points.values())
+        along = [point for point in points if axis in point.axes] or points
+        return min(along, key=lambda point: point.distance).settings if along else None
 
 
 def variant(project: Path, settings: Settings, *, num_images: int, seed: int) -> str:
@@ -240,13 +262,6 @@ def _weights(text: str) -> Any:
         f"weights: must be ema, raw, {KEPT}, a relative width below {WIDEST:.3f} or a decay from "
         f"0.5 on, got {text!r}"
     )
-
-
-def _best(points: Iterable[Point], axis: str) -> Point:
-    """Return the best point of an axis, or the best of all if it has none."""
-    points = list(points)
-    along = [point for point in points if axis in point.axes]
-    return min(along or points, key=lambda point: point.distance)
 
 
 def _slug(settings: Settings) -> str:

@@ -28,6 +28,7 @@ class Place:
     texts: dict[str, str] = field(default_factory=dict[str, str])
     ran: list[str] = field(default_factory=list[str])
     broken: str = "none"
+    project: Path = ROOT
 
     def run(self, place: "Place", name: str, text: str, pipeline: str) -> tuple[str, Any]:
         if self.broken in name:
