@@ -20,15 +20,17 @@ from mar.latents.info import LatentsInfo
 from mar.model.mar import MAR
 from mar.sampling.blank import count_all_blank
 from mar.sampling.config import SampleConfig
-from mar.sampling.images import generate_images
+from mar.sampling.images import DECODED, decode_images, generate_latents
 from mar.sampling.labels import balanced_labels, labels_as_data, resolve_labels
+from mar.sampling.memory import count_memory
 from mar.sampling.reach import Reach
 from mar.sampling.store import SampleSet, shard_path, write_shard
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
 from stages import chosen_weights, pictures, prompts
+from stages.background import Background, background
 from stages.generation_progress import generation_bar, step_counter
-from stages.image_batches import ImageBatches
+from stages.image_batches import ImageBatches, choose_size
 from stages.prompts import Prompts
 from stages.stage import Stage, run
 
@@ -53,9 +55,51 @@ class Generation:
     config: SampleConfig
     reach: Reach
     batches: ImageBatches
+    decoding: ImageBatches
 
-    def write(self, stage: Stage, path: Path, shard: Tensor, progress: tqdm) -> None:
-        """Generate the images `shard` and write them as one file."""
+    def write(
+        self, stage: Stage, path: Path, shard: Tensor, progress: tqdm, background: Background
+    ) -> None:
+        """Generate the images `shard`; in the background, decode and write them as one file."""
+        parts: list[Tensor] = []
+
+        def draw(indices: Tensor) -> Tensor:
+            shown = progress.n
+            try:
+                return generate_latents(
+                    self.model,
+                    self.labels[indices] if self.prompts is None else self.prompts.given(indices),
+                    indices.tolist(),
+                    self.config,
+                    autocast=stage.autocast,
+                    on_step=step_counter(progress, len(indices), self.model.num_tokens),
+                )
+            except BaseException:
+                progress.n = shown  # a smaller batch may follow
+                raise
+
+        def finish(batch: Tensor, latents: Tensor) -> None:
+            parts.append(self._decode(batch, latents))
+            if sum(map(len, parts)) == len(shard):
+                self._write(path, shard, torch.cat(parts))
+
+        for batch, latents in self.batches.each(shard, draw):
+            background.submit(partial(finish, batch, latents))
+
+    def _decode(self, batch: Tensor, latents: Tensor) -> Tensor:
+        images = self.decoding.make(
+            torch.arange(len(batch)),
+            lambda rows: decode_images(
+                self.decoder,
+                latents[int(rows[0]) : int(rows[-1]) + 1],
+                batch[rows].tolist(),
+                latent_std=self.reach.latent_std,
+            ),
+        )
+        self.reach.update(latents)
+        return images
+
+    def _write(self, path: Path, shard: Tensor, images: Tensor) -> None:
         texts, lines = (
             column and [column[index] for index in shard.tolist()]
             for column in (
@@ -63,28 +107,9 @@ class Generation:
                 self.prompts and self.prompts.geneval,
             )
         )
-
-        def make(indices: Tensor) -> Tensor:
-            shown = progress.n
-            try:
-                return generate_images(
-                    self.model,
-                    self.decoder,
-                    self.labels[indices] if self.prompts is None else self.prompts.given(indices),
-                    indices.tolist(),
-                    self.config,
-                    latent_std=self.reach.latent_std,
-                    autocast=stage.autocast,
-                    on_step=step_counter(progress, len(indices), self.model.num_tokens),
-                    on_latents=self.reach.update,
-                )
-            except BaseException:
-                progress.n = shown  # a smaller batch may follow
-                raise
-
         write_shard(
             path,
-            self.batches.make(shard, make),
+            images,
             labels=self.labels[shard],
             first_index=int(shard[0]),
             num_classes=self.model.num_classes,
@@ -108,9 +133,13 @@ def main(stage: Stage) -> None:
     num_missing = sum(len(shards[number]) for number in missing)
     mine = distributed.share(missing)
     num_mine = sum(len(shards[number]) for number in mine)
-    with _progress(stage, num_mine, num_images - num_missing) as progress, distributed.meeting():
+    with (
+        _progress(stage, num_mine, num_images - num_missing) as progress,
+        distributed.meeting(),
+        background(stage.device) as behind,
+    ):
         for number in mine:
-            generation.write(stage, paths[number], shards[number], progress)
+            generation.write(stage, paths[number], shards[number], progress, behind)
     reaches = distributed.gather(generation.reach)
     if not distributed.is_main():
         return
@@ -160,6 +189,7 @@ def _load(stage: Stage, class_names: list[str]) -> Generation:
         )
         for remark in texts.remarks:
             _say(stage, remark)
+    size = choose_size(stage.device, partial(count_memory, model, decoder, config))
     return Generation(
         model,
         decoder,
@@ -167,7 +197,8 @@ def _load(stage: Stage, class_names: list[str]) -> Generation:
         texts,
         config,
         Reach(info.largest, info.latent_std),
-        ImageBatches(stage.name),
+        ImageBatches(stage.name, size),
+        ImageBatches(stage.name, DECODED),
     )
 
 

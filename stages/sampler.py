@@ -28,10 +28,11 @@ from mar.sampling import editing
 from mar.sampling.blank import count_blank
 from mar.sampling.config import SampleConfig, check_fit
 from mar.sampling.images import generate_images, picture_so_far
+from mar.sampling.memory import count_memory
 from stages import conditions, params
 from stages.conditions import Given
 from stages.exported import exported_weights
-from stages.image_batches import ImageBatches
+from stages.image_batches import ImageBatches, choose_size
 from stages.runner import choose_device, usable_device
 from stages.stage import autocast
 from stages.weights import Weights, released_weights, trained_weights
@@ -242,9 +243,13 @@ class Sampler:
         edit: Edit | None = None,
         on_step: OnStep | None = None,
     ) -> UInt8[Tensor, "B 3 H W"]:
-        """Generate an image for each class or text, at most `MAR_SAMPLE_BATCH` at a time."""
+        """Generate an image for each class or text, as many at a time as the stage `sample`."""
         torch.set_float32_matmul_precision("high")  # as the stage sample does
-        return ImageBatches("generate").make(
+        weights = self.weights
+        size = choose_size(
+            self.device, partial(count_memory, weights.mar, weights.tokenizer, config)
+        )
+        return ImageBatches("generate", size).make(
             torch.arange(len(given)),
             lambda part: self._batch(part, given, config, edit, on_step),
         )

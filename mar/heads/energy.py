@@ -30,6 +30,7 @@ from mar.heads.denoiser import (
     initialize_layers,
 )
 from mar.linear import Linear
+from mar.precision import without_autocast
 
 
 SMALLEST = 1e-8  # is added to squared distances, whose root has no gradient at 0; ours
@@ -121,7 +122,7 @@ class EnergyHead(Checkpointed, Head):
         (EAR's code). Combining the tokens that it makes of both scored alike, for two calls.
         """
         assert isinstance(sampler, EnergySampler)
-        with torch.autocast(condition.z.device.type, enabled=False):
+        with without_autocast(condition.z.device):
             z = condition.z.float()
             if condition.z_null is not None:
                 z = guide(condition.z_null.float(), z, condition.scale)

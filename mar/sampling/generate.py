@@ -81,7 +81,7 @@ def generate(
         config.num_steps, config.reconstruction_steps, in_board, hidden - in_board
     )
     samplers = [config.head.at_step(step, len(counts)) for step in range(len(counts))]
-    draw = _Drawing(model, given, orders, noise, config, samplers, cached=cached)
+    draw = Drawing(model, given, orders, noise, config, samplers, cached=cached)
     for step, num_left in enumerate(counts):
         # The original's linear schedule counts one token as hidden in the last step.
         scale = guidance_at(config, model.num_tokens - max(num_left, 1), model.num_tokens)
@@ -102,7 +102,7 @@ def generate(
     return model.unpatchify(tokens)
 
 
-class _Drawing:
+class Drawing:
     """Samples the tokens of one generation."""
 
     def __init__(

@@ -1,11 +1,12 @@
 """From classes or texts to images: draw latents, undo their scale, decode.
 
-Shapes: B batch, N tokens of an image, M tokens still to be drawn, C channels of a token, H W an
-image.
+Shapes: B batch, N tokens of an image, M tokens still to be drawn, C channels of a token, c
+channels of a latent, h w the latent grid, H W an image.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
@@ -36,9 +37,7 @@ def generate_images(
     latent_std: float,
     autocast: Callable[[], AbstractContextManager[object]],
     known: KnownTokens | None = None,
-    on_step: Callable[[int], None] | None = None,
     on_tokens: OnTokens | None = None,
-    on_latents: Callable[[Tensor], None] | None = None,
 ) -> UInt8[Tensor, "B 3 H W"]:
     """Generate the images `indices` of a run, each from random numbers of its own.
 
@@ -52,18 +51,43 @@ def generate_images(
         autocast: Makes the context of the transformer's forward passes; denoising and decoding are
             float32, as in the metrics of a tokenizer.
         known: Tokens to keep, from `mar.sampling.editing.keep`.
-        on_step: Is called after each generation step with the number of tokens known in an image.
         on_tokens: Is called after each generation step with the tokens and with the positions of
             those still to be drawn, which `picture_so_far` takes.
-        on_latents: Is called with the latents once they are decoded.
 
     Raises:
         ValueError: an image came out as nan or infinite; the message has its index.
     """
+    latents = generate_latents(
+        model, given, indices, config, autocast=autocast, known=known, on_tokens=on_tokens
+    )
+    parts = [slice(start, start + DECODED) for start in range(0, len(latents), DECODED)]
+    decode = partial(decode_images, tokenizer, latent_std=latent_std)
+    return torch.cat([decode(latents[part], indices[part]) for part in parts])
+
+
+@torch.no_grad()
+def generate_latents(
+    model: MAR,
+    given: Shaped[Tensor, "B ..."],
+    indices: Sequence[int],
+    config: SampleConfig,
+    *,
+    autocast: Callable[[], AbstractContextManager[object]],
+    known: KnownTokens | None = None,
+    on_step: Callable[[int], None] | None = None,
+    on_tokens: OnTokens | None = None,
+) -> Shaped[Tensor, "B c h w"]:
+    """Generate the normalised latents, or code indices, of the images `indices` of a run.
+
+    The arguments are those of `generate_images`.
+
+    Args:
+        on_step: Is called after each generation step with the number of tokens known in an image.
+    """
     device = next(model.parameters()).device
     noise = draw_noise(model, indices, config).to(device)
     with autocast():
-        latents = generate(
+        return generate(
             model,
             given.to(device),
             noise,
@@ -72,14 +96,24 @@ def generate_images(
             on_step=on_step,
             on_tokens=on_tokens,
         )
-    parts: list[Tensor] = []
-    for start in range(0, len(latents), DECODED):
-        decoded = decode_tokens(tokenizer, latents[start : start + DECODED], latent_std)
-        _check_finite(decoded, indices[start : start + DECODED])
-        parts.append(to_uint8(decoded).cpu())
-    if on_latents is not None:
-        on_latents(latents)
-    return torch.cat(parts)
+
+
+@torch.no_grad()
+def decode_images(
+    tokenizer: Tokenizer,
+    latents: Shaped[Tensor, "B c h w"],
+    indices: Sequence[int],
+    *,
+    latent_std: float,
+) -> UInt8[Tensor, "B 3 H W"]:
+    """Decode the latents of the images `indices`, all at once; the result is on the CPU.
+
+    Raises:
+        ValueError: an image came out as nan or infinite; the message has its index.
+    """
+    decoded = decode_tokens(tokenizer, latents, latent_std)
+    _check_finite(decoded, indices)
+    return to_uint8(decoded).cpu()
 
 
 @torch.no_grad()

@@ -183,7 +183,7 @@ def test_what_dvc_has_not_recorded_is_taken_from_the_work_folder(
         raise AssertionError("it was made already")
 
     monkeypatch.setattr(MAR, "forward", refuse)
-    monkeypatch.setattr("stages.sample.generate_images", refuse)
+    monkeypatch.setattr("stages.sample.generate_latents", refuse)
     monkeypatch.setattr("stages.encode.encode_images", refuse)
     monkeypatch.setattr("stages.encode.write_latents", refuse)
     tiny.run_stage(stage)
