@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from mar.evaluation.extractors import Extractor, extract_batch
 from mar.evaluation.score_names import count_warnings, with_count
@@ -84,6 +83,9 @@ class PairScores:
         first: int,
     ) -> Measured:
         """Return what a batch contributes; `first` is the number of its first image."""
+        # Seconds, as it imports transformers where that is installed.
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
         error = originals.int() - reconstructions.int()
         ssim = structural_similarity_index_measure(
             reconstructions.float(), originals.float(), data_range=255.0, reduction="none"
