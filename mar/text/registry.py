@@ -9,10 +9,11 @@ from pydantic import TypeAdapter
 from mar.config import choice
 from mar.files import seal
 from mar.text.encoder import TextEncoder, TextSection
+from mar.text.frozen import FrozenConfig
 from mar.text.words import WordsConfig
 
 
-ENCODERS = {"words": WordsConfig}  # section `text` of each kind
+ENCODERS = {"words": WordsConfig, "transformers": FrozenConfig}  # section `text` of each kind
 
 TextConfig = Annotated[TextSection, choice(ENCODERS)]
 

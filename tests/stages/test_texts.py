@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import tiny_project as tiny
-from PIL import Image
 from sample_shards import jpeg, write_tar
+from text_project import COLORS, STAGES, text_params, write_photos
 
 from mar.data.dataset import ImageSet
 from mar.files import weights
@@ -17,27 +17,6 @@ from mar.text.registry import load_encoder, save_encoder
 from mar.text.words import Words, WordsConfig
 from stages import check
 from stages.sampler import load
-
-
-STAGES = ("prepare", "train_tokenizer", "encode", "encode_text", "train_generator", "sample")
-COLORS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
-
-
-def text_params(**sample: Any) -> dict[str, Any]:
-    params: dict[str, Any] = tiny.tiny_params()
-    params["data"] = {
-        "source": "captioned_folder",
-        "path": "photos",
-        "image_size": 8,
-        "captions": {"kind": "text_files"},
-        "held_out_fraction": 0.2,
-        "max_unreadable": 0,
-        "seed": 0,
-    }
-    params["text"] = {"kind": "words", "min_count": 1}
-    params["generator"]["condition_tokens"] = 3
-    params["sample"] |= {"num_images": 24, "prompts": ["a red square", "Blue"], **sample}
-    return params
 
 
 def test_captions_of_shards_reach_the_cache(
@@ -66,12 +45,7 @@ def test_captions_of_shards_reach_the_cache(
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     project = tiny.make_project(tmp_path / "project", text_params())
-    for number in range(30):
-        name, color = list(COLORS.items())[number % 3]
-        file = project / "photos" / f"{number}.png"
-        file.parent.mkdir(exist_ok=True)
-        Image.new("RGB", (8, 8), color).save(file)
-        file.with_suffix(".txt").write_text(f"a {name} square")
+    write_photos(project)
     monkeypatch.chdir(project)
     monkeypatch.setenv("MAR_WORKERS", "0")
     return project

@@ -1,0 +1,208 @@
+"""Language models of `transformers` as text encoders: loaded from a folder, without a network.
+
+Shapes: B texts, K tokens of a text, E channels of an embedding.
+"""
+# transformers is typed in part:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from mar.text.encoder import Tokens
+from mar.text.encoder_folder import EncoderFolder, Family
+
+
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError)
+BLANKS = " \u2581\u0120"  # as SentencePiece and byte-level BPE write one
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model in evaluation mode, and how it is used.
+
+    Attributes:
+        network: The model of `transformers`.
+        family: How it is used.
+        layer: Whose hidden states are taken.
+        size: Channels of an embedding.
+        max_tokens: The most tokens that it reads; None if there is no limit.
+    """
+
+    network: nn.Module
+    family: Family
+    layer: int
+    size: int
+    max_tokens: int | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number type of its weights."""
+        return next(self.network.parameters()).dtype
+
+    def __call__(
+        self, numbers: Int[Tensor, "B K"], present: Bool[Tensor, "B K"], *, fill: int
+    ) -> Float[Tensor, "B K E"]:
+        """Return the hidden states of all tokens; where there is none, anything.
+
+        Args:
+            numbers: The number of each token.
+            present: Where there is one.
+            fill: The number of the token that fills texts up.
+        """
+        width = numbers.shape[1]
+        numbers = numbers.masked_fill(~present, fill)
+        given: dict[str, Any] = {"attention_mask": present.long()}
+        if self.family.fills_up:
+            assert self.max_tokens is not None
+            given = {}
+            numbers = pad(numbers, (0, self.max_tokens - width), value=fill)
+        found = self.network(
+            input_ids=numbers, output_hidden_states=self.layer != -1, return_dict=True, **given
+        )
+        hidden = found.last_hidden_state if self.layer == -1 else found.hidden_states[self.layer]
+        return hidden[:, :width]
+
+
+def load_model(
+    folder: EncoderFolder, precision: Literal["float32", "bfloat16", "float16"], layer: int
+) -> LanguageModel:
+    """Read the model of a folder.
+
+    Args:
+        folder: The folder.
+        precision: The number type of the weights.
+        layer: Whose hidden states are taken.
+
+    Raises:
+        ValueError: `transformers` is not installed or cannot read the folder, weights are missing,
+            or the model is not for this number type or has no such layer.
+    """
+    family = folder.family
+    if family.overflows and precision == "float16":
+        raise ValueError(
+            f"text.precision: must be 'bfloat16' or 'float32' for {folder.model_type}, whose "
+            "activations exceed the range of float16, got 'float16'"
+        )
+    library = _library()
+    try:
+        network, info = getattr(library, family.model).from_pretrained(
+            folder.path,
+            dtype=getattr(torch, precision),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **({"add_pooling_layer": False} if family.has_pooling else {}),
+        )
+    except (SafetensorError, *UNREADABLE) as error:
+        raise ValueError(
+            f"text.path: {folder.path} cannot be read as {folder.model_type}: {_reason(error)}"
+        ) from None
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"text.path: {folder.path} lacks {len(missing)} of the weights of "
+            f"{folder.model_type}, {missing[0]} first"
+        )
+    config = network.config.get_text_config()
+    layers = int(config.num_hidden_layers)
+    if layer < -layers:
+        raise ValueError(
+            f"text.layer: must be -{layers} to -1 for the {layers} layers of {folder.path}, "
+            f"got {layer}"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    return LanguageModel(
+        network.requires_grad_(False).eval(),
+        family,
+        layer,
+        int(config.hidden_size),
+        positions and int(positions) - family.first_position,
+    )
+
+
+def load_tokenizer(folder: EncoderFolder) -> Any:
+    """Read the tokenizer of a folder.
+
+    Raises:
+        ValueError: `transformers` cannot read it, or its tokens are not those of the model.
+    """
+    library = _library()
+    try:
+        tokenizer = library.AutoTokenizer.from_pretrained(folder.tokenizer, local_files_only=True)
+        config = library.AutoConfig.from_pretrained(folder.path, local_files_only=True)
+    except UNREADABLE as error:
+        raise ValueError(
+            f"text.tokenizer: {folder.tokenizer} cannot be read: {_reason(error)}"
+        ) from None
+    if not tokenizer.is_fast:
+        raise ValueError(f"text.tokenizer: {folder.tokenizer} has no tokenizer.json")
+    known = int(config.get_text_config().vocab_size)
+    if len(tokenizer) > known:
+        raise ValueError(
+            f"text.tokenizer: {folder.tokenizer} has {len(tokenizer)} tokens, and {folder.path} "
+            f"embeddings for {known}; it is the tokenizer of another model"
+        )
+    return tokenizer
+
+
+def read_tokens(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
+    """Return all tokens of each text, with those that the model adds, and its unknown words."""
+    if not texts:
+        return []
+    found = tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
+    rows = zip(texts, found["input_ids"], found["offset_mapping"], strict=True)
+    return [_tokens(tokenizer, text, numbers, places) for text, numbers, places in rows]
+
+
+def _tokens(tokenizer: Any, text: str, numbers: list[int], places: list[tuple[int, int]]) -> Tokens:
+    """Return the tokens of a text; none if it is empty, or if no word of it is known.
+
+    Args:
+        tokenizer: What has read it.
+        text: The text.
+        numbers: The number of each token.
+        places: Where in the text each token begins and ends.
+    """
+    if not text.strip():
+        return Tokens([], [])
+    missing = tokenizer.unk_token_id
+    words = [
+        text[start:end].strip()
+        for number, (start, end) in zip(numbers, places, strict=True)
+        if number == missing and end > start
+    ]
+    if not words:
+        return Tokens(numbers, [])
+    others = {*numbers} - {*tokenizer.all_special_ids, missing}
+    pieces: list[str] = tokenizer.convert_ids_to_tokens(sorted(others))
+    is_known = any(piece.strip(BLANKS) for piece in pieces)
+    return Tokens(numbers if is_known else [], words)
+
+
+def _library() -> Any:
+    """Return `transformers`, without its progress bars and advice.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(
+            "text.kind: 'transformers' needs the package of that name (pip install 'mar[text]'): "
+            f"{error}"
+        ) from None
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,80 @@
+"""A project whose texts a frozen language model encodes, in files or while it is trained."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import text_project
+import tiny_encoders
+import tiny_project as tiny
+import torch
+
+from mar.files import weights
+from mar.sampling.store import SampleSet
+from mar.text.registry import load_encoder
+from stages import previews
+from stages.sampler import load
+
+
+CACHE = {"dtype": "float32", "shard_captions": 2}
+
+
+def write_params(**text: Any) -> None:
+    params = text_project.text_params(prompts=["a red square", "blue"], num_images=4)
+    params["text"] = tiny_encoders.section(Path("t5"), **{"cache": CACHE, **text})
+    Path("params.yaml").write_text(json.dumps(params))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracking_uri: str) -> Path:
+    project = tiny.make_project(tmp_path / "project", text_project.text_params())
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("MAR_WORKERS", "0")
+    monkeypatch.setattr(previews, "SHOWN", 1)
+    text_project.write_photos(project)
+    tiny_encoders.write_encoder(project / "t5")
+    return project
+
+
+def trained() -> dict[str, torch.Tensor]:
+    return weights.load(Path("out/train_generator/generator.safetensors"))[0]
+
+
+def test_embeddings_of_files_and_of_each_batch_train_the_same_generator(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_params()
+    for stage in text_project.STAGES:
+        tiny.run_stage(stage)
+    said = capsys.readouterr().err
+    assert "24 captions to train on, t5 with 12 channels (SHA-256 " in said
+    assert "4.0 tokens in a caption; 100.0% of the captions have more than 3 tokens" in said
+    files = sorted(path.name for path in Path("out/encode_text/texts").iterdir())
+    assert files == ["captions.arrow", "images.arrow", "tokens-00000.arrow", "tokens-00001.arrow"]
+    assert "2 of 2 prompts have more than 3 tokens" not in said
+    assert "1 of 2 prompts have more than 3 tokens" in said
+    _, described = weights.load(Path("out/train_generator/ema.safetensors"))
+    encoder = load_encoder(Path("out/encode_text/encoder.json"), base=project)
+    assert encoder is not None
+    assert described["text"] == {"kind": "embeddings", "size": 12, "encoder": encoder.identity}
+    samples = SampleSet(Path("out/sample/samples"))
+    assert samples.prompts == ["a red square", "blue"] * 2
+    assert len(list(Path("work/previews/train_generator").glob("step-*.png"))) == 2
+    assert "no picture" not in said
+    with pytest.warns(UserWarning, match="1 of 1 prompts have more than 3 tokens"):
+        image = load(Path("out")).sample(prompts=["a red square"])[0]
+    assert (image == samples[0].permute(1, 2, 0).numpy()).all()
+
+    of_files = trained()
+    write_params(cache=None)
+    for stage in ("encode_text", "train_generator"):
+        tiny.run_stage(stage)
+    assert len(list(Path("out/encode_text/texts").glob("tokens-*"))) == 0
+    for name, value in trained().items():
+        assert torch.allclose(value, of_files[name], atol=1e-5), name
+
+    # Another encoder in the same place is not taken for it.
+    tiny_encoders.write_encoder(project / "t5", seed=1)
+    with pytest.raises(ValueError, match=r"text\.path: .* encode_text has to run again"):
+        tiny.run_stage("sample")
