@@ -3,6 +3,7 @@
 A cell of the 2 x 2 grid that has bright pixels holds an object: its box is around them, its colour
 is the one of the six nearest to their mean. Only which digit it is must be learned, from single
 digits that scenes of training are made of, so that held-out scenes tell how good the detector is.
+It sees cells of 12 pixels: smaller ones get a black border, larger ones are scaled.
 
 Shapes: B images, S side of an image, C cells of several images, H side of a cell.
 """
@@ -21,10 +22,11 @@ from mar.evaluation.classifier import Classifier, ClassifierConfig, new_classifi
 from mar.evaluation.geneval import Box, Detection
 from mar.scenes.digits import Digits
 from mar.scenes.grammar import COLORS, NUMBERS
-from mar.scenes.render import CELL, DIGIT, FARTHEST, NEAREST
+from mar.scenes.render import DIGIT, LARGEST, places
 from mar.seeds import make_rng
 
 
+CELL = LARGEST // 2  # pixels that the classifier sees
 BRIGHT = 64  # of 255: pixels of an object are brighter in one channel
 NOTHING = len(NUMBERS)  # the class of what is bright and no digit
 SCRAMBLED = 0.15  # share of the cells to learn from that are of this class
@@ -68,9 +70,10 @@ def draw_cells(digits: Digits) -> Iterator[tuple[UInt8[Tensor, "B 3 H H"], Int64
         pixels = torch.where(scrambled[:, None], pixels.gather(1, order), pixels)
         labels[scrambled] = NOTHING
         cells = torch.zeros(count, CELL, CELL, dtype=torch.uint8)
-        places = torch.randint(NEAREST, FARTHEST + 1, (count, 2), generator=rng).tolist()
+        nearest, farthest = places(CELL)
+        corners = torch.randint(nearest, farthest + 1, (count, 2), generator=rng).tolist()
         for cell, digit, (y, x) in zip(
-            cells, pixels.unflatten(1, (DIGIT, DIGIT)), places, strict=True
+            cells, pixels.unflatten(1, (DIGIT, DIGIT)), corners, strict=True
         ):
             cell[y : y + DIGIT, x : x + DIGIT] = digit
         yield cells[:, None].expand(-1, 3, -1, -1), labels
@@ -112,7 +115,11 @@ def detect(
 def _classify(classifier: Classifier, cells: UInt8[Tensor, "C 3 H H"]) -> Float[Tensor, "C K"]:
     """Return the probability of each digit, and of none."""
     grey = cells.amax(dim=1, keepdim=True).float()
-    if grey.shape[-1] != CELL:
+    missing = CELL - grey.shape[-1]
+    if missing > 0:
+        before = missing // 2
+        grey = functional.pad(grey, (before, missing - before, before, missing - before))
+    elif missing < 0:
         grey = functional.interpolate(grey, (CELL, CELL), mode="area")
     grey = grey.round().to(torch.uint8).expand(-1, 3, -1, -1)
     return torch.cat([classifier(part).logits.softmax(dim=1) for part in grey.split(1024)])

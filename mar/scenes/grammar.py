@@ -2,8 +2,8 @@
 
 A scene is of 2 x 2 cells with at most one object in each: a digit in one of six colours. Its
 caption belongs to one of the six tasks of GenEval (arXiv 2310.11513), and no object is in a scene
-that its caption does not mention. For each colour, one digit never has it: whether a model draws it
-when asked tells whether it puts together what it learnt.
+that its caption does not mention. For each colour, one digit never has it in training: whether a
+model draws it when asked tells whether it puts together what it learnt.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,7 +46,7 @@ class Scene:
 
 
 def unseen_pairs() -> set[tuple[int, str]]:
-    """Return the digit and the colour of those that never occur: one digit for each colour.
+    """Return the digit and the colour of those that no training scene has: a digit of each colour.
 
     They belong to the benchmark: they are the same whatever the scenes' seed.
     """
@@ -54,8 +54,8 @@ def unseen_pairs() -> set[tuple[int, str]]:
     return set(zip(order, COLORS, strict=False))
 
 
-def draw_scene(task: Task, unseen: set[tuple[int, str]], rng: torch.Generator) -> Scene:
-    """Draw a scene with the captions of a task.
+def draw_scene(task: Task, absent: set[tuple[int, str]], rng: torch.Generator) -> Scene:
+    """Draw a scene with the captions of a task, without some pairs of digit and colour.
 
     Scenes of two objects with colours or places have a second caption, which says both.
     """
@@ -67,7 +67,7 @@ def draw_scene(task: Task, unseen: set[tuple[int, str]], rng: torch.Generator) -
     colors: list[str] = []
     for digit in digits:
         taken = colors if task == "color_attr" else []
-        free = [name for name in COLORS if (digit, name) not in unseen and name not in taken]
+        free = [name for name in COLORS if (digit, name) not in absent and name not in taken]
         colors.append(free[below(len(free), rng)])
     names = [NUMBERS[digit] for digit in digits]
     full = [f"a {color} {name}" for color, name in zip(colors, names, strict=True)]

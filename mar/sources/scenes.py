@@ -1,6 +1,8 @@
 """The data source `scenes`: coloured handwritten digits in places, with captions, for small tests.
 
 See `mar.scenes` for what they show.
+
+Shapes: S side of an image.
 """
 
 import hashlib
@@ -15,7 +17,7 @@ from torch import Tensor
 from mar.data.manifest import Row, Rows, Split
 from mar.scenes.digits import split_digits
 from mar.scenes.grammar import Task, draw_scene, unseen_pairs
-from mar.scenes.render import render
+from mar.scenes.render import LARGEST, SMALLEST, render
 from mar.seeds import make_rng
 from mar.sources.caption_report import caption_remarks
 from mar.sources.source import Collection, DataSource, Surroundings
@@ -26,10 +28,11 @@ class ScenesData(DataSource):
 
     source: Literal["scenes"] = Field(description="coloured digits in places, built in")
     image_size: int = Field(
-        gt=0,
-        le=16_384,
+        ge=SMALLEST,
+        le=LARGEST,
         multiple_of=2,
-        description="side to which the images, of 24 pixels and 2 x 2 cells, are scaled",
+        description="side of the images, which have 2 x 2 cells: digits fill them at 16 pixels, "
+        "and lie at random places in them at 24",
     )
     tasks: list[Task] = Field(
         min_length=1, description="GenEval's tasks whose captions there are, all equally often"
@@ -46,15 +49,15 @@ class ScenesData(DataSource):
     def collect(self, surroundings: Surroundings) -> Collection:
         """Return the scenes as PNG files within the rows."""
         train, held_out = split_digits()
-        unseen = unseen_pairs()
+        absent = {"train": unseen_pairs(), "held_out": set[tuple[int, str]]()}
         rows: list[Row] = []
         splits: dict[Split, int] = {"train": self.num_train, "held_out": self.num_held_out}
         for split, count in splits.items():
             digits = held_out if split == "held_out" else train
             for index in range(count):
                 rng = make_rng("scene", self.seed, split, index)
-                scene = draw_scene(self.tasks[index % len(self.tasks)], unseen, rng)
-                content = _png(render(scene, *digits, rng))
+                scene = draw_scene(self.tasks[index % len(self.tasks)], absent[split], rng)
+                content = _png(render(scene, *digits, rng, side=self.image_size))
                 sha256 = hashlib.sha256(content).digest()
                 path = f"scenes/{split}/{index:06d}"
                 row = Row(path, content, 0, len(content), sha256, split, captions=scene.captions)
@@ -63,7 +66,7 @@ class ScenesData(DataSource):
         return Collection(["scene"], collected, remarks=caption_remarks(collected))
 
 
-def _png(image: UInt8[Tensor, "24 24 3"]) -> bytes:
+def _png(image: UInt8[Tensor, "S S 3"]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image.numpy()).save(file, "PNG")
     return file.getvalue()

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mar.evaluation.geneval import Box, Detection, Prompt, Verdict, Wanted, judge
 from mar.scenes.grammar import COLORS, NUMBERS, Scene, draw_scene, plural, unseen_pairs
+from mar.scenes.render import places
 from mar.seeds import make_rng
 from mar.sources.scenes import ScenesData
 from mar.sources.source import Collection, Surroundings
@@ -60,11 +61,12 @@ def detections(scene: Scene, image: np.ndarray) -> dict[str, list[Detection]]:
     """Return the box of what is bright in each object's cell, and its colour by its hue."""
     found: dict[str, list[Detection]] = {}
     for digit, cell in zip(scene.digits, scene.cells, strict=True):
-        y, x = (12 * part for part in divmod(cell, 2))
-        bright = image[y : y + 12, x : x + 12].max(axis=2) > 64
+        half = len(image) // 2
+        y, x = (half * part for part in divmod(cell, 2))
+        bright = image[y : y + half, x : x + half].max(axis=2) > 64
         rows, columns = (np.flatnonzero(bright.any(axis=axis)) for axis in (1, 0))
         box = Box(x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1)
-        mean = image[y : y + 12, x : x + 12][bright].mean(axis=0)
+        mean = image[y : y + half, x : x + half][bright].mean(axis=0)
         color = min(
             COLORS, key=lambda name: np.abs(mean / mean.max() - np.array(COLORS[name]) / 255).sum()
         )
@@ -72,9 +74,11 @@ def detections(scene: Scene, image: np.ndarray) -> dict[str, list[Detection]]:
     return found
 
 
+@pytest.mark.parametrize("side", [16, 24])
 @pytest.mark.parametrize("task", TASKS)
-def test_a_scene_shows_what_its_captions_say_and_nothing_else(task: Any) -> None:
-    collection = collect(tasks=[task])
+def test_a_scene_shows_what_its_captions_say_and_nothing_else(task: Any, side: int) -> None:
+    collection = collect(tasks=[task], image_size=side)
+    half = side // 2
     rows = [row for row in collection.rows if row.split == "train"]
     for index, row in enumerate(rows):
         assert row.image is not None
@@ -82,7 +86,7 @@ def test_a_scene_shows_what_its_captions_say_and_nothing_else(task: Any) -> None
         image = np.array(Image.open(io.BytesIO(row.image)))
         scene = draw_scene(task, UNSEEN, make_rng("scene", 0, "train", index))
         assert scene.captions == row.captions
-        lit = {(y // 12) * 2 + x // 12 for y, x in np.argwhere(image.max(axis=2) > 64)}
+        lit = {(y // half) * 2 + x // half for y, x in np.argwhere(image.max(axis=2) > 64)}
         assert lit == set(scene.cells)
         found = detections(scene, image)
         for number, caption in enumerate(row.captions):
@@ -100,8 +104,22 @@ def test_tasks_are_equally_frequent_and_captions_fit_eight_slots() -> None:
     assert collection.count("held_out") == 12
 
 
+def test_pairs_that_training_lacks_are_asked_for_by_held_out_captions() -> None:
+    collection = collect(tasks=["colors"], num_train=150, num_held_out=150)
+    lacking = {f"a {color} {NUMBERS[digit]}" for digit, color in UNSEEN}
+    captions: dict[str, set[str]] = {"train": set(), "held_out": set()}
+    for row in collection.rows:
+        captions[row.split].update(row.captions or ())
+    assert not captions["train"] & lacking
+    assert captions["held_out"] & lacking
+
+
 def test_the_same_seed_makes_the_same_scenes() -> None:
     assert collect().rows == collect().rows
     assert collect(seed=1).rows != collect().rows
     few = list(collect(num_train=6).rows)[:6]
     assert few == list(collect().rows)[:6]
+
+
+def test_digits_fill_cells_of_eight_pixels_and_move_in_larger_ones() -> None:
+    assert [places(cell) for cell in (8, 9, 10, 12)] == [(0, 0), (0, 1), (1, 1), (1, 3)]
