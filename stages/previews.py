@@ -67,7 +67,7 @@ def samples(stage: Stage, *, model: MAR, info: LatentsInfo, step: int) -> None:
         )
     finally:
         model.to(place)
-    _keep(stage, captioned_grid(images, titles, columns=SHOWN), step)
+    _keep(stage, captioned_grid(images, titles, columns=SHOWN, lines=3), step)
 
 
 def folder(stage: Stage) -> Path:

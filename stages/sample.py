@@ -224,7 +224,7 @@ def _grid(folder: Path, class_names: list[str]) -> Image:
     shown = range(min(SHOWN, len(samples)))
     titles = samples.prompts or [class_names[label] for label in samples.labels.tolist()]
     images = samples.stack(list(shown))
-    return captioned_grid(images, titles[: len(shown)], columns=10)
+    return captioned_grid(images, titles[: len(shown)], columns=10, lines=3)
 
 
 if __name__ == "__main__":

@@ -36,20 +36,30 @@ def label_grid(
 
 
 def captioned_grid(
-    images: UInt8[Tensor, "B 3 H W"], captions: Sequence[str], *, columns: int
+    images: UInt8[Tensor, "B 3 H W"], captions: Sequence[str], *, columns: int, lines: int = 1
 ) -> Image.Image:
-    """Show images in rows of `columns`, each with a line of text below, cut to its width."""
+    """Show images in rows of `columns`, each with its caption below.
+
+    Args:
+        images: To show.
+        captions: Of each.
+        columns: Images in a row.
+        lines: Into at most how many lines a caption is broken; what does not fit is cut.
+    """
     cells = _enlarge(images)
     width, height = cells[0].size
-    step_x, step_y = width + PADDING, height + LINE + PADDING
+    broken = [_break(caption, width)[:lines] for caption in captions]
+    room = LINE * max(1, *map(len, broken))
+    step_x, step_y = width + PADDING, height + room + PADDING
     rows = math.ceil(len(cells) / columns)
     size = (PADDING + columns * step_x, PADDING + rows * step_y)
     picture = Image.new("RGB", size, WHITE)
-    for number, (cell, caption) in enumerate(zip(cells, captions, strict=True)):
+    for number, (cell, texts) in enumerate(zip(cells, broken, strict=True)):
         row, column = divmod(number, columns)
         x, y = PADDING + column * step_x, PADDING + row * step_y
         picture.paste(cell, (x, y))
-        _write(picture, (x, y + height), caption, width)
+        for line, text in enumerate(texts):
+            _write(picture, (x, y + height + LINE * line), text, width)
     return picture
 
 
@@ -93,6 +103,19 @@ def _enlarge(images: UInt8[Tensor, "B 3 H W"]) -> list[Image.Image]:
 
 def _factor(sides: Sequence[int]) -> int:
     return math.ceil(CELL / min(sides))
+
+
+def _break(text: str, width: int) -> list[str]:
+    """Return the lines of a text, each of as many words as fit, or of one that does not."""
+    font = ImageFont.load_default()
+    lines: list[str] = []
+    for word in one_line(text).split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _write(picture: Image.Image, position: tuple[int, int], text: str, width: int) -> None:

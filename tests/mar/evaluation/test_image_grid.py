@@ -7,7 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mar.evaluation.image_grid import LINE, PADDING, comparison_grid, label_grid, save_png
+from mar.evaluation.image_grid import (
+    LINE,
+    PADDING,
+    captioned_grid,
+    comparison_grid,
+    label_grid,
+    save_png,
+)
 
 
 NAMES = ["first", "second", "third"]
@@ -45,6 +52,22 @@ def test_each_image_is_in_its_row_and_column() -> None:
         assert pixels(picture, x, y + 64, 64, LINE).min() < 100  # something is written
     free = pixels(picture, PADDING + step_x, PADDING + 2 * step_y, step_x, step_y - PADDING)
     assert free.min() == 255
+
+
+def test_a_long_caption_is_broken_between_words() -> None:
+    images = make_images(2, 64)
+    prompts = ["a red seven left of a blue two", "a nine"]
+    whole = captioned_grid(images, prompts, columns=2, lines=3)
+    assert whole.height == 64 + 3 * LINE + 2 * PADDING
+    halves = [
+        captioned_grid(images[:1], [text], columns=1)
+        for text in ("a red seven", "left of a blue", "two")
+    ]
+    for line, half in enumerate(halves):
+        written = pixels(whole, PADDING, PADDING + 64 + LINE * line, 64, LINE)
+        assert np.array_equal(written, pixels(half, PADDING, PADDING + 64, 64, LINE))
+    first = captioned_grid(images, prompts, columns=2)
+    assert first.height == 64 + LINE + 2 * PADDING
 
 
 def test_the_caption_is_the_name_of_the_class() -> None:
