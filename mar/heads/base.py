@@ -48,7 +48,7 @@ class SamplerSection(Protocol):
         ...
 
     def at_step(self, step: int, num_generation_steps: int) -> "SamplerSection":
-        """Return the settings of one generation step, counted from 0; `num_noises` never rises."""
+        """Return the settings of one generation step, counted from 0, with no more `num_noises`."""
         ...
 
 

@@ -46,6 +46,8 @@ ORDERS: dict[str, Literal[1, 2]] = {"ddim": 1, "dpm++": 2}  # of the solvers wit
 class DiffusionSampler(AnnealedSampler):
     """Section `sample.head` for `kind: diffusion`."""
 
+    fewest: ClassVar[int] = 2
+
     kind: Literal["diffusion"]
     num_steps: int = Field(
         ge=2, le=diffusion.TRAINING_STEPS, description="denoising steps of a token"

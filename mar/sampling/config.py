@@ -1,11 +1,12 @@
 """Section `sample` of `params.yaml`: how images are generated, and which models it fits."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from mar.averaging.choice import WeightsChoice
 from mar.config import Config, name_or_fields
+from mar.heads.annealing import AnnealedSampler
 from mar.heads.registry import HEADS, SamplerConfig
 from mar.model.mar import GeneratorConfig
 from mar.sampling.halves import check_halves
@@ -66,6 +67,19 @@ class SampleConfig(Config):
     shard_images: int = Field(
         gt=0, description="images in a file of generated images, which one process makes"
     )
+
+    @field_validator("head")
+    @classmethod
+    def _lists_no_more_than_steps(cls, value: SamplerConfig, info: Any) -> SamplerConfig:
+        num_steps = info.data.get("num_steps")  # absent where it is itself refused
+        if not isinstance(value, AnnealedSampler) or isinstance(value.annealing, str):
+            return value
+        if num_steps is not None and len(value.annealing) > num_steps:
+            raise ValueError(
+                f"annealing lists {len(value.annealing)} generation steps, and sample.num_steps is "
+                f"{num_steps}"
+            )
+        return value
 
 
 def check_fit(config: SampleConfig, generator: GeneratorConfig, num_tokens: int) -> None:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from pydantic import ValidationError
 
-from mar.heads.annealing import AnnealedSampler, AnnealingSchedule, annealed_steps
+from mar.heads.annealing import AnnealedSampler, AnnealingSchedule, annealed_steps, listed_steps
 
 
 def taken(schedule: AnnealingSchedule, generation_steps: int = 64) -> list[int]:
@@ -55,3 +55,49 @@ def test_steps_cannot_rise() -> None:
         sampler(25, 26)
     (problem,) = caught.value.errors()
     assert problem["loc"] == ("final_num_steps",)
+
+
+def listed(*numbers: int, final_num_steps: int | None = None) -> AnnealedSampler:
+    return AnnealedSampler(num_steps=20, final_num_steps=final_num_steps, annealing=list(numbers))
+
+
+def test_a_list_says_the_steps_of_each_generation_step() -> None:
+    assert [listed(8, 20, 3, 3).at_step(step, 4).num_steps for step in range(4)] == [8, 20, 3, 3]
+    assert [listed(20).at_step(step, 3).num_steps for step in range(3)] == [20, 20, 20]
+    taken = listed(8, 20, 3, 3).at_step(1, 4)
+    assert taken.at_step(3, 4) is taken  # it has no course of its own
+
+
+def test_a_shorter_list_is_evenly_spaced_and_linear_in_between() -> None:
+    assert [listed(20, 10, 4).at_step(step, 9).num_steps for step in range(9)] == [
+        20, 17, 15, 12, 10, 8, 7, 5, 4,
+    ]  # fmt: skip
+    for generation_steps in (2, 5, 64):
+        steps = [listed_steps(step, generation_steps, [50, 5]) for step in range(generation_steps)]
+        assert steps == taken("linear", generation_steps)
+
+
+def test_known_tokens_leave_fewer_generation_steps_than_are_listed() -> None:
+    assert [listed_steps(step, 2, [20, 10, 8, 4]) for step in range(2)] == [20, 4]
+    assert listed_steps(0, 1, [20, 10, 8, 4]) == 20
+
+
+@pytest.mark.parametrize(
+    ("numbers", "final", "message"),
+    [
+        (
+            [20, 5],
+            5,
+            r"two-stage where sample\.head\.final_num_steps is not null, got",
+        ),
+        ([20, 0], None, "must list steps of 1 or more, got 0"),
+        ([21, 5], None, r"must have sample\.head\.num_steps, 20, as its largest, got 21"),
+        ([19, 5], None, r"must have sample\.head\.num_steps, 20, as its largest, got 19"),
+        ([], None, "at least 1 item"),
+    ],
+)
+def test_lists_that_say_something_else_are_refused(
+    numbers: list[int], final: int | None, message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        listed(*numbers, final_num_steps=final)

@@ -210,6 +210,13 @@ def test_annealed_steps_save_evaluations(
     assert total == sum(config.head.at_step(step, 64).num_steps for step in range(64))  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_listed_steps_are_taken(tiny_model: MAR) -> None:
+    config = sample_config(head={**SAMPLERS["diffusion"], "annealing": [2, 4, 3, 2, 2]})
+    calls = count_evaluations(tiny_model)
+    generate(tiny_model, LABELS[:1], draw_noise(tiny_model, [0], config), config)
+    assert len(calls) == 2 + 4 + 3 + 2 + 2
+
+
 def annealed(solver: str = "ancestral") -> SampleConfig:
     head = {**SAMPLERS["diffusion"], "num_steps": 9, "final_num_steps": 3, "solver": solver}
     return sample_config(head=head)
@@ -278,6 +285,11 @@ def test_constant_guidance_is_constant() -> None:
         ({"x_0_bound": 0.0}, "x_0_bound"),
         ({"head": {**SAMPLERS["diffusion"], "solver": "heun"}}, "solver"),
         ({"head": {**SAMPLERS["diffusion"], "annealing": "exponential"}}, "annealing"),
+        ({"head": {**SAMPLERS["diffusion"], "annealing": [4, 1]}}, "2 or more, got 1"),
+        (
+            {"head": {**SAMPLERS["diffusion"], "annealing": [4, 4, 3, 3, 2, 2]}},
+            "annealing lists 6 generation steps, and sample.num_steps is 5",
+        ),
         ({"head": {**SAMPLERS["diffusion"], "final_num_steps": 1}}, "final_num_steps"),
         ({"head": {"kind": "l2", "final_num_steps": 5}}, "final_num_steps"),
         ({"labels": []}, "labels"),
