@@ -125,6 +125,7 @@ def _check_fit(configs: dict[str, Any]) -> None:
     _check_phases(configs["tokenizer"], configs["tokenizer_training"])
     _check_sources(configs)
     _check_texts(configs)
+    _check_prompt_scores(configs)
     _check_weights(sample, configs["training"])
     if not configs["data"].has_images:
         _check_without_images(configs)
@@ -228,6 +229,30 @@ def _check_texts(configs: dict[str, Any]) -> None:
             "generator.classes: must be 'new' where there is a section text, as texts take the "
             f"place of the file's classes, got {generator.classes!r}"
         )
+
+
+def _check_prompt_scores(configs: dict[str, Any]) -> None:
+    """Refuse scores by prompts without such prompts, or without the models."""
+    evaluate: EvaluateConfig = configs["evaluate"]
+    prompts = configs["sample"].prompts
+    if evaluate.geneval is not None and not str(prompts).endswith(".jsonl"):
+        raise ValueError(
+            "evaluate.geneval: must be null where sample.prompts is no file of GenEval "
+            f"(NAME.jsonl), got prompts {prompts!r}"
+        )
+    if evaluate.clip_score is not None and configs["text"] is None:
+        raise ValueError("evaluate.clip_score: must be null where section text is null")
+    folders = {"clip_score": evaluate.clip_score}
+    if evaluate.geneval is not None:
+        fields = evaluate.geneval.model_dump()
+        folders |= {f"geneval.{name}": folder for name, folder in fields.items()}
+    for key, folder in folders.items():
+        if folder is None:
+            continue
+        place = root() / Path(folder).expanduser()
+        if not (place / "config.json").is_file():
+            raise ValueError(f"evaluate.{key}: {place} has no config.json, expected a folder that "
+                             "transformers has saved")  # fmt: skip
 
 
 def _check_without_images(configs: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from mar.evaluation.reference import Reference
 from mar.evaluation.score_names import bases, find
 from mar.files import atomic
 from mar.sampling.store import SampleSet
-from stages import copies, evaluation_report, pictures, scene_scores
+from stages import copies, evaluation_report, pictures, prompt_scores, scene_scores
 from stages.stage import Stage, run
 
 
@@ -60,7 +60,8 @@ def main(stage: Stage) -> None:
     shares = {"copies": copies.report(alike, reference)} if alike else {}
     scenes = scene_scores.find(source, MANIFEST, samples)
     warnings += stage.warn([scene_scores.warning(source, samples, scenes)])
-    report = real.report(scores, len(samples)) | shares | scenes
+    by_prompts = prompt_scores.find(config, samples, stage.device, base=stage.root)
+    report = real.report(scores, len(samples)) | shares | scenes | by_prompts
     stage.write_metrics(report | {"warnings": " ".join(f"{text}." for text in warnings)})
     described = ("extractor", "reference", "num_samples")
     stage.run.tags({key: str(report[key]) for key in described} | {"warnings": "\n".join(warnings)})

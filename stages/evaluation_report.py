@@ -9,7 +9,7 @@ import pandas as pd
 from mar.evaluation.copies import SHARE, Copies
 from mar.evaluation.reference import ReferenceInfo
 from mar.files import atomic
-from stages import report, scene_scores
+from stages import prompt_scores, report, scene_scores
 from stages.report import Picture, Report, Table
 from stages.stage import Stage
 
@@ -67,6 +67,7 @@ def compose(
         tables.append(_copies(found, values["copies"], info))
     if "scenes" in values:
         tables.insert(0, scene_scores.table(values["scenes"]))
+    tables = [*prompt_scores.tables(values), *tables]
     for name, section in sections.items():
         tables.append(Table(f"Section {name}", report.facts(section)))
     return Report(

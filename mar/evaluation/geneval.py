@@ -207,6 +207,16 @@ class Scores:
     images: float
     prompts: float
 
+    def report(self) -> dict[str, Any]:
+        """Return `overall`, its standard error if there is one, `strict` and `tasks`."""
+        error = self.overall.error
+        return {
+            "overall": self.overall.value,
+            **({} if error is None else {"overall_std": error}),
+            "strict": self.strict.value,
+            "tasks": {tag: share.value for tag, share in self.tasks.items()},
+        }
+
 
 def score(judged: Iterable[tuple[Prompt, Verdict]]) -> Scores:
     """Return the scores of images, each given by its prompt and what was said of it.

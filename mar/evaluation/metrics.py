@@ -31,7 +31,7 @@ from torch_fidelity.metric_prc import (
     prc_features_to_metric,
 )
 
-from mar.config import Config
+from mar.config import Config, PathText
 from mar.evaluation.extractors import Features
 from mar.evaluation.mmd import mmd
 from mar.evaluation.reference import Reference
@@ -43,6 +43,18 @@ from mar.evaluation.uncertainty import (
     infinity_warning,
     share_spread,
 )
+
+
+class GenEvalConfig(Config):
+    """What sees the objects in photographs."""
+
+    detector: PathText = Field(
+        description="folder of a Mask2Former for instances of COCO, as transformers saves it; the "
+        "published scores have Swin-S"
+    )
+    clip: PathText = Field(
+        description="folder of the CLIP that tells colours; the published scores have ViT-L/14"
+    )
 
 
 class EvaluateConfig(Config):
@@ -78,6 +90,13 @@ class EvaluateConfig(Config):
         "images (15 in the paper); 0 leaves it out, as do less than ten images for each feature",
     )
     seed: int = Field(ge=0, lt=2**32, description="chooses the splits, subsets and resamples")
+    geneval: GenEvalConfig | None = Field(
+        description="judge samples of GenEval's prompts (sample.prompts: NAME.jsonl); null does not"
+    )
+    clip_score: PathText | None = Field(
+        description="folder of a CLIP that tells how near images are to their prompts, as "
+        "transformers saves it; null leaves CLIPScore out"
+    )
 
     @field_validator("bootstrap", "infinity_points")
     @classmethod

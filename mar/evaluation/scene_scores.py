@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mar.evaluation.classifier import Classifier
-from mar.evaluation.geneval import Scores, judge, score
+from mar.evaluation.geneval import judge, score
 from mar.evaluation.scene_detector import detect
 from mar.evaluation.scene_prompts import pairs, read_prompt
 from mar.scenes.grammar import unseen_pairs
@@ -55,7 +55,7 @@ def score_scenes(
     unseen = unseen_pairs()
     new = [verdict.correct for prompt, verdict in judged if pairs(prompt) & unseen]
     return {
-        **_describe(score(judged)),
+        **score(judged).report(),
         **({"unseen": sum(new) / len(new)} if new else {}),
         "num_judged": len(judged),
         "num_not_understood": len(prompts) - len(judged),
@@ -78,13 +78,3 @@ def bounds(
     }
     kept = ("overall", "strict", "tasks")
     return {name: {key: scores[key] for key in kept} for name, scores in found.items()}
-
-
-def _describe(scores: Scores) -> dict[str, Any]:
-    error = scores.overall.error
-    return {
-        "overall": scores.overall.value,
-        **({} if error is None else {"overall_std": error}),
-        "strict": scores.strict.value,
-        "tasks": {tag: share.value for tag, share in scores.tasks.items()},
-    }

@@ -54,6 +54,8 @@ evaluate:
   bootstrap: 3
   infinity_points: 3
   seed: 0
+  geneval: null
+  clip_score: null
 """
 SCORES = (
     "classifier_fid",

@@ -47,6 +47,8 @@ CONFIG = EvaluateConfig(
     bootstrap=0,
     infinity_points=0,
     seed=7,
+    geneval=None,
+    clip_score=None,
 )
 BY_CLASSIFIER = SCORES["classifier"]
 CPU = torch.device("cpu")

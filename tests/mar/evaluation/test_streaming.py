@@ -23,6 +23,8 @@ CONFIG = EvaluateConfig(
     bootstrap=3,
     infinity_points=3,
     seed=0,
+    geneval=None,
+    clip_score=None,
 )
 
 

@@ -1,0 +1,1 @@
+"""Detectors of photographs for GenEval: objects by Mask2Former, colours by CLIP."""

@@ -1,0 +1,110 @@
+"""Score photographs by their prompts: GenEval and CLIPScore, by models in local folders."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mar.evaluation.clip import Clip, ClipScorer
+from mar.evaluation.detectors.colors import ColorNamer
+from mar.evaluation.detectors.mask2former import Mask2Former
+from mar.evaluation.geneval import Prompt
+from mar.evaluation.metrics import EvaluateConfig, GenEvalConfig
+from mar.evaluation.photo_scores import PhotoJudge, check_classes
+from mar.sampling.store import SampleSet
+from stages.report import Table
+
+
+BATCH = 16  # images at a time
+NOTES = {
+    "geneval": "The share of images that show what their prompt asks for, by GenEval's rules; "
+    "objects were found by {detector}, colours told by {clip}. Scores by other models differ.",
+    "clip_score": "100 max(cos, 0) of an image and its prompt, the mean over images, by {model}.",
+}
+
+
+def find(
+    config: EvaluateConfig, samples: SampleSet, device: torch.device, *, base: Path
+) -> dict[str, Any]:
+    """Return the scores that section `evaluate` asks for, as `geneval` and `clip_score`.
+
+    Args:
+        config: Section `evaluate`.
+        samples: The images.
+        device: Where the models work.
+        base: Where their paths begin, if they are relative.
+
+    Raises:
+        ValueError: a folder is not what it must be, or the samples have no such prompts.
+    """
+    found: dict[str, Any] = {}
+    if config.geneval is not None:
+        found["geneval"] = _geneval(config.geneval, samples, device, base)
+    if config.clip_score is not None:
+        found["clip_score"] = _clip_score(_place(base, config.clip_score), samples, device)
+    return found
+
+
+def tables(values: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the scores for the report."""
+    if "geneval" in values:
+        scores = values["geneval"]
+        rows = [(name.replace("_", " "), f"{share:.1%}") for name, share in scores["tasks"].items()]
+        rows += [(name, f"{scores[name]:.1%}") for name in ("overall", "strict")]
+        yield Table("GenEval", rows, NOTES["geneval"].format(**scores))
+    if "clip_score" in values:
+        score = values["clip_score"]
+        rows = [("CLIPScore", f"{score['value']:.2f}"),
+                ("prompts longer than the model reads", str(score["num_cut"]))]  # fmt: skip
+        yield Table("CLIPScore", rows, NOTES["clip_score"].format(**score))
+
+
+def _geneval(
+    config: GenEvalConfig, samples: SampleSet, device: torch.device, base: Path
+) -> dict[str, Any]:
+    key = "evaluate.geneval"
+    if samples.geneval is None:
+        raise ValueError(
+            f"{key}: the samples are not of GenEval's prompts (sample.prompts: NAME.jsonl)"
+        )
+    parsed = {line: Prompt.parse(json.loads(line)) for line in dict.fromkeys(samples.geneval)}
+    try:
+        check_classes(parsed.values())
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    clip = Clip(_place(base, config.clip), device, key=f"{key}.clip")
+    detector = Mask2Former(_place(base, config.detector), device, key=f"{key}.detector")
+    judge = PhotoJudge(detector, ColorNamer(clip))
+    for part, images in _batches(samples, "GenEval"):
+        judge.update(images, [parsed[samples.geneval[index]] for index in part])
+    names = {"detector": detector.name, "clip": clip.name}
+    return {**judge.compute().report(), **names, "num_judged": len(samples)}
+
+
+def _clip_score(folder: Path, samples: SampleSet, device: torch.device) -> dict[str, Any]:
+    key = "evaluate.clip_score"
+    if samples.prompts is None:
+        raise ValueError(f"{key}: the samples are not of prompts (section text)")
+    clip = Clip(folder, device, key=key)
+    scorer = ClipScorer(clip, samples.prompts)
+    for part, images in _batches(samples, "CLIPScore"):
+        scorer.update(images, [samples.prompts[index] for index in part])
+    found = scorer.compute()
+    spread = {} if found.error is None else {"value_std": found.error}
+    return {"value": found.value, **spread, "num_cut": found.num_cut, "model": clip.name}
+
+
+def _place(base: Path, folder: str) -> Path:
+    return base / Path(folder).expanduser()
+
+
+def _batches(samples: SampleSet, name: str) -> Iterator[tuple[range, torch.Tensor]]:
+    """Yield the numbers of some images, and the images."""
+    with tqdm(total=len(samples), desc=name, unit="image") as progress:
+        for start in range(0, len(samples), BATCH):
+            part = range(start, min(start + BATCH, len(samples)))
+            yield part, samples.stack(list(part))
+            progress.update(len(part))
