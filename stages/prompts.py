@@ -12,10 +12,11 @@ from torch import Tensor
 
 from mar.model.conditions import TextShape
 from mar.model.mar import MAR
-from mar.sampling.config import SampleConfig
+from mar.sampling.config import DrawnPrompts, SampleConfig
+from mar.seeds import make_rng
 from mar.text.cache import Captions
 from mar.text.encoder import TextEncoder
-from mar.text.prompts import check_prompts, find_prompts
+from mar.text.prompts import Prompt, check_prompts, find_prompts, tidy
 from mar.text.registry import load_encoder
 
 
@@ -26,6 +27,7 @@ class Prompts:
     Attributes:
         texts: The prompt of each image.
         geneval: The line of GenEval's file that each is from, if they are from one.
+        sources: The image whose caption each is, if they were drawn.
         remarks: What of them the generator will not heed.
         encoder: Makes their tokens.
         count: How many of them the generator takes.
@@ -33,6 +35,7 @@ class Prompts:
 
     texts: list[str]
     geneval: list[str] | None
+    sources: list[str] | None
     remarks: list[str]
     encoder: TextEncoder
     count: int
@@ -42,6 +45,15 @@ class Prompts:
         texts = [self.texts[index] for index in indices.tolist()]
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
         return self.encoder.encode(list(places), self.count)[[places[text] for text in texts]]
+
+    def columns(self, indices: Int[Tensor, " B"]) -> dict[str, list[str]]:
+        """Return what is written beside some images, by the names that `write_shard` has."""
+        columns = {"prompts": self.texts, "geneval": self.geneval, "sources": self.sources}
+        return {
+            name: [column[index] for index in indices.tolist()]
+            for name, column in columns.items()
+            if column is not None
+        }
 
 
 def load(
@@ -71,8 +83,7 @@ def load(
     """
     assert model.text is not None
     found = open_encoder(encoder, model.text, base=base).to(device)
-    held_out = Captions(texts).held_out() if config.prompts is None else []
-    asked = find_prompts(config.prompts, held_out, base=base)
+    asked = _find(config, texts, base)
     prompts = [prompt.text for prompt in asked]
     count = model.config.condition_tokens
     try:
@@ -85,13 +96,32 @@ def load(
         )
     order = [index % len(prompts) for index in range(num_images)]
     lines = [prompt.geneval for prompt in asked if prompt.geneval is not None]
+    sources = [prompt.source for prompt in asked if prompt.source is not None]
     return Prompts(
         [prompts[index] for index in order],
         [lines[index] for index in order] if lines else None,
+        [sources[index] for index in order] if sources else None,
         remarks,
         found,
         count,
     )
+
+
+def _find(config: SampleConfig, texts: Path, base: Path) -> list[Prompt]:
+    """Return the prompts that key `sample.prompts` names.
+
+    Raises:
+        ValueError: they cannot be read, or there are not as many captions.
+    """
+    if not isinstance(config.prompts, DrawnPrompts):
+        held_out = Captions(texts).held_out() if config.prompts is None else []
+        return find_prompts(config.prompts, held_out, base=base)
+    rng = make_rng("prompts", config.prompts.seed)
+    try:
+        drawn, names = Captions(texts).draw_held_out(config.prompts.held_out, rng)
+    except ValueError as error:
+        raise ValueError(f"sample.prompts.held_out: {error}") from None
+    return [Prompt(tidy(text), source=name) for text, name in zip(drawn, names, strict=True)]
 
 
 def open_encoder(path: Path, expected: TextShape, *, base: Path) -> TextEncoder:

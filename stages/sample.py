@@ -100,13 +100,6 @@ class Generation:
         return images
 
     def _write(self, path: Path, shard: Tensor, images: Tensor) -> None:
-        texts, lines = (
-            column and [column[index] for index in shard.tolist()]
-            for column in (
-                self.prompts and self.prompts.texts,
-                self.prompts and self.prompts.geneval,
-            )
-        )
         write_shard(
             path,
             images,
@@ -114,8 +107,7 @@ class Generation:
             first_index=int(shard[0]),
             num_classes=self.model.num_classes,
             seed=self.config.seed,
-            prompts=texts,
-            geneval=lines,
+            **({} if self.prompts is None else self.prompts.columns(shard)),
         )
 
 

@@ -1,5 +1,6 @@
 """Section `sample` of `params.yaml`: how images are generated, and which models it fits."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
@@ -21,10 +22,25 @@ LabelChoice = Annotated[
     | Annotated[list[ClassChoice], Field(min_length=1), Tag("fields")],
     Discriminator(name_or_fields),
 ]
+
+
+class DrawnPrompts(Config):
+    """Captions of held-out images, drawn at random as those of COCO-30k are."""
+
+    held_out: int = Field(gt=0, description="images that are drawn, with one caption of each")
+    seed: int = Field(ge=0, description="chooses images and captions")
+
+
+def _form(value: object) -> str:
+    """Return in which of three forms prompts are given."""
+    return "drawn" if isinstance(value, Mapping | DrawnPrompts) else name_or_fields(value)
+
+
 PromptsChoice = Annotated[
     Annotated[str, Field(min_length=1), Tag("name")]
-    | Annotated[list[str], Field(min_length=1), Tag("fields")],
-    Discriminator(name_or_fields),
+    | Annotated[list[str], Field(min_length=1), Tag("fields")]
+    | Annotated[DrawnPrompts, Tag("drawn")],
+    Discriminator(_form),
 ]
 
 
@@ -45,7 +61,8 @@ class SampleConfig(Config):
     prompts: PromptsChoice | None = Field(
         description="prompts to cycle through where there is a section text: a list of them, a "
         "file with one on each line, or one of GenEval's (.jsonl), whose samples can be judged; "
-        "null for the captions of the images held out"
+        "null for the first caption of each image held out, or {held_out: 30000, seed: 0}, which "
+        "draws images and captions among them"
     )
     num_steps: int = Field(
         gt=0, description="generation steps, each of which reveals a set of tokens"

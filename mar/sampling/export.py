@@ -71,7 +71,7 @@ def write_pictures(samples: SampleSet, folder: Path, on_images: OnImages = lambd
                 Image.fromarray(image).save(partial / next(written))
             on_images(images)
         if samples.prompts is not None:
-            write_captions(partial, names, samples.prompts)
+            write_captions(partial, names, samples.prompts, samples.sources)
             return
         labels = samples.labels.numpy()
         rows = [f"{name},{label}" for name, label in zip(names, labels, strict=True)]
@@ -130,19 +130,26 @@ def _new_folder(folder: Path) -> Generator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_captions(folder: Path, names: Sequence[str], captions: Sequence[str]) -> None:
+def write_captions(
+    folder: Path,
+    names: Sequence[str],
+    captions: Sequence[str],
+    sources: Sequence[str] | None = None,
+) -> None:
     """Write captions of image files as `metadata.jsonl`, a layout of Hugging Face.
 
     Args:
         folder: Where the images are.
         names: Of their files (`file_name`).
         captions: Of each (`text`).
+        sources: The real image that has the caption (`source`), if there is one.
     """
-    rows = [
-        json.dumps({"file_name": name, "text": caption}, ensure_ascii=False)
-        for name, caption in zip(names, captions, strict=True)
-    ]
-    atomic.write_text(folder / "metadata.jsonl", "\n".join([*rows, ""]))
+    columns = {"file_name": names, "text": captions}
+    if sources is not None:
+        columns["source"] = sources
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    atomic.write_text(folder / "metadata.jsonl", "\n".join([*lines, ""]))
 
 
 def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:

@@ -2,8 +2,9 @@
 
 Each shard holds the columns `index`, `label` and `image` (bytes in the layout H, W, RGB), of images
 from prompts also `prompt`, of those of GenEval's files also `geneval` (the line, which says what
-the image must show), and, as metadata of its schema, `height`, `width`, `num_classes`, `seed` and
-its seal (`mar.files.seal`). An image's noise comes from (seed, index). Any Arrow reader opens it.
+the image must show), of drawn captions also `source` (the image that has it), and, as metadata of
+its schema, `height`, `width`, `num_classes`, `seed` and its seal (`mar.files.seal`). An image's
+noise comes from (seed, index). Any Arrow reader opens it.
 
 Shapes: B images, H height, W width.
 """
@@ -31,7 +32,7 @@ from mar.files.arrow import open_arrow
 
 
 METADATA = ("height", "width", "num_classes", "seed")
-TEXTS = ("prompt", "geneval")
+TEXTS = ("prompt", "geneval", "source")
 
 
 class Kind(NamedTuple):
@@ -80,6 +81,7 @@ def write_shard(
     seed: int,
     prompts: Sequence[str] | None = None,
     geneval: Sequence[str] | None = None,
+    sources: Sequence[str] | None = None,
 ) -> None:
     """Write images `first_index`, `first_index + 1`, ... and their labels as one file.
 
@@ -87,7 +89,7 @@ def write_shard(
     """
     count, _, height, width = images.shape
     pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # (B, H, W, 3)
-    texts = {"prompt": prompts, "geneval": geneval}
+    texts = {"prompt": prompts, "geneval": geneval, "source": sources}
     texts = {name: column for name, column in texts.items() if column is not None}
     schema = _schema(Kind(height, width, num_classes, seed, tuple(texts)))
     values = pa.py_buffer(pixels)
@@ -109,6 +111,7 @@ class SampleSet(Dataset[Tensor]):
         num_classes: The number of classes that the generator knows.
         prompts: The prompt that each image was generated from, if they were.
         geneval: The lines of GenEval's files that these are from, if they are.
+        sources: The real images whose captions these are, if they were drawn.
         height: Of every image, in pixels.
         width: Of every image, in pixels.
         seed: Of the noise of every image, together with its index.
@@ -154,6 +157,7 @@ class SampleSet(Dataset[Tensor]):
         self.height, self.width, self.num_classes, self.seed, _ = Kind.of(schema)
         self.prompts: list[str] | None = texts["prompt"] or None
         self.geneval: list[str] | None = texts["geneval"] or None
+        self.sources: list[str] | None = texts["source"] or None
         self.labels: Int[Tensor, " B"] = torch.from_numpy(np.concatenate(labels).astype(np.int64))
 
     def __len__(self) -> int:

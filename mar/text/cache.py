@@ -84,7 +84,9 @@ class Captions:
         self._texts: pa.ChunkedArray = captions["caption"]
         is_train = np.array([split == "train" for split in images["split"].to_pylist()], bool)
         trained = images.filter(pa.array(is_train))
-        self._held_out = images.filter(pa.array(~is_train))["captions"]
+        held_out = images.filter(pa.array(~is_train))
+        self._held_out = held_out["captions"]
+        self._held_out_names: list[str] = held_out["name"].to_pylist()
         self.names: list[str] = trained["name"].to_pylist()
         self._values, self._starts = _ragged(trained["captions"])
         self.num_trained = int(self._values.max()) + 1 if len(self._values) else 0
@@ -112,6 +114,21 @@ class Captions:
         """Return a caption of each image that is held out: its first."""
         values, starts = _ragged(self._held_out)
         return self.texts(values[starts[:-1]])
+
+    def draw_held_out(self, count: int, rng: torch.Generator) -> tuple[list[str], list[str]]:
+        """Draw images that are held out, and of each a caption; return captions and images' names.
+
+        Raises:
+            ValueError: there are fewer images.
+        """
+        if count > (available := len(self._held_out_names)):
+            raise ValueError(f"{count} images are to be drawn, and {available} are held out")
+        values, starts = _ragged(self._held_out)
+        images = torch.randperm(available, generator=rng)[:count]
+        chance = torch.rand(count, generator=rng, dtype=torch.float64)
+        first, last = starts[images], starts[images + 1]
+        chosen = values[first + (chance * (last - first)).long().clamp(max=last - first - 1)]
+        return self.texts(chosen), [self._held_out_names[image] for image in images.tolist()]
 
 
 class TextCache:

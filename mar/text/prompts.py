@@ -18,10 +18,12 @@ class Prompt(NamedTuple):
     Attributes:
         text: Of which images are generated, white space as one blank each.
         geneval: Its line in GenEval's file, if it is from one.
+        source: The image whose caption it is, if it was drawn among those held out.
     """
 
     text: str
     geneval: str | None = None
+    source: str | None = None
 
 
 def find_prompts(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tiny_project as tiny
 from sample_shards import jpeg, write_tar
-from text_project import COLORS, STAGES, text_params, write_photos
+from text_project import STAGES, text_params, write_photos
 
 from mar.data.dataset import ImageSet
 from mar.files import weights
@@ -82,10 +82,18 @@ def test_images_of_prompts_come_from_captions(
     samples = SampleSet(Path("out/sample/samples"))
     assert samples.prompts == (texts * 5)[:24]
     assert samples.geneval == (lines * 5)[:24]
-    Path("params.yaml").write_text(json.dumps(text_params(prompts=None)))
+    drawn = {"held_out": 6, "seed": 1}
+    Path("params.yaml").write_text(json.dumps(text_params(prompts=drawn)))
     tiny.run_stage("sample")
-    prompts = SampleSet(Path("out/sample/samples")).prompts or []
-    assert set(prompts) <= {f"a {name} square" for name in COLORS}
+    samples = SampleSet(Path("out/sample/samples"))
+    assert samples.prompts is not None
+    assert samples.sources is not None
+    assert len(set(samples.sources)) == 6
+    for text, source in zip(samples.prompts, samples.sources, strict=True):
+        assert text == Path("photos", source).with_suffix(".txt").read_text()
+    Path("params.yaml").write_text(json.dumps(text_params(prompts=drawn | {"held_out": 7})))
+    with pytest.raises(ValueError, match=r"sample\.prompts\.held_out: 7 images are .* 6 are held"):
+        tiny.run_stage("sample")
 
     section = WordsConfig(kind="words", min_count=1)
     save_encoder(Path("out/encode_text/encoder.json"), section, Words(["blue", "red"]))

@@ -78,11 +78,13 @@ def test_prompts_are_beside_their_pictures(images: torch.Tensor, tmp_path: Path)
         num_classes=1,
         seed=0,
         prompts=prompts,
+        sources=["0.jpg", "1.jpg", "2.jpg"],
     )
     write_pictures(SampleSet(tmp_path / "samples"), tmp_path / "pictures")
     rows = (tmp_path / "pictures/metadata.jsonl").read_text().splitlines()
     assert [json.loads(row) for row in rows] == [
-        {"file_name": f"{number:06d}.png", "text": prompt} for number, prompt in enumerate(prompts)
+        {"file_name": f"{number:06d}.png", "text": prompt, "source": f"{number}.jpg"}
+        for number, prompt in enumerate(prompts)
     ]
     assert not (tmp_path / "pictures/labels.csv").exists()
 

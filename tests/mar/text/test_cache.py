@@ -58,6 +58,23 @@ def test_names_and_uses_are_those_of_the_images_to_train_on_and_prompts_of_the_o
     assert captions.uses().tolist() == [2, 1, 1, 1]
 
 
+def test_held_out_captions_are_drawn_by_a_seed(tmp_path: Path) -> None:
+    write(tmp_path)
+    captions = Captions(tmp_path)
+    of = {"3": {"a red cat", "cat"}, "4": {"dog"}}
+    seen: set[str] = set()
+    for seed in range(20):
+        rng = torch.Generator().manual_seed(seed)
+        texts, names = captions.draw_held_out(2, rng)
+        assert sorted(names) == ["3", "4"]
+        assert all(text in of[name] for text, name in zip(texts, names, strict=True))
+        assert captions.draw_held_out(2, rng.manual_seed(seed)) == (texts, names)
+        seen |= {*texts, names[0]}
+    assert seen == {"a red cat", "cat", "dog", "3", "4"}
+    with pytest.raises(ValueError, match="3 images are to be drawn, and 2 are held out"):
+        captions.draw_held_out(3, torch.Generator())
+
+
 def test_the_same_captions_make_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
