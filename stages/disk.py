@@ -53,5 +53,29 @@ def room(each: int, count: int, missing: int, folder: Path) -> str:
     return said
 
 
+def room_for_embeddings(tokens: int, size: int, dtype: str, folder: Path) -> str:
+    """Return a sentence on what the embeddings of captions take of a disk.
+
+    Args:
+        tokens: Tokens of all captions.
+        size: Channels of an embedding.
+        dtype: Its number type.
+        folder: Where they lie; those that are there already need no further room.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    each = size * (4 if dtype == "float32" else 2)
+    there = sum(path.stat().st_size for path in folder.glob("tokens-*.arrow"))
+    free = shutil.disk_usage(folder).free
+    said = f"{tokens:,} tokens x {each:,} bytes = {_bytes(each * tokens)} in {folder}"
+    said += f"; {_bytes(free)} are free"
+    if each * tokens - there > free:
+        raise ValueError(
+            f"the disk has no room for the embeddings: {said} (text.cache: null keeps none)"
+        )
+    return said
+
+
 def _bytes(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

@@ -1,12 +1,16 @@
 """Encode the captions of the images for the generator."""
 
+import sys
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from mar import distributed
 from mar.data.manifest import Manifest
 from mar.files import atomic
 from mar.text.cache import CaptionedImages, Captions, write_captions
@@ -14,6 +18,7 @@ from mar.text.encoder import TextEncoder
 from mar.text.registry import TextConfig, save_encoder
 from mar.text.survey import Survey
 from mar.text.token_files import file_path, write_tokens
+from stages.disk import room_for_embeddings
 from stages.stage import Stage, run
 
 
@@ -21,26 +26,29 @@ MANIFEST = Path("out/prepare/manifest.parquet")
 
 
 def main(stage: Stage) -> None:
-    """Write the encoder and the tokens of all captions; without section `text`, nothing in them."""
+    """Write the encoder and the tokens of all captions; without section `text`, nothing in them.
+
+    Of several processes, each writes every n-th file of tokens, and the first one does the rest.
+    """
     section = stage.params("text", TextConfig | None)
     count = stage.params("generator.condition_tokens", int)
-    encoder, splits = None, {}
+    folder = stage.work / "texts"
+    encoder: TextEncoder | None = None
+    splits: Mapping[str, CaptionedImages] = {}
     if section is not None:
         splits = {split: _captions(split) for split in ("train", "held_out")}
-        encoder = section.learn(chain(*splits["train"].captions), base=stage.root)
-    folder = stage.work / "texts"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_captions(folder, splits)
+        texts = splits["train"].captions
+        encoder = distributed.main_first(lambda: section.learn(chain(*texts), base=stage.root))
+    distributed.from_main(lambda: write_captions(folder, splits))
     metrics: dict[str, Any] = {"num_captions": 0}
     if encoder is not None:
         captions = Captions(folder)
-        survey = Survey(captions, encoder, count)
-        stage.warn(survey.remarks())
+        metrics = distributed.from_main(lambda: _survey(stage, encoder, captions, count, folder))
         _encode(stage, encoder.to(stage.device), captions, count, folder)
-        metrics = survey.metrics()
-    atomic.publish_folder(folder, stage.out / "texts")
-    save_encoder(stage.out / "encoder.json", section, encoder)
-    stage.write_metrics(metrics)
+    if distributed.is_main():
+        atomic.publish_folder(folder, stage.out / "texts")
+        save_encoder(stage.out / "encoder.json", section, encoder)
+        stage.write_metrics(metrics)
 
 
 def _captions(split: str) -> CaptionedImages:
@@ -51,19 +59,44 @@ def _captions(split: str) -> CaptionedImages:
     return CaptionedImages(manifest.paths(), captions)
 
 
+def _survey(
+    stage: Stage, encoder: TextEncoder, captions: Captions, count: int, folder: Path
+) -> dict[str, int | float]:
+    """Say what the encoder makes of the captions and what that takes of the disk.
+
+    Raises:
+        ValueError: the disk has no room.
+    """
+    survey = Survey(captions, encoder, count)
+    stage.warn(survey.remarks())
+    if encoder.token_kind == "embeddings" and encoder.cache is not None:
+        said = room_for_embeddings(survey.kept_tokens, encoder.size, encoder.cache.dtype, folder)
+        sys.stderr.write(f"{stage.name}: {said}\n")
+    return survey.metrics()
+
+
 def _encode(
     stage: Stage, encoder: TextEncoder, captions: Captions, count: int, folder: Path
 ) -> None:
-    """Write the files of tokens that are not there yet, if tokens are kept."""
-    if encoder.cache is None:
+    """Write this process's share of the files of tokens that are not there yet, if any are kept."""
+    if (cache := encoder.cache) is None:
         return
-    numbers = torch.arange(captions.num_trained).split(encoder.cache.shard_captions)
-    with tqdm(total=captions.num_trained, desc=stage.name, unit="caption", delay=3) as progress:
-        for number, part in enumerate(numbers):
-            path = file_path(folder, number)
+    parts = torch.split(torch.arange(captions.num_trained), cache.shard_captions)
+    files = [(file_path(folder, number), part) for number, part in enumerate(parts)]
+    mine: list[tuple[Path, Tensor]] = list(distributed.share(files))
+    with (
+        tqdm(
+            total=sum(len(part) for _, part in mine),
+            desc=stage.name,
+            unit="caption",
+            delay=3,
+            disable=not distributed.is_main(),
+        ) as progress,
+        distributed.meeting(),
+    ):
+        for path, part in mine:
             if not stage.is_made(path):
-                tokens = encoder.encode(captions.texts(part), count)
-                write_tokens(path, tokens, encoder.cache.dtype)
+                write_tokens(path, encoder.encode(captions.texts(part), count), cache.dtype)
             progress.update(len(part))
 
 

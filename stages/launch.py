@@ -31,15 +31,11 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mar import distributed
 from mar.files import atomic
-from stages import once
+from stages import once, params
 from stages.cpus import count_cpus
 from stages.stage import read_count
 
 
-ALONE = {
-    "prepare",
-    "encode_text",
-}  # stages without work for a GPU; their worker processes are those of a loader
 NODES = Path("work/nodes/stage.json")  # which stage the other machines join
 MISTAKE = Path("work/nodes/mistake.json")  # what one of them has found wrong
 HEARTBEAT = 2.0  # seconds between two signs of life of the first machine
@@ -60,7 +56,7 @@ def processes_here(stage: str) -> int:
     nodes = read_count("MAR_NODES", 1, least=1)
     if "RANK" not in os.environ and nodes > 1 and not is_launched():
         NODES.unlink(missing_ok=True)  # of a first machine that has died
-    if stage in ALONE or "RANK" in os.environ or _in_slurm_step():
+    if is_alone(stage) or "RANK" in os.environ or _in_slurm_step():
         return 0
     num = read_count("MAR_PROCESSES", processes_by_default(), least=1)
     device = os.environ.get("MAR_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -68,6 +64,14 @@ def processes_here(stage: str) -> int:
     if device.startswith("cuda") and num > room:
         raise ValueError(f"MAR_PROCESSES: must be at most {room}, the GPUs of {device}, got {num}")
     return num if num * nodes > 1 else 0
+
+
+def is_alone(stage: str) -> bool:
+    """Whether a stage has no work for a GPU; its worker processes are those of a loader."""
+    if stage != "encode_text":
+        return stage == "prepare"
+    text: Any = params.read().get("text")
+    return not (isinstance(text, dict) and text.get("cache"))  # embeddings are written by all
 
 
 def processes_by_default() -> int:
@@ -248,13 +252,13 @@ def is_launched() -> bool:
 def is_for_another(stage: str) -> bool:
     """Whether this process has nothing to do in a stage that one process does alone."""
     rank = os.environ.get("RANK") or (os.environ["SLURM_PROCID"] if _in_slurm_step() else "0")
-    return stage in ALONE and rank != "0"
+    return is_alone(stage) and rank != "0"
 
 
 @contextmanager
 def joined(stage: str, device: torch.device) -> Iterator[None]:
     """Join the processes that work together, if there are others, while the block runs."""
-    if stage in ALONE:
+    if is_alone(stage):
         yield
         return
     if "RANK" in os.environ:

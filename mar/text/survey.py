@@ -17,6 +17,7 @@ class Survey:
     Attributes:
         num_captions: How many there are.
         mean_tokens: Tokens of a caption, none cut.
+        kept_tokens: Tokens of all captions that are used, each caption once.
         share_cut: The share of captions that have more tokens than are used.
         share_unknown: The share of captions with words that are not known.
         share_empty: The share of captions of which nothing is known.
@@ -43,6 +44,7 @@ class Survey:
         uses = captions.uses()
         self.num_captions = int(uses.sum())
         length = torch.tensor(lengths)
+        self.kept_tokens = int(length.clamp(max=encoder.limit(count)).sum())
         self.mean_tokens = self._mean(length, uses)
         self.share_cut = self._mean(length > encoder.limit(count), uses)
         self.share_empty = self._mean(length == 0, uses)

@@ -1,19 +1,24 @@
 """A project whose texts a frozen language model encodes, in files or while it is trained."""
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import stages_in_processes
 import text_project
 import tiny_encoders
 import tiny_project as tiny
 import torch
+from processes import in_processes
 
 from mar.files import weights
 from mar.sampling.store import SampleSet
 from mar.text.registry import load_encoder
-from stages import previews
+from stages import launch, previews
+from stages.disk import room_for_embeddings
 from stages.sampler import load
 
 
@@ -78,3 +83,38 @@ def test_embeddings_of_files_and_of_each_batch_train_the_same_generator(
     tiny_encoders.write_encoder(project / "t5", seed=1)
     with pytest.raises(ValueError, match=r"text\.path: .* encode_text has to run again"):
         tiny.run_stage("sample")
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_writes_the_same_bytes(project: Path, tmp_path: Path) -> None:
+    write_params(cache=CACHE | {"shard_captions": 1})
+    tiny.run_stage("prepare")
+    found: list[dict[str, bytes]] = []
+    for num in (1, 2):
+        call = (project, ["encode_text"])
+        if num == 1:
+            stages_in_processes.run(*call)
+        else:
+            with contextlib.chdir(tiny.ROOT):  # where they import the project from
+                in_processes(stages_in_processes.run, num, tmp_path / "meeting", *call)
+        files = sorted(path for path in Path("out/encode_text").rglob("*") if path.is_file())
+        found.append({path.name: path.read_bytes() for path in files})
+        shutil.rmtree("out/encode_text")
+        shutil.rmtree("work/encode_text")
+    assert found[0] == found[1]
+    assert {f"tokens-{number:05d}.arrow" for number in range(3)} < found[0].keys()
+
+
+def test_embeddings_that_the_disk_has_no_room_for_are_refused(tmp_path: Path) -> None:
+    assert "1,000 tokens x 24 bytes = 0.0 MB" in room_for_embeddings(1000, 12, "bfloat16", tmp_path)
+    with pytest.raises(ValueError, match=r"no room for the embeddings: .*text\.cache: null"):
+        room_for_embeddings(10**13, 4096, "float16", tmp_path)
+
+
+def test_embeddings_are_made_by_all_gpus_and_words_by_one_process(project: Path) -> None:
+    write_params()
+    assert not launch.is_alone("encode_text")
+    write_params(cache=None)
+    assert launch.is_alone("encode_text")
+    Path("params.yaml").write_text(json.dumps(text_project.text_params()))
+    assert launch.is_alone("encode_text")
