@@ -51,7 +51,7 @@ class Survey:
         self.share_unknown = self._mean(torch.tensor(strange), uses)
 
     def _mean(self, values: torch.Tensor, uses: torch.Tensor) -> float:
-        return float((values * uses).sum() / self.num_captions)
+        return float((values * uses).sum().double() / self.num_captions)
 
     def metrics(self) -> dict[str, int | float]:
         """Return the numbers."""
