@@ -18,7 +18,7 @@ from mar.sampling.store import SampleSet
 from stages.report import Table
 
 
-BATCH = 16  # images at a time
+JUDGED, COMPARED = 4, 64  # images at a time; Mask2Former takes 0.75 GB for each
 NOTES = {
     "geneval": "The share of images that show what their prompt asks for, by GenEval's rules; "
     "objects were found by {detector}, colours told by {clip}. Scores by other models differ.",
@@ -78,7 +78,7 @@ def _geneval(
     clip = Clip(_place(base, config.clip), device, key=f"{key}.clip")
     detector = Mask2Former(_place(base, config.detector), device, key=f"{key}.detector")
     judge = PhotoJudge(detector, ColorNamer(clip))
-    for part, images in _batches(samples, "GenEval"):
+    for part, images in _batches(samples, "GenEval", JUDGED):
         judge.update(images, [parsed[samples.geneval[index]] for index in part])
     names = {"detector": detector.name, "clip": clip.name}
     return {**judge.compute().report(), **names, "num_judged": len(samples)}
@@ -90,7 +90,7 @@ def _clip_score(folder: Path, samples: SampleSet, device: torch.device) -> dict[
         raise ValueError(f"{key}: the samples are not of prompts (section text)")
     clip = Clip(folder, device, key=key)
     scorer = ClipScorer(clip, samples.prompts)
-    for part, images in _batches(samples, "CLIPScore"):
+    for part, images in _batches(samples, "CLIPScore", COMPARED):
         scorer.update(images, [samples.prompts[index] for index in part])
     found = scorer.compute()
     spread = {} if found.error is None else {"value_std": found.error}
@@ -101,10 +101,10 @@ def _place(base: Path, folder: str) -> Path:
     return base / Path(folder).expanduser()
 
 
-def _batches(samples: SampleSet, name: str) -> Iterator[tuple[range, torch.Tensor]]:
+def _batches(samples: SampleSet, name: str, size: int) -> Iterator[tuple[range, torch.Tensor]]:
     """Yield the numbers of some images, and the images."""
     with tqdm(total=len(samples), desc=name, unit="image") as progress:
-        for start in range(0, len(samples), BATCH):
-            part = range(start, min(start + BATCH, len(samples)))
+        for start in range(0, len(samples), size):
+            part = range(start, min(start + size, len(samples)))
             yield part, samples.stack(list(part))
             progress.update(len(part))

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_encoders
 import torch
 from PIL import Image
 from starlette.testclient import TestClient
 from text_weights import SLOTS, write_weights
 
+from mar.text.frozen import FrozenConfig
 from mar.text.registry import load_encoder, save_encoder
 from mar.text.words import Words, WordsConfig
 from stages import export, generate
@@ -178,3 +180,30 @@ def test_an_exported_generator_has_all_that_prompts_need(
     files["tokenizer"] = files["generator"]
     with pytest.raises(ValueError, match="holds a generator, expected a tokenizer"):
         load(**files)
+
+
+def test_prompts_of_a_frozen_encoder_are_drawn_and_exported_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    tiny_encoders.write_encoder(project / "t5")
+    section = FrozenConfig.model_validate(tiny_encoders.section(Path("t5")))
+    write_weights(project, section, section.learn([], base=project))
+    asked = {"prompts": ["a red seven", "a blue two"], "seed": 3}
+    images = load(project / "out").sample(**asked)
+    assert not np.array_equal(images[0], images[1])
+    with pytest.raises(ValueError, match="prompts: nothing is left of the prompt ''"):
+        load(project / "out").sample(prompts=[""])
+
+    monkeypatch.chdir(project)
+    generate.main(["--prompt", "a red seven", "--per-prompt", "1", "--seed", "3"])
+    picture = np.asarray(Image.open("generated/001/0000-a_red_seven.png"))
+    assert np.abs(picture.astype(int) - images[0]).max() <= 1  # batches round sums otherwise
+    export.export(tmp_path / "files")
+    files: dict[str, Any] = {"generator": tmp_path / "files/checkpoint-last.pth"}
+    files["tokenizer"] = tmp_path / "files/kl16.ckpt"
+    assert np.array_equal(load(**files).sample(**asked), images)
+    monkeypatch.chdir(tmp_path)  # where the encoder's folder is not
+    with pytest.raises(ValueError, match=r"text\.path: .*t5"):
+        load(**files).sample(**asked)

@@ -13,6 +13,7 @@ from mar.latents.posterior import LatentShape
 from mar.model.conditions import TextShape
 from mar.model.mar import MAR, GeneratorConfig
 from mar.model.saved import save_mar
+from mar.text.encoder import TextEncoder, TextSection
 from mar.text.registry import save_encoder
 from mar.text.words import Words, WordsConfig
 from mar.tokenizers.kl import AutoencoderConfig
@@ -23,8 +24,13 @@ WORDS = ("a", "blue", "left", "of", "red", "seven", "two")
 SLOTS = 6
 
 
-def write_weights(project: Path) -> None:
-    """Write random weights of a generator that takes texts of `WORDS`, and `params.yaml`."""
+LEARNT, KNOWN = WordsConfig(kind="words", min_count=1), Words(WORDS)
+
+
+def write_weights(
+    project: Path, section: TextSection = LEARNT, encoder: TextEncoder = KNOWN
+) -> None:
+    """Write random weights of a generator that takes texts, and `params.yaml`."""
     params: dict[str, Any] = tiny.tiny_params()
     params["generator"]["condition_tokens"] = SLOTS
     (project / "params.yaml").write_text(json.dumps(params))
@@ -38,9 +44,8 @@ def write_weights(project: Path) -> None:
     save_tokenizer(out / "train_tokenizer/tokenizer.safetensors", codec)
     digest = seal.digest(out / "train_tokenizer/tokenizer.safetensors")
     _info(digest).write(out / "encode/latents.json")
-    section = WordsConfig(kind="words", min_count=1)
-    save_encoder(out / "encode_text/encoder.json", section, Words(WORDS))
-    text = TextShape("words", len(WORDS))
+    save_encoder(out / "encode_text/encoder.json", section, encoder)
+    text = TextShape(encoder.token_kind, encoder.size, encoder.identity)
     latent = LatentShape(2, 4, 4)
     model = MAR(_section(GeneratorConfig, params["generator"]), latent, 1, text=text)
     for parameter in model.parameters():  # as if trained: images of two texts differ
