@@ -104,7 +104,7 @@ class Evaluations:
     def __init__(self, model: MAR) -> None:
         assert isinstance(model.head, DiffusionLoss)
         self.count = 0
-        model.head.denoiser.input_proj.register_forward_pre_hook(self._add)
+        model.head.denoiser.final.norm.register_forward_pre_hook(self._add)
 
     def _add(self, *_: object) -> None:
         self.count += 1

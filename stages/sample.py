@@ -17,6 +17,7 @@ from mar.data.class_names import read_class_names
 from mar.evaluation.image_grid import captioned_grid
 from mar.files import atomic, seal
 from mar.latents.info import LatentsInfo
+from mar.model.compilation import compile_sampling
 from mar.model.mar import MAR
 from mar.sampling.blank import count_all_blank
 from mar.sampling.config import SampleConfig
@@ -32,7 +33,7 @@ from stages.background import Background, background
 from stages.generation_progress import generation_bar, step_counter
 from stages.image_batches import ImageBatches, choose_size
 from stages.prompts import Prompts
-from stages.stage import Stage, run
+from stages.stage import Stage, read_count, run
 
 
 INFO = Path("out/encode/latents.json")
@@ -159,6 +160,8 @@ def _load(stage: Stage, class_names: list[str]) -> Generation:
     info.check({"tokenizer": digest})
     model = chosen_weights.load(GENERATOR, config.weights, digest, partial(_say, stage))
     model.to(stage.device)
+    if read_count("MAR_COMPILE_SAMPLING", 0, least=0) and not compile_sampling(model):
+        _say(stage, "MAR_COMPILE_SAMPLING: this head takes no denoising steps to compile")
     decoder = load_tokenizer(TOKENIZER).to(stage.device)
     chosen = resolve_labels(config.labels, class_names)
     if chosen is not None:

@@ -149,7 +149,7 @@ class DiffusionLoss(Head):
         steps, features = _sampling_steps(sampler.num_steps, condition.z.device)
         with without_autocast(condition.z.device):
             dtype = getattr(torch, sampler.precision)
-            denoise = Denoising(self.denoiser, condition, features, dtype).guided
+            denoise = Denoising(self.denoiser, condition, features, dtype)
             if sampler.solver in ORDERS:
                 return diffusion_sampling.solve(
                     denoise,

@@ -118,7 +118,7 @@ class RectifiedFlow(Head):
         with without_autocast(condition.z.device):
             times = solver_times(sampler.num_steps, sampler.solver, condition.z.device)
             features = time_features(TIME_SCALE * times)  # (S, F)
-            denoise = Denoising(self.denoiser, condition, features).guided
+            denoise = Denoising(self.denoiser, condition, features)
             return solve(
                 lambda x_t, time: denoise(x_t, time)[0],
                 sampler.temperature * noise.initial,

@@ -171,7 +171,7 @@ def count_evaluations(model: MAR) -> list[int]:
     """Return a list that grows by one at each evaluation of the denoiser."""
     calls: list[int] = []
     assert isinstance(model.head, DiffusionLoss | RectifiedFlow)
-    model.head.denoiser.input_proj.register_forward_pre_hook(lambda _, __: calls.append(1))
+    model.head.denoiser.final.norm.register_forward_pre_hook(lambda _, __: calls.append(1))
     return calls
 
 
