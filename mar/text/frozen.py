@@ -24,7 +24,13 @@ from torch import Tensor
 from mar.config import Config, PathText, Sha256
 from mar.text.encoder import CacheForm, TextEncoder, TextSection, Tokens
 from mar.text.encoder_folder import EncoderFolder, open_folder
-from mar.text.language_model import LanguageModel, load_model, load_tokenizer, read_tokens
+from mar.text.language_model import (
+    LanguageModel,
+    cut_tokens,
+    load_model,
+    load_tokenizer,
+    read_tokens,
+)
 
 
 class CacheConfig(Config):
@@ -228,17 +234,15 @@ class FrozenEncoder(TextEncoder):
         self, texts: Sequence[str], limit: int
     ) -> tuple[Int[np.ndarray, "B K"], Bool[np.ndarray, "B K"]]:
         """Return the numbers of the first tokens of each text, and where there are any."""
-        if not texts:
-            return np.zeros((0, limit), np.int64), np.zeros((0, limit), bool)
-        cut: list[list[int]] = self._open().tokenizer(
-            list(texts), truncation=True, max_length=limit, verbose=False
-        )["input_ids"]
-        whole = self.tokenise(texts)
-        cut = [row if tokens.numbers else [] for row, tokens in zip(cut, whole, strict=True)]
-        lengths = np.array([len(row) for row in cut])
+        rows = [tokens.numbers for tokens in self.tokenise(texts)]
+        long = [place for place, row in enumerate(rows) if len(row) > limit]
+        again = cut_tokens(self._open().tokenizer, [texts[place] for place in long], limit)
+        for place, row in zip(long, again, strict=True):
+            rows[place] = row
+        lengths = np.array([len(row) for row in rows], np.int64)
         present = np.arange(limit) < lengths[:, None]
         numbers = np.zeros((len(texts), limit), np.int64)
-        numbers[present] = np.fromiter((number for row in cut for number in row), np.int64)
+        numbers[present] = np.fromiter((number for row in rows for number in row), np.int64)
         return numbers, present
 
     def describe(self) -> dict[str, Any]:

@@ -156,13 +156,33 @@ def read_tokens(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
     """Return all tokens of each text, with those that the model adds, and its unknown words."""
     if not texts:
         return []
-    found = tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
-    rows = zip(texts, found["input_ids"], found["offset_mapping"], strict=True)
-    return [_tokens(tokenizer, text, numbers, places) for text, numbers, places in rows]
+    rows: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"]
+    found = [Tokens(row if text.strip() else [], []) for text, row in zip(texts, rows, strict=True)]
+    missing = tokenizer.unk_token_id
+    if missing == tokenizer.eos_token_id:  # of tokenizers that know every byte
+        return found
+    # Where each token stands in its text takes time, and is seldom asked for.
+    strange = [place for place, tokens in enumerate(found) if missing in tokens.numbers]
+    if strange:
+        again = tokenizer(
+            [texts[place] for place in strange], return_offsets_mapping=True, verbose=False
+        )
+        for place, places in zip(strange, again["offset_mapping"], strict=True):
+            found[place] = _with_unknown(tokenizer, texts[place], rows[place], places)
+    return found
 
 
-def _tokens(tokenizer: Any, text: str, numbers: list[int], places: list[tuple[int, int]]) -> Tokens:
-    """Return the tokens of a text; none if it is empty, or if no word of it is known.
+def cut_tokens(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[int]]:
+    """Return the tokens of texts that have more than `limit`, cut as the model cuts texts."""
+    if not texts:
+        return []
+    return tokenizer(list(texts), truncation=True, max_length=limit, verbose=False)["input_ids"]
+
+
+def _with_unknown(
+    tokenizer: Any, text: str, numbers: list[int], places: list[tuple[int, int]]
+) -> Tokens:
+    """Return the tokens of a text with unknown words; none if no word of it is known.
 
     Args:
         tokenizer: What has read it.
@@ -170,16 +190,12 @@ def _tokens(tokenizer: Any, text: str, numbers: list[int], places: list[tuple[in
         numbers: The number of each token.
         places: Where in the text each token begins and ends.
     """
-    if not text.strip():
-        return Tokens([], [])
     missing = tokenizer.unk_token_id
     words = [
         text[start:end].strip()
         for number, (start, end) in zip(numbers, places, strict=True)
-        if number == missing and end > start
+        if number == missing
     ]
-    if not words:
-        return Tokens(numbers, [])
     others = {*numbers} - {*tokenizer.all_special_ids, missing}
     pieces: list[str] = tokenizer.convert_ids_to_tokens(sorted(others))
     is_known = any(piece.strip(BLANKS) for piece in pieces)
