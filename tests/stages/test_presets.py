@@ -10,6 +10,8 @@ from ruamel.yaml import YAML
 from mar.latents.posterior import LatentShape
 from mar.model.mar import MAR, narrow_denoiser_warning
 from mar.sampling.labels import balanced_labels
+from mar.scenes.grammar import draw_scene
+from mar.seeds import make_rng
 from mar.tokenizers.registry import build_tokenizer, latent_shape
 from stages import check, presets
 
@@ -212,6 +214,25 @@ def test_an_overlay_cannot_add_keys(folder: Path) -> None:
         presets.resolve("wrong")
 
 
+@pytest.mark.parametrize("name", ["scenes", "scenes-minutes"])
+def test_scenes_ask_every_task_equally_often_and_whole_captions(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(presets.resolve(name, ROOT / "presets"))
+    configs = check.check_all(path)
+    data, sample = configs["data"], configs["sample"]
+    assert sample.prompts is None  # captions of held-out scenes, whose tasks take turns
+    assert data.num_held_out % len(data.tasks) == 0
+    assert sample.num_images % data.num_held_out == 0
+    captions = [
+        text
+        for index in range(100 * len(data.tasks))
+        for text in draw_scene(
+            data.tasks[index % len(data.tasks)], set(), make_rng("longest", index)
+        ).captions
+    ]
+    assert max(len(text.split()) for text in captions) == configs["generator"].condition_tokens
+
+
 @pytest.mark.parametrize(
     ("name", "num_tokens", "channels", "parameters"),
     [
@@ -225,6 +246,7 @@ def test_an_overlay_cannot_add_keys(folder: Path) -> None:
         ("digits-vq", 16, 1, 245_579),
         ("digits-vq-continuous", 16, 8, 245_579),
         ("digits-pixels", 16, 48, 0),
+        ("scenes", 4, 192, 0),
     ],
 )
 def test_tokens_follow_the_tokenizer(
@@ -239,4 +261,6 @@ def test_tokens_follow_the_tokenizer(
         model = MAR(configs["generator"], latent, 10, tokenizer.codebook_size)
     assert (model.num_tokens, model.channels) == (num_tokens, channels)
     assert sum(p.numel() for p in tokenizer.parameters()) == parameters
-    assert narrow_denoiser_warning(model.config, model.latent) is None or name.startswith("digits")
+    assert narrow_denoiser_warning(model.config, model.latent) is None or name.startswith(
+        ("digits", "scenes")
+    )
