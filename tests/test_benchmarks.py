@@ -2,11 +2,17 @@
 
 import json
 import shlex
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from benchmarks.generation import Generation, flop_counter, new_generation
+from benchmarks.generation_times import KL16, Row, count_flops, rows
+from mar.tokenizers.registry import build_tokenizer
 
 
 @pytest.fixture
@@ -45,3 +51,27 @@ def test_sampling(numbers: Any) -> None:
     assert modes["dpm++ 10"]["denoiser_evaluations"] == 2 * 10
     assert modes["annealed 50 to 5"]["denoiser_evaluations"] == 50 + 5
     assert all(mode["seconds_per_image"] > 0 for mode in modes.values())
+
+
+def test_flops_by_part_are_those_that_a_generation_takes() -> None:
+    sizes = Generation(width=32, blocks=1, heads=2, denoiser_blocks=1, denoiser_width=64)
+    sizes = replace(sizes, tokens=16, batch=1, num_steps=3, num_denoising_steps=6)
+    row = Row(sizes, annealed=False)
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(KL16.model_copy(update={"base_channels": 32}))
+    flops = count_flops(row, tokenizer)
+    step = new_generation(sizes, row.course)
+    with flop_counter() as counter:
+        step()
+    # What is computed once for all denoising steps of a token counts here alone: a tenth.
+    assert flops.transformer + flops.head == pytest.approx(counter.get_total_flops(), rel=0.12)
+    assert flops.decoder > 0
+
+
+def test_rows_differ_from_the_first_in_one_size() -> None:
+    first, *others = rows(Generation(batch=4, num_steps=16, num_denoising_steps=25))
+    assert len(others) == 2 + 1 + 2 + 3
+    for other in others:
+        fields = vars(first.sizes).items()
+        changed = [key for key, value in fields if value != getattr(other.sizes, key)]
+        assert len(changed) + other.annealed == 1
