@@ -6,33 +6,49 @@ from pathlib import Path
 
 import pytest
 import released_project as released
+from filelock import FileLock
 from ruamel.yaml import YAML
 from tiny_project import make_project, run_stage, tiny_params
 
 
 @pytest.fixture(scope="session")
-def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return one tracking database for all tests: to make one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a project in which every stage has run, with their runs in `mlflow.db` beside it.
+
+    One of the processes that run the tests makes it, and all use it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").is_file():
+            folder.mkdir()
+            run_all_stages(make_project(folder / "project", tiny_params()), database(folder))
+            (folder / "made").touch()
+    return folder / "project"
+
+
+def run_all_stages(project: Path, tracking_uri: str) -> None:
+    """Run every stage of a project, as one pipeline."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        patch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+        patch.setenv("MAR_PIPELINE", "test")
+        patch.setenv("MAR_WORKERS", "0")
+        for name in YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"]:
+            run_stage(name)
+
+
+def database(folder: Path) -> str:
+    """Return the address of the tracking database of a folder."""
+    return f"sqlite:///{folder / 'mlflow.db'}"
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> Path:
-    """Return a project in which every stage has run."""
-    project = make_project(tmp_path_factory.mktemp("tiny") / "project", tiny_params())
-    before = Path.cwd()
-    os.chdir(project)
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
-    patch.setenv("MAR_PIPELINE", "test")
-    patch.setenv("MAR_WORKERS", "0")
-    try:
-        for name in YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"]:
-            run_stage(name)
-    finally:
-        patch.undo()
-        os.chdir(before)
-    return project
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> str:
+    """Return one tracking database for all tests of this process: to make one takes seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(finished.parent / "mlflow.db", folder)
+    return database(folder)
 
 
 @pytest.fixture
@@ -52,11 +68,8 @@ def imported(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> Pat
     project = make_project(tmp_path_factory.mktemp("imported") / "project", params)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        patch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
-        patch.setenv("MAR_WORKERS", "0")
         released.write_files(params)
-        for name in YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"]:
-            run_stage(name)
+    run_all_stages(project, tracking_uri)
     return project
 
 

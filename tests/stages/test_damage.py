@@ -152,8 +152,15 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("file", ["checkpoint.json", "__0_0.distcp", ".metadata"])
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    ("damage", "file"),
+    [
+        (flip, "checkpoint.json"),
+        (flip, "__0_0.distcp"),
+        (truncate, "__0_0.distcp"),
+        (empty, ".metadata"),
+    ],
+)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     damage: Callable[[Path], None],
     file: str,
