@@ -21,7 +21,7 @@ function makeField(field) {
   let input;
   if (field.choices) {
     input = document.createElement("select");
-    input.append(...field.choices.map((choice) => new Option(choice, choice)));
+    input.append(...field.choices.map((choice) => new Option(choice, JSON.stringify(choice))));
   } else {
     input = document.createElement("input");
     input.type = "number";
@@ -35,7 +35,9 @@ function makeField(field) {
 }
 
 function setHead(values) {
-  for (const field of model.head) $(`head-${field.name}`).value = values[field.name] ?? "";
+  for (const { name, choices } of model.head) {
+    $(`head-${name}`).value = choices ? JSON.stringify(values[name]) : values[name] ?? "";
+  }
 }
 
 function readNumber(id) {
@@ -46,7 +48,7 @@ function readNumber(id) {
 function readHead() {
   return Object.fromEntries(model.head.map(({ name, choices }) => {
     const id = `head-${name}`;
-    return [name, choices ? $(id).value : readNumber(id)];
+    return [name, choices ? JSON.parse($(id).value) : readNumber(id)];
   }));
 }
 

@@ -151,13 +151,17 @@ def _head_fields(sampler: Sampler) -> list[dict[str, Any]]:
     for name, described in schema["properties"].items():
         if name == "kind":
             continue
-        types = [described, *described.get("anyOf", [])]
+        types = [described, *described.get("anyOf", []), *described.get("oneOf", [])]
+        choices: list[Any] | None = next((kind["enum"] for kind in types if "enum" in kind), None)
+        value = getattr(head, name)
+        if choices is not None and value not in choices:  # a list, in place of a name
+            choices = [*choices, value]
         fields.append(
             {
                 "name": name,
-                "value": getattr(head, name),
+                "value": value,
                 "description": described.get("description", ""),
-                "choices": next((kind["enum"] for kind in types if "enum" in kind), None),
+                "choices": choices,
                 "whole": any(kind.get("type") == "integer" for kind in types),
                 "optional": any(kind.get("type") == "null" for kind in types),
             }

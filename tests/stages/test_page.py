@@ -119,6 +119,7 @@ def test_modes_are_those_that_the_head_has(client: TestClient) -> None:
     assert not any("Euler" in name for name in modes)  # of flow
     fields = {field["name"]: field for field in model["head"]}
     assert fields["solver"]["choices"] == ["ancestral", "ddim", "dpm++"]
+    assert fields["annealing"]["choices"] == ["linear", "cosine", "two-stage"]
     assert fields["num_steps"]["whole"]
     assert not fields["num_steps"]["optional"]
     assert fields["x_0_bound"]["optional"]

@@ -81,7 +81,7 @@ def test_the_page_in_a_browser(address: str, finished: Path) -> None:
         page.locator("#num_images").fill("2")
         page.locator("#seed").fill("5")
         page.locator("#mode").select_option("few steps: 10, DPM-Solver++")
-        expect(page.locator("#head-solver")).to_have_value("dpm++")
+        expect(page.locator("#head-solver")).to_have_value('"dpm++"')
         page.locator("#head-num_steps").fill("3")
         page.locator("#generate").click()
         expect(page.locator("#status")).to_have_text(re.compile(r"^[\d.]+ s per image"))
