@@ -15,7 +15,8 @@ from mar.evaluation.geneval import Prompt
 from mar.evaluation.metrics import EvaluateConfig, GenEvalConfig
 from mar.evaluation.photo_scores import PhotoJudge, check_classes
 from mar.sampling.store import SampleSet
-from stages.report import Table
+from stages.report import PLUS_MINUS, Table
+from stages.share_rows import percent, task_rows
 
 
 JUDGED, COMPARED = 4, 64  # images at a time; Mask2Former takes 0.75 GB for each
@@ -52,12 +53,13 @@ def tables(values: Mapping[str, Any]) -> Iterator[Table]:
     """Yield the scores for the report."""
     if "geneval" in values:
         scores = values["geneval"]
-        rows = [(name.replace("_", " "), f"{share:.1%}") for name, share in scores["tasks"].items()]
-        rows += [(name, f"{scores[name]:.1%}") for name in ("overall", "strict")]
+        rows = [*task_rows(scores)]
+        rows += [(name, percent(scores, name)) for name in ("overall", "strict")]
         yield Table("GenEval", rows, NOTES["geneval"].format(**scores))
     if "clip_score" in values:
         score = values["clip_score"]
-        rows = [("CLIPScore", f"{score['value']:.2f}"),
+        spread = f" {PLUS_MINUS} {score['value_std']:.2f}" if "value_std" in score else ""
+        rows = [("CLIPScore", f"{score['value']:.2f}{spread}"),
                 ("prompts longer than the model reads", str(score["num_cut"]))]  # fmt: skip
         yield Table("CLIPScore", rows, NOTES["clip_score"].format(**score))
 

@@ -12,13 +12,17 @@ from mar.evaluation.scene_scores import bounds, score_scenes
 from mar.sampling.store import SampleSet
 from mar.scenes.digits import split_digits
 from stages.report import Table
+from stages.share_rows import percent, task_rows
 
 
 NOTE = (
     "The share of generated scenes that show what their prompt asks for, by GenEval's rules; "
     "places and colours are told by the pixels, digits by a small classifier. In brackets, what "
-    "real scenes reach that were held out: with the captions of other scenes, and with their own."
+    "real scenes reach that were held out: with the captions of other scenes, and with their own. "
+    "Prompts with a colour are shown apart by whether any training scene has their digit in that "
+    "colour; the number is that of images."
 )
+PAIRS = {"seen": "pairs of digit and colour seen", "unseen": "pairs never seen"}
 
 
 def find(source: str, manifest: Path, samples: SampleSet) -> dict[str, Any]:
@@ -51,17 +55,22 @@ def table(scores: Mapping[str, Any]) -> Table:
     """Return the scores for the report."""
     low, high = scores["floor"], scores["ceiling"]
     rows = [
-        (name.replace("_", " "), _row(value, low["tasks"].get(name), high["tasks"].get(name)))
-        for name, value in scores["tasks"].items()
+        (name, f"{value}{_between(low['tasks'].get(key), high['tasks'].get(key))}")
+        for key, (name, value) in zip(scores["tasks"], task_rows(scores), strict=True)
     ]
-    rows += [(name, _row(scores[name], low[name], high[name])) for name in ("overall", "strict")]
-    if "unseen" in scores:
-        rows.append(("pairs of digit and colour never seen", f"{scores['unseen']:.1%}"))
+    rows += [
+        (name, f"{percent(scores, name)}{_between(low[name], high[name])}")
+        for name in ("overall", "strict")
+    ]
+    rows += [
+        (f"{task.replace('_', ' ')}, {described}", f"{percent(found, 'share')} of {found['num']}")
+        for task in scores["tasks"]
+        for name, described in PAIRS.items()
+        if (found := scores.get(name, {}).get(task))
+    ]
     return Table("What scenes show", rows, NOTE)
 
 
-def _row(value: float, low: float | None, high: float | None) -> str:
-    """Return a score between its bounds; the held-out scenes may lack a task of the prompts."""
-    if low is None or high is None:
-        return f"{value:.1%}"
-    return f"{value:.1%} ({low:.1%} to {high:.1%})"
+def _between(low: float | None, high: float | None) -> str:
+    """Return the bounds of a score; the held-out scenes may lack a task of the prompts."""
+    return "" if low is None or high is None else f" ({low:.1%} to {high:.1%})"

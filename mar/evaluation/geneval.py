@@ -188,6 +188,10 @@ class Share(NamedTuple):
     value: float
     error: float | None
 
+    def report(self, name: str) -> dict[str, float]:
+        """Return the share as `name`, and its error, if there is one, as `name_std`."""
+        return {name: self.value, **({} if self.error is None else {f"{name}_std": self.error})}
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -208,13 +212,17 @@ class Scores:
     prompts: float
 
     def report(self) -> dict[str, Any]:
-        """Return `overall`, its standard error if there is one, `strict` and `tasks`."""
-        error = self.overall.error
+        """Return `overall`, `strict` and `tasks`.
+
+        Their standard errors are `overall_std`, `strict_std` and `tasks_std`, without those that
+        there are not.
+        """
+        spreads = {tag: each.error for tag, each in self.tasks.items() if each.error is not None}
         return {
-            "overall": self.overall.value,
-            **({} if error is None else {"overall_std": error}),
-            "strict": self.strict.value,
+            **self.overall.report("overall"),
+            **self.strict.report("strict"),
             "tasks": {tag: share.value for tag, share in self.tasks.items()},
+            **({"tasks_std": spreads} if spreads else {}),
         }
 
 

@@ -9,6 +9,7 @@ Shapes: B images, S side of an image.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mar.evaluation.classifier import Classifier
-from mar.evaluation.geneval import judge, score
+from mar.evaluation.geneval import Prompt, Verdict, judge, score
 from mar.evaluation.scene_detector import detect
 from mar.evaluation.scene_prompts import pairs, read_prompt
 from mar.scenes.grammar import unseen_pairs
@@ -35,11 +36,12 @@ def score_scenes(
         prompts: Of each.
 
     Returns:
-        `overall`, the mean over tasks; `overall_std`, its standard error over prompts, where each
-        task has two or more; `strict`, the mean for scenes that show nothing else; `tasks`, by
-        their names; `unseen`, the share among prompts that ask for a pair of digit and colour that
-        no scene of training has, where there are any; `num_judged`, and `num_not_understood`,
-        images whose prompt is no caption of scenes.
+        `overall`, the mean over tasks; `strict`, the mean for scenes that show nothing else;
+        `tasks`, by their names; `overall_std`, `strict_std` and `tasks_std`, their standard errors
+        over prompts, where there are two or more (of each task); `unseen`, of prompts that ask for
+        a pair of digit and colour that no scene of training has, and `seen`, of other prompts with
+        a colour, where there are any: by task, `share` of `num` images, and `share_std`;
+        `num_judged`, and `num_not_understood`, images whose prompt is no caption of scenes.
 
     Raises:
         ValueError: no prompt is a caption of scenes.
@@ -53,10 +55,14 @@ def score_scenes(
     if not judged:
         raise ValueError(f"no prompt is a caption of scenes, as {prompts[0]!r}")
     unseen = unseen_pairs()
-    new = [verdict.correct for prompt, verdict in judged if pairs(prompt) & unseen]
+    colored = [(prompt, verdict) for prompt, verdict in judged if pairs(prompt)]
+    groups = {
+        "seen": [each for each in colored if not pairs(each[0]) & unseen],
+        "unseen": [each for each in colored if pairs(each[0]) & unseen],
+    }
     return {
         **score(judged).report(),
-        **({"unseen": sum(new) / len(new)} if new else {}),
+        **{name: _by_task(group) for name, group in groups.items() if group},
         "num_judged": len(judged),
         "num_not_understood": len(prompts) - len(judged),
     }
@@ -78,3 +84,12 @@ def bounds(
     }
     kept = ("overall", "strict", "tasks")
     return {name: {key: scores[key] for key in kept} for name, scores in found.items()}
+
+
+def _by_task(judged: Sequence[tuple[Prompt, Verdict]]) -> dict[str, dict[str, float]]:
+    """Return the share of correct images of each task, its error, and the number of images."""
+    counts = Counter(prompt.tag for prompt, _ in judged)
+    return {
+        tag: {**share.report("share"), "num": counts[tag]}
+        for tag, share in score(judged).tasks.items()
+    }

@@ -355,4 +355,10 @@ def test_scenes_are_judged_by_what_they_show(
     assert found["floor"]["overall"] < 0.4
     assert (found["num_judged"], found["num_not_understood"]) == (39, 1)
     assert "1 of 40 prompts are no captions of scenes" in capsys.readouterr().err
-    assert "What scenes show" in Path("out/evaluate/report.md").read_text()
+    report = Path("out/evaluate/report.md").read_text()
+    share, spread = found["tasks"]["colors"], found["tasks_std"]["colors"]
+    floor, ceiling = (found[name]["tasks"]["colors"] for name in ("floor", "ceiling"))
+    assert f"{share:.1%} ± {spread:.1%} ({floor:.1%} to {ceiling:.1%})" in report
+    pairs = found["seen"]["colors"]
+    assert pairs["num"] + found.get("unseen", {}).get("colors", {}).get("num", 0) == 20 - 1
+    assert f"{pairs['share']:.1%} ± {pairs['share_std']:.1%} of {pairs['num']}" in report

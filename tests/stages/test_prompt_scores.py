@@ -63,8 +63,10 @@ def test_images_are_scored_by_their_prompts(tmp_path: Path, models: Path) -> Non
     assert 0 <= clip["value"] <= 100
     assert (clip["num_cut"], clip["model"]) == (0, "clip")
     shown = {table.title: dict(table.rows) for table in prompt_scores.tables(found)}
-    assert shown["GenEval"]["overall"] == "50.0%"
-    assert shown["CLIPScore"]["CLIPScore"] == f"{clip['value']:.2f}"
+    assert geneval["tasks_std"] == {"single_object": 0.5}  # one of two prompts
+    assert shown["GenEval"]["single object"] == "50.0% ± 50.0%"
+    assert shown["GenEval"]["overall"] == "50.0% ± 50.0%"
+    assert shown["CLIPScore"]["CLIPScore"] == f"{clip['value']:.2f} ± {clip['value_std']:.2f}"
     assert prompt_scores.find(evaluate_config(), samples, CPU, base=models) == {}
 
 

@@ -167,6 +167,11 @@ def test_the_error_of_the_overall_score_is_that_of_a_mean() -> None:
     ]
     scores = score(judged)
     assert scores.overall.error == pytest.approx(math.sqrt(2 * 0.25) / 2)
+    report = scores.report()
+    assert report["overall_std"] == report["strict_std"] == scores.overall.error
+    assert report["tasks_std"] == {"colors": pytest.approx(0.5), "position": pytest.approx(0.5)}
+    alone = score(judged[:1]).report()
+    assert not {"overall_std", "strict_std", "tasks_std"} & set(alone)
 
 
 def test_a_prompt_is_read_as_geneval_writes_it() -> None:

@@ -95,7 +95,17 @@ def test_pairs_never_seen_are_scored_apart(classifier: Classifier) -> None:
     ).permute(0, 3, 1, 2)
     name = NUMBERS[digit]
     scores = score_scenes(classifier, images, [f"a {color} {name}"] * 2)
-    assert (scores["unseen"], scores["num_judged"], scores["num_not_understood"]) == (0.5, 2, 0)
+    assert scores["unseen"] == {"colors": {"share": 0.5, "num": 2}}
+    assert "seen" not in scores
+    assert (scores["num_judged"], scores["num_not_understood"]) == (2, 0)
+    pair = f"a {color} {name} and a {other} {'two' if name != 'two' else 'four'}"
+    asked = [pair, f"a {other} {name}", f"a {name}", f"a {color} {name}"]
+    scores = score_scenes(classifier, images[[0, 1, 1, 0]], asked)
+    assert scores["unseen"] == {
+        "color_attr": {"share": 0.0, "num": 1},
+        "colors": {"share": 1.0, "num": 1},
+    }
+    assert scores["seen"] == {"colors": {"share": 1.0, "num": 1}}  # not that without a colour
     scores = score_scenes(classifier, images, [f"a {other} {name}", "a cat"])
     assert "unseen" not in scores
     assert (scores["overall"], scores["num_judged"], scores["num_not_understood"]) == (0.0, 1, 1)
