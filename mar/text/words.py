@@ -24,7 +24,14 @@ from mar.text.encoder import TextEncoder, TextSection, Tokens
 
 # Scripts without blanks between words (Chinese, Japanese kana, Thai, Lao, Khmer) by letter.
 UNSPACED = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+(?:['\u2019][^\W{UNSPACED}]+)*")
+# Vowel signs and accents, which Python does not count as letters; emoji's selectors are left out.
+MARKS = "".join(
+    chr(code)
+    for code in (*range(0x300, 0xFE00), *range(0xFE10, 0x1F000))
+    if unicodedata.category(chr(code)) in ("Mn", "Mc")
+)
+PART = rf"[^\W{UNSPACED}]+(?:[{MARKS}][^\W{UNSPACED}]*)*"
+WORD = re.compile(rf"[{UNSPACED}]|{PART}(?:['\u2019\u200c\u200d]{PART})*")  # and joiners
 
 
 class WordsConfig(TextSection):

@@ -17,6 +17,21 @@ from mar.text.words import Words, WordsConfig, split
         ("STRASSE stra\u00dfe", ["strasse", "strasse"]),
         ("\u4e00\u53ea\u732b sits", ["\u4e00", "\u53ea", "\u732b", "sits"]),
         ("\u043a\u043e\u0448\u043a\u0430 3x", ["\u043a\u043e\u0448\u043a\u0430", "3x"]),
+        # Hindi, vowelled Arabic, Burmese, and Sinhala with a joiner.
+        (
+            "\u0915\u093e \u0915\u0940, \u0915\u0941",
+            ["\u0915\u093e", "\u0915\u0940", "\u0915\u0941"],
+        ),
+        (
+            "\u0642\u0650\u0637\u0651\u0629 \u0648\u064e",
+            ["\u0642\u0650\u0637\u0651\u0629", "\u0648\u064e"],
+        ),
+        (
+            "\u1000\u103c\u1031\u102c\u1004\u103a \u1014\u102e",
+            ["\u1000\u103c\u1031\u102c\u1004\u103a", "\u1014\u102e"],
+        ),
+        ("\u0dc1\u0dca\u200d\u0dbb\u0dd3", ["\u0dc1\u0dca\u200d\u0dbb\u0dd3"]),
+        ("1\ufe0f \u2764\ufe0f \u0301", ["1"]),
         (" ... ", []),
     ],
 )
