@@ -17,7 +17,7 @@ from mar.text.cache import CaptionedImages, Captions, write_captions
 from mar.text.encoder import TextEncoder
 from mar.text.registry import TextConfig, save_encoder
 from mar.text.survey import Survey
-from mar.text.token_files import file_path, write_tokens
+from mar.text.token_files import file_path, is_of_encoder, write_tokens
 from stages.disk import room_for_embeddings
 from stages.stage import Stage, run
 
@@ -78,7 +78,7 @@ def _survey(
 def _encode(
     stage: Stage, encoder: TextEncoder, captions: Captions, count: int, folder: Path
 ) -> None:
-    """Write this process's share of the files of tokens that are not there yet, if any are kept."""
+    """Write this process's share of the files of tokens that this encoder has not made yet."""
     if (cache := encoder.cache) is None:
         return
     parts = torch.split(torch.arange(captions.num_trained), cache.shard_captions)
@@ -95,8 +95,9 @@ def _encode(
         distributed.meeting(),
     ):
         for path, part in mine:
-            if not stage.is_made(path):
-                write_tokens(path, encoder.encode(captions.texts(part), count), cache.dtype)
+            if not (stage.is_made(path) and is_of_encoder(path, encoder.identity)):
+                tokens = encoder.encode(captions.texts(part), count)
+                write_tokens(path, tokens, cache.dtype, encoder.identity)
             progress.update(len(part))
 
 

@@ -157,15 +157,15 @@ class TextCache:
 
         Args:
             folder: Where they are.
-            encoder: What makes tokens of captions in each step, if they are in no files.
+            encoder: What made the tokens; if they are in no files, it makes them in each step.
             count: Tokens of a caption that the generator takes.
 
         Raises:
-            ValueError: a file is missing or damaged, or holds tokens of another count.
+            ValueError: a file is missing or damaged, or holds tokens of another count or encoder.
         """
         captions = Captions(folder)
         if encoder.cache is not None:
-            files = TokenFiles(folder, count)
+            files = TokenFiles(folder, count, encoder.identity)
             if len(files) != captions.num_trained:
                 raise ValueError(
                     f"{folder} holds the tokens of {len(files)} captions, expected "

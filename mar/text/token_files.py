@@ -34,7 +34,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
 }
-COUNT, DTYPE = "count", "dtype"  # in the metadata of a file
+COUNT, DTYPE, ENCODER = "count", "dtype", "encoder"  # in the metadata of a file
 
 
 def is_present(tokens: Shaped[Tensor, "B K ..."]) -> Bool[Tensor, "B K"]:
@@ -48,13 +48,14 @@ def file_path(folder: Path, number: int) -> Path:
     return folder / f"tokens-{number:05d}.arrow"
 
 
-def write_tokens(path: Path, tokens: Shaped[Tensor, "B K ..."], dtype: Dtype) -> None:
+def write_tokens(path: Path, tokens: Shaped[Tensor, "B K ..."], dtype: Dtype, encoder: str) -> None:
     """Write the tokens of some captions, without the zeros behind them.
 
     Args:
         path: The file.
         tokens: As `TextEncoder.encode` returns them.
         dtype: Their number type in the file.
+        encoder: The identity of the encoder that made them.
 
     Raises:
         ValueError: an embedding is not finite in that number type.
@@ -75,9 +76,19 @@ def write_tokens(path: Path, tokens: Shaped[Tensor, "B K ..."], dtype: Dtype) ->
     ends = present.sum(dim=1).cumsum(dim=0).cpu().numpy()
     column = pa.ListArray.from_arrays(np.concatenate([[0], ends]).astype(np.int32), values)
     metadata = {seal.KEY: seal.BLANK, COUNT: str(tokens.shape[1]), DTYPE: dtype}
+    metadata[ENCODER] = encoder
     batch = pa.record_batch({"tokens": column}, metadata=metadata)
     with seal.sealing(path) as unfinished, ipc.new_file(str(unfinished), batch.schema) as writer:
         writer.write_batch(batch)
+
+
+def is_of_encoder(path: Path, encoder: str) -> bool:
+    """Return whether a file of tokens is made by the encoder with this identity."""
+    return _metadata(open_arrow(path)).get(ENCODER) == encoder
+
+
+def _metadata(reader: ipc.RecordBatchFileReader) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in reader.schema.metadata.items()}
 
 
 class _File(NamedTuple):
@@ -95,17 +106,19 @@ class _File(NamedTuple):
 class TokenFiles:
     """The tokens of all captions, which stay in their files."""
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Path, count: int, encoder: str) -> None:
         """Open the files of a folder.
 
         Args:
             folder: Where they are.
             count: Tokens of a caption that a generator takes.
+            encoder: The identity of the encoder that must have made them.
 
         Raises:
-            ValueError: a file is damaged, there is none, or tokens were cut at another count.
+            ValueError: a file is damaged, there is none, tokens were cut at another count, or
+                another encoder made them.
         """
-        self._count = count
+        self._count, self._encoder = count, encoder
         self._files: list[_File] = []
         self._dtype: Dtype = "int32"
         paths = sorted(folder.glob("tokens-*.arrow"))
@@ -125,11 +138,16 @@ class TokenFiles:
     def _open(self, path: Path) -> _File:
         seal.check(path)
         reader = open_arrow(path)
-        metadata = {key.decode(): value.decode() for key, value in reader.schema.metadata.items()}
+        metadata = _metadata(reader)
         if (cut := int(metadata[COUNT])) != self._count:
             raise ValueError(
                 f"{path} holds the first {cut} tokens of each caption, and "
                 f"generator.condition_tokens is {self._count}; encode_text has to run again"
+            )
+        if (made_by := metadata.get(ENCODER)) != self._encoder:
+            raise ValueError(
+                f"{path} holds tokens of the encoder {made_by}, expected {self._encoder}; "
+                "encode_text has to run again"
             )
         self._dtype = metadata[DTYPE]  # pyright: ignore[reportAttributeAccessIssue]
         column = reader.get_batch(0).column("tokens")

@@ -14,9 +14,11 @@ import tiny_project as tiny
 import torch
 from processes import in_processes
 
-from mar.files import weights
+from mar.files import atomic, weights
 from mar.sampling.store import SampleSet
+from mar.text.cache import Captions
 from mar.text.registry import load_encoder
+from mar.text.token_files import TokenFiles
 from stages import launch, previews
 from stages.disk import room_for_embeddings
 from stages.sampler import load
@@ -83,6 +85,31 @@ def test_embeddings_of_files_and_of_each_batch_train_the_same_generator(
     tiny_encoders.write_encoder(project / "t5", seed=1)
     with pytest.raises(ValueError, match=r"text\.path: .* encode_text has to run again"):
         tiny.run_stage("sample")
+
+
+def test_tokens_that_a_killed_start_left_are_not_taken_for_those_of_another_encoder(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params()
+    tiny.run_stage("prepare")
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "publish_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tiny.run_stage("encode_text")
+    assert len(list(Path("work/encode_text").rglob("tokens-*.arrow"))) == 2
+    tiny_encoders.write_encoder(project / "t5", seed=1)
+    tiny.run_stage("encode_text")
+    encoder = load_encoder(Path("out/encode_text/encoder.json"), base=project)
+    assert encoder is not None
+    texts = Path("out/encode_text/texts")
+    captions = Captions(texts)
+    expected = encoder.encode(captions.texts(torch.arange(captions.num_trained)), 3)
+    found = TokenFiles(texts, 3, encoder.identity).read(torch.arange(captions.num_trained))
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def write(folder: Path, count: int = 3) -> None:
     captions = Captions(folder)
     for number, part in enumerate(torch.arange(captions.num_trained).split(3)):
         tokens = WORDS.encode(captions.texts(part), count)
-        write_tokens(file_path(folder, number), tokens, "int32")
+        write_tokens(file_path(folder, number), tokens, "int32", WORDS.identity)
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def test_embeddings_come_back_in_any_order(
 ) -> None:
     expected = embeddings(rng).to(getattr(torch, dtype))
     for number, part in enumerate(expected.split(2)):
-        write_tokens(file_path(tmp_path, number), part, dtype)
-    files = TokenFiles(tmp_path, 4)
+        write_tokens(file_path(tmp_path, number), part, dtype, "an encoder")
+    files = TokenFiles(tmp_path, 4, "an encoder")
     order = torch.tensor([4, 0, 1, 3, 0, 2, 4])
     assert len(files) == 5
     assert torch.equal(files.read(order), expected[order])
@@ -112,7 +112,7 @@ def test_embeddings_come_back_in_any_order(
 def test_a_file_holds_tokens_and_not_what_fills_up(tmp_path: Path, rng: torch.Generator) -> None:
     tokens = torch.cat([embeddings(rng), torch.zeros(500, 4, 6)])
     assert int(is_present(tokens).sum()) == 10
-    write_tokens(file_path(tmp_path, 0), tokens, "float16")
+    write_tokens(file_path(tmp_path, 0), tokens, "float16", "an encoder")
     assert file_path(tmp_path, 0).stat().st_size < 505 * 4 + 4000
 
 
@@ -121,14 +121,19 @@ def test_embeddings_too_large_for_their_number_type_are_refused(tmp_path: Path) 
     with pytest.raises(
         ValueError, match=r"text\.cache\.dtype: embeddings reach 70000, .*'float16'"
     ):
-        write_tokens(file_path(tmp_path, 0), tokens, "float16")
-    write_tokens(file_path(tmp_path, 0), tokens, "bfloat16")
+        write_tokens(file_path(tmp_path, 0), tokens, "float16", "an encoder")
+    write_tokens(file_path(tmp_path, 0), tokens, "bfloat16", "an encoder")
 
 
-def test_tokens_cut_at_another_count_or_of_other_captions_are_refused(tmp_path: Path) -> None:
+def test_tokens_of_another_count_encoder_or_captions_are_refused(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(ValueError, match=r"first 3 tokens .* generator\.condition_tokens is 4"):
         TextCache.open(tmp_path, WORDS, 4)
+    other = Words(["a", "cat"])
+    with pytest.raises(
+        ValueError, match=f"tokens of the encoder {WORDS.identity}, expected {other.identity}"
+    ):
+        TextCache.open(tmp_path, other, 3)
     file_path(tmp_path, 1).unlink()
     with pytest.raises(ValueError, match="holds the tokens of 3 captions, expected 4"):
         TextCache.open(tmp_path, WORDS, 3)
