@@ -3,6 +3,8 @@
 Shapes: B images, K tokens of a prompt.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from mar.sampling.config import DrawnPrompts, SampleConfig
 from mar.seeds import make_rng
 from mar.text.cache import Captions
 from mar.text.encoder import TextEncoder
-from mar.text.prompts import Prompt, check_prompts, find_prompts, tidy
+from mar.text.prompts import Prompt, check_prompts, find_prompts, keep_known, tidy
 from mar.text.registry import load_encoder
 
 
@@ -55,6 +57,11 @@ class Prompts:
             if column is not None
         }
 
+    def digest(self) -> str:
+        """Return the SHA-256 of what is written beside all images: other prompts, another one."""
+        columns = self.columns(torch.arange(len(self.texts)))
+        return hashlib.sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest()
+
 
 def load(
     config: SampleConfig,
@@ -67,6 +74,9 @@ def load(
     device: torch.device,
 ) -> Prompts:
     """Cycle through the prompts, so that each has equally many images, to within one.
+
+    Of captions of held-out images, those of which nothing is known are left out; of prompts that
+    a person wrote, they are refused.
 
     Args:
         config: Section `sample`.
@@ -84,12 +94,17 @@ def load(
     assert model.text is not None
     found = open_encoder(encoder, model.text, base=base).to(device)
     asked = _find(config, texts, base)
-    prompts = [prompt.text for prompt in asked]
+    remarks: list[str] = []
+    looked_at = asked
+    if not isinstance(config.prompts, str | list):
+        asked, remarks = keep_known(asked, found, num_images)
+        looked_at = asked[:num_images]
     count = model.config.condition_tokens
     try:
-        remarks = check_prompts(prompts, found, count)
+        remarks += check_prompts([prompt.text for prompt in looked_at], found, count)
     except ValueError as error:
         raise ValueError(f"sample.prompts: {error}") from None
+    prompts = [prompt.text for prompt in asked]
     if config.prompts is not None and num_images % len(prompts):
         remarks.append(
             f"{num_images} images of {len(prompts)} prompts: not all prompts have equally many"

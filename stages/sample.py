@@ -119,7 +119,8 @@ def main(stage: Stage) -> None:
     generation = _load(stage, class_names)
     num_images = generation.config.num_images
     shards = torch.arange(num_images).split(generation.config.shard_images)
-    paths = [shard_path(stage.work / "samples", number) for number in range(len(shards))]
+    folder = stage.work / _folder_name(generation.prompts)
+    paths = [shard_path(folder, number) for number in range(len(shards))]
     started = time.monotonic()
 
     missing = distributed.from_main(lambda: _missing(stage, paths))
@@ -141,7 +142,7 @@ def main(stage: Stage) -> None:
     # Of this start alone: an earlier one, that was killed, may have made some or all.
     speed = num_missing / (time.monotonic() - started) if num_missing else None
     stage.log_speeds(images_per_second=speed)
-    atomic.publish_folder(stage.work / "samples", stage.out / "samples")
+    atomic.publish_folder(folder, stage.out / "samples")
     blank = count_all_blank(
         torch.from_numpy(images.copy()).permute(0, 3, 1, 2)
         for images in SampleSet(stage.out / "samples", checked=True).arrays()
@@ -200,6 +201,14 @@ def _load(stage: Stage, class_names: list[str]) -> Generation:
 def _say(stage: Stage, text: str) -> None:
     if distributed.is_main():
         sys.stderr.write(f"{stage.name}: {text}\n")
+
+
+def _folder_name(prompts: Prompts | None) -> str:
+    """Return the folder of shards in the work folder: another one for other prompts.
+
+    The work folder belongs to settings, which hold the path of a file of prompts and not its lines.
+    """
+    return "samples" if prompts is None else f"samples-{prompts.digest()[:16]}"
 
 
 def _missing(stage: Stage, paths: Sequence[Path]) -> list[int]:

@@ -105,6 +105,39 @@ def tidy(prompt: str) -> str:
     return " ".join(prompt.split())
 
 
+def keep_known(
+    captions: Sequence[Prompt], encoder: TextEncoder, num_used: int
+) -> tuple[list[Prompt], list[str]]:
+    """Leave out captions of which nothing is known.
+
+    Args:
+        captions: Captions of held-out images, in the order in which they are used.
+        encoder: Makes their tokens.
+        num_used: How many captions are used; those behind them are kept unseen.
+
+    Returns:
+        The others, and what is to be said: nothing, or how many are left out.
+
+    Raises:
+        ValueError: no caption is left.
+    """
+    known: list[Prompt] = []
+    seen = 0
+    while len(known) < num_used and seen < len(captions):
+        part = captions[seen : seen + num_used - len(known)]
+        found = encoder.tokenise([caption.text for caption in part])
+        pairs = zip(part, found, strict=True)
+        known += [caption for caption, tokens in pairs if caption.text and tokens.numbers]
+        seen += len(part)
+    if not known:
+        raise ValueError(
+            f"nothing is known of any of {seen} held-out captions; write prompts in sample.prompts"
+        )
+    left_out = seen - len(known)
+    said = [f"{left_out} of {seen} held-out captions are left out, as nothing of them is known"]
+    return known + list(captions[seen:]), said if left_out else []
+
+
 def check_prompts(prompts: Sequence[str], encoder: TextEncoder, count: int) -> list[str]:
     """Say what of prompts a generator will not heed, a sentence each.
 
