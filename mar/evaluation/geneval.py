@@ -118,13 +118,12 @@ class Verdict(NamedTuple):
     reason: str
 
 
-def surest(detections: Iterable[Detection], tag: str) -> list[Detection]:
-    """Return the detections of a class that count for a task, the surest first.
+def surest(detections: Iterable[Detection], least: float) -> list[Detection]:
+    """Return the detections of a class that are surer than `least`, the surest first.
 
     The published evaluation removes no overlapping boxes of a class by default, so neither is that
     done here.
     """
-    least = COUNTING_SCORE if tag == "counting" else SCORE
     kept = [detection for detection in detections if detection.score > least]
     return sorted(kept, key=lambda detection: -detection.score)[:MAX_OBJECTS]
 
@@ -133,9 +132,11 @@ def judge(prompt: Prompt, detections: Detections) -> Verdict:
     """Say whether an image shows what its prompt asks for.
 
     Colours and positions are those of the `count` surest objects of a class alone. An object that
-    two entries ask for may be the same one.
+    two entries ask for may be the same one. What is not asked for has the threshold of the other
+    tasks in counting too, so that an unsure object more is not overlooked.
     """
-    objects = {name: surest(found, prompt.tag) for name, found in detections.items()}
+    least = COUNTING_SCORE if prompt.tag == "counting" else SCORE
+    objects = {name: surest(found, least) for name, found in detections.items()}
     reasons: list[str] = []
     groups: list[list[Detection] | None] = []  # of each entry: its objects, None if it failed
     for wanted in prompt.include:
@@ -150,7 +151,7 @@ def judge(prompt: Prompt, detections: Detections) -> Verdict:
     correct = not reasons
     surplus = [
         f"{name}: not asked for, or one too many, {len(found)}"
-        for name, found in objects.items()
+        for name, found in ((name, surest(found, SCORE)) for name, found in detections.items())
         if len(found) > sum(each.count for each in prompt.include if each.class_name == name)
     ]
     return Verdict(correct, correct and not surplus, "; ".join(reasons or surplus))

@@ -29,6 +29,7 @@ from mar.seeds import make_rng
 CELL = LARGEST // 2  # pixels that the classifier sees
 BRIGHT = 64  # of 255: pixels of an object are brighter in one channel
 NOTHING = len(NUMBERS)  # the class of what is bright and no digit
+OTHER = "something else"  # the name of it, which no prompt asks for
 SCRAMBLED = 0.15  # share of the cells to learn from that are of this class
 # Part of the benchmark's definition, as GenEval's detector is of its own: scores of two projects
 # compare only if the same detector found them.
@@ -83,7 +84,7 @@ def draw_cells(digits: Digits) -> Iterator[tuple[UInt8[Tensor, "B 3 H H"], Int64
 def detect(
     classifier: Classifier, images: UInt8[Tensor, "B 3 S S"]
 ) -> list[dict[str, list[Detection]]]:
-    """Return the objects of each image, by the name of their digit.
+    """Return the objects of each image, by the name of their digit; what is none is `OTHER`.
 
     Raises:
         ValueError: the images have no middle, as their side is odd.
@@ -104,10 +105,10 @@ def detect(
     for index, score, digit, color in zip(
         lit.tolist(), scores.tolist(), digits.tolist(), colors, strict=True
     ):
-        if digit != NOTHING:
-            image, cell = divmod(index, 4)
-            box = _box(bright[index], *(half * part for part in divmod(cell, 2)))
-            found[image].setdefault(NUMBERS[digit], []).append(Detection(box, score, color))
+        image, cell = divmod(index, 4)
+        box = _box(bright[index], *(half * part for part in divmod(cell, 2)))
+        name = OTHER if digit == NOTHING else NUMBERS[digit]
+        found[image].setdefault(name, []).append(Detection(box, score, color))
     return found
 
 

@@ -7,7 +7,7 @@ from mar.evaluation.geneval import RELATIONS, Prompt, Relation, Wanted
 from mar.scenes.grammar import COLORS, NUMBERS, Task, plural
 
 
-OBJECT = rf"a (?:({'|'.join(COLORS)}) )?({'|'.join(NUMBERS)})"
+OBJECT = rf"(?:a|an(?= eight)) (?:({'|'.join(COLORS)}) )?({'|'.join(NUMBERS)})"
 PAIR = re.compile(rf"{OBJECT} (and|{'|'.join(RELATIONS)}) {OBJECT}")
 ONE = re.compile(OBJECT)
 MANY = re.compile(rf"({'|'.join(NUMBERS[2:5])}) ({'|'.join(map(plural, NUMBERS))})")
@@ -17,9 +17,10 @@ SINGULAR = {plural(name): name for name in NUMBERS}
 def read_prompt(text: str) -> Prompt | None:
     """Return what a prompt asks for, without regard to capitals; None if the grammar lacks it.
 
-    A sentence with colours and places is of the task `position`, which is then harder.
+    A sentence with colours and places is of the task `position`, which is then harder. Two objects
+    of the same digit are none of the grammar: GenEval's rules would let one object be both.
     """
-    plain = " ".join(text.lower().split())
+    plain = " ".join(text.lower().split()).removesuffix(".").rstrip()
     if many := MANY.fullmatch(plain):
         count, name = NUMBERS.index(many[1]), SINGULAR[many[2]]
         return Prompt("counting", plain, (Wanted(name, count),), (Wanted(name, count + 1),))
@@ -29,6 +30,8 @@ def read_prompt(text: str) -> Prompt | None:
     if not (pair := PAIR.fullmatch(plain)):
         return None
     color, name, link, other_color, other = pair.groups()
+    if name == other:
+        return None
     if link == "and":
         task = "color_attr" if color or other_color else "two_object"
         return Prompt(task, plain, (Wanted(name, 1, color), Wanted(other, 1, other_color)))

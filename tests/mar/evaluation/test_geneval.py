@@ -81,7 +81,7 @@ def test_a_count_is_reached_and_not_passed() -> None:
 
 def test_only_the_surest_sixteen_of_a_class_count() -> None:
     found = [at(0, score=0.5 + place / 100) for place in range(20)]
-    kept = [detection.score for detection in surest(found, "colors")]
+    kept = [detection.score for detection in surest(found, 0.3)]
     assert kept == [pytest.approx(0.69 - place / 100) for place in range(16)]
 
 
@@ -135,6 +135,16 @@ def test_strict_refuses_what_was_not_asked_for() -> None:
     other = judge(asked, {**both, "cow": [at(90)]})
     assert (other.correct, other.strict) == (True, False)
     assert judge(asked, {**both, "cow": [at(90, score=0.2)]}).strict
+
+
+@pytest.mark.parametrize("name", ["cat", "dog"])
+def test_strict_sees_unsure_objects_in_counting_too(name: str) -> None:
+    asked = prompt(Wanted("cat", 2), tag="counting", exclude=(Wanted("cat", 3),))
+    found = {"cat": [at(0), at(20)]}
+    assert judge(asked, found).strict
+    more = {**found, name: [*found.get(name, []), at(40, score=0.85)]}
+    verdict = judge(asked, more)
+    assert (verdict.correct, verdict.strict) == (True, False)
 
 
 def test_the_overall_score_is_the_mean_of_the_tasks() -> None:

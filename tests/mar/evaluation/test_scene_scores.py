@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from mar.evaluation.classifier import Classifier
-from mar.evaluation.geneval import Box, judge
-from mar.evaluation.scene_detector import detect, learn_digits
+from mar.evaluation.geneval import Box, Wanted, judge
+from mar.evaluation.scene_detector import OTHER, detect, learn_digits
 from mar.evaluation.scene_prompts import pairs, read_prompt
 from mar.evaluation.scene_scores import bounds, score_scenes
 from mar.scenes.digits import split_digits
@@ -69,6 +69,21 @@ def test_noise_and_black_show_nothing(classifier: Classifier) -> None:
     assert detect(classifier, images[:1]) == [{}]
 
 
+def test_what_is_bright_and_no_digit_is_seen_by_strict_alone(classifier: Classifier) -> None:
+    scene = Scene([7], ["red"], [0], ())
+    image = render(scene, *HELD_OUT, make_rng("other", 0), side=24).permute(2, 0, 1)
+    asked: Any = read_prompt("a red seven")
+    (alone,) = detect(classifier, image[None])
+    assert judge(asked, alone).strict
+    image[:, 12:, 12:] = torch.randint(
+        256, (3, 12, 12), generator=make_rng("noise", 0), dtype=torch.uint8
+    )
+    (found,) = detect(classifier, image[None])
+    assert set(found) == {"seven", OTHER}
+    verdict = judge(asked, found)
+    assert (verdict.correct, verdict.strict) == (True, False)
+
+
 @pytest.mark.parametrize("scale", [1, 2])
 def test_colour_and_box_are_those_of_the_pixels(classifier: Classifier, scale: int) -> None:
     image = torch.zeros(3, 24, 24, dtype=torch.uint8)
@@ -124,6 +139,17 @@ def test_every_caption_of_the_grammar_is_read_and_nothing_else() -> None:
     assert read_prompt("  A Red  SEVEN ") == read_prompt("a red seven")
     for text in ("", "seven", "a pink seven", "five sevens", "a seven under a two", "a seven and"):
         assert read_prompt(text) is None, text
+    assert read_prompt("a seven and a two.") == read_prompt("a seven and a two")
+    eight: Any = read_prompt("a red two above an eight")
+    assert eight.include == (Wanted("eight", 1), Wanted("two", 1, "red", ("above", 0)))
+    assert read_prompt("an seven") is None
+
+
+@pytest.mark.parametrize(
+    "text", ["a seven and a seven", "a red seven and a blue seven", "a seven above a seven"]
+)
+def test_two_objects_of_the_same_digit_are_not_understood(text: str) -> None:
+    assert read_prompt(text) is None
 
 
 def test_images_of_odd_sides_and_other_prompts_are_refused(classifier: Classifier) -> None:
