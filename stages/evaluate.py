@@ -25,6 +25,7 @@ from mar.evaluation.score_names import bases, find
 from mar.files import atomic
 from mar.sampling.store import SampleSet
 from stages import copies, evaluation_report, pictures, prompt_scores, scene_scores
+from stages.prompt_scores import Scorers
 from stages.stage import Stage, run
 
 
@@ -43,6 +44,12 @@ def main(stage: Stage) -> None:
     source = stage.params("data.source", str)
     sampling = stage.params("sample", dict[str, Any])  # for the report alone
     samples = distributed.from_main(lambda: SampleSet(SAMPLES))  # compared with their seals once
+    scorers: list[Scorers] = []  # of the main process; opened first, as their folders may be wrong
+    distributed.from_main(
+        lambda: scorers.append(
+            prompt_scores.open_scorers(config, samples, stage.device, base=stage.root)
+        )
+    )
     size = {"height": samples.height, "width": samples.width}
     real = RealImages.load(REFERENCE, section, base=stage.root, **size)
     extractor, reference = real.extractor, real.reference
@@ -60,7 +67,7 @@ def main(stage: Stage) -> None:
     shares = {"copies": copies.report(alike, reference)} if alike else {}
     scenes = scene_scores.find(source, MANIFEST, samples)
     warnings += stage.warn([scene_scores.warning(source, samples, scenes)])
-    by_prompts = prompt_scores.find(config, samples, stage.device, base=stage.root)
+    by_prompts = prompt_scores.find(scorers[0], samples)
     report = real.report(scores, len(samples)) | shares | scenes | by_prompts
     stage.write_metrics(report | {"warnings": " ".join(f"{text}." for text in warnings)})
     described = ("extractor", "reference", "num_samples")

@@ -1,7 +1,8 @@
 """Score photographs by their prompts: GenEval and CLIPScore, by models in local folders."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,106 @@ from stages.share_rows import percent, task_rows
 JUDGED, COMPARED = 4, 64  # images at a time; Mask2Former takes 0.75 GB for each
 NOTES = {
     "geneval": "The share of images that show what their prompt asks for, by GenEval's rules; "
-    "objects were found by {detector}, colours told by {clip}. Scores by other models differ.",
-    "clip_score": "100 max(cos, 0) of an image and its prompt, the mean over images, by {model}.",
+    "objects were found by {detector}, colours told by {clip} (SHA-256 {detector_sha256:.12} and "
+    "{clip_sha256:.12}). Scores by other models differ.",
+    "clip_score": "100 max(cos, 0) of an image and its prompt, the mean over images, by {model} "
+    "(SHA-256 {model_sha256:.12}).",
 }
 
 
-def find(
+@dataclass(frozen=True)
+class GenEvalScorer:
+    """Scores samples by GenEval.
+
+    Attributes:
+        detector: Finds objects.
+        clip: Tells their colours.
+        prompts: Of each sample.
+    """
+
+    detector: Mask2Former
+    clip: Clip
+    prompts: Sequence[Prompt]
+
+    @classmethod
+    def open(
+        cls, config: GenEvalConfig, samples: SampleSet, device: torch.device, base: Path
+    ) -> "GenEvalScorer":
+        """Read the prompts and the models.
+
+        Raises:
+            ValueError: a folder is not what it must be, or the samples have no such prompts.
+        """
+        key = "evaluate.geneval"
+        if samples.geneval is None:
+            raise ValueError(
+                f"{key}: the samples are not of GenEval's prompts (sample.prompts: NAME.jsonl)"
+            )
+        try:
+            parsed = {
+                line: Prompt.parse(json.loads(line)) for line in dict.fromkeys(samples.geneval)
+            }
+            check_classes(parsed.values())
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+        clip = Clip(_place(base, config.clip), device, key=f"{key}.clip")
+        detector = Mask2Former(_place(base, config.detector), device, key=f"{key}.detector")
+        return cls(detector, clip, [parsed[line] for line in samples.geneval])
+
+    def score(self, samples: SampleSet) -> dict[str, Any]:
+        """Return the scores, and which models found them."""
+        judge = PhotoJudge(self.detector, ColorNamer(self.clip))
+        for part, images in _batches(samples, "GenEval", JUDGED):
+            judge.update(images, [self.prompts[index] for index in part])
+        models = {
+            **{"detector": self.detector.name, "detector_sha256": self.detector.sha256},
+            **{"clip": self.clip.name, "clip_sha256": self.clip.sha256},
+        }
+        return {**judge.compute().report(), **models, "num_judged": len(samples)}
+
+
+@dataclass(frozen=True)
+class ClipScoreScorer:
+    """Scores samples by CLIPScore.
+
+    Attributes:
+        clip: The model.
+        prompts: Of each sample.
+    """
+
+    clip: Clip
+    prompts: Sequence[str]
+
+    @classmethod
+    def open(cls, folder: Path, samples: SampleSet, device: torch.device) -> "ClipScoreScorer":
+        """Read the model.
+
+        Raises:
+            ValueError: the folder is not what it must be, or the samples have no prompts.
+        """
+        key = "evaluate.clip_score"
+        if samples.prompts is None:
+            raise ValueError(f"{key}: the samples are not of prompts (section text)")
+        return cls(Clip(folder, device, key=key), samples.prompts)
+
+    def score(self, samples: SampleSet) -> dict[str, Any]:
+        """Return the score, and which model found it."""
+        scorer = ClipScorer(self.clip, self.prompts)
+        for part, images in _batches(samples, "CLIPScore", COMPARED):
+            scorer.update(images, [self.prompts[index] for index in part])
+        found = scorer.compute()
+        spread = {} if found.error is None else {"value_std": found.error}
+        model = {"model": self.clip.name, "model_sha256": self.clip.sha256}
+        return {"value": found.value, **spread, "num_cut": found.num_cut, **model}
+
+
+Scorers = Mapping[str, GenEvalScorer | ClipScoreScorer]  # by the names of their scores
+
+
+def open_scorers(
     config: EvaluateConfig, samples: SampleSet, device: torch.device, *, base: Path
-) -> dict[str, Any]:
-    """Return the scores that section `evaluate` asks for, as `geneval` and `clip_score`.
+) -> Scorers:
+    """Read the models that section `evaluate` asks for, and compare them with the samples.
 
     Args:
         config: Section `evaluate`.
@@ -41,12 +133,18 @@ def find(
     Raises:
         ValueError: a folder is not what it must be, or the samples have no such prompts.
     """
-    found: dict[str, Any] = {}
+    opened: dict[str, GenEvalScorer | ClipScoreScorer] = {}
     if config.geneval is not None:
-        found["geneval"] = _geneval(config.geneval, samples, device, base)
+        opened["geneval"] = GenEvalScorer.open(config.geneval, samples, device, base)
     if config.clip_score is not None:
-        found["clip_score"] = _clip_score(_place(base, config.clip_score), samples, device)
-    return found
+        folder = _place(base, config.clip_score)
+        opened["clip_score"] = ClipScoreScorer.open(folder, samples, device)
+    return opened
+
+
+def find(scorers: Scorers, samples: SampleSet) -> dict[str, Any]:
+    """Return the scores as `geneval` and `clip_score`."""
+    return {name: scorer.score(samples) for name, scorer in scorers.items()}
 
 
 def tables(values: Mapping[str, Any]) -> Iterator[Table]:
@@ -62,41 +160,6 @@ def tables(values: Mapping[str, Any]) -> Iterator[Table]:
         rows = [("CLIPScore", f"{score['value']:.2f}{spread}"),
                 ("prompts longer than the model reads", str(score["num_cut"]))]  # fmt: skip
         yield Table("CLIPScore", rows, NOTES["clip_score"].format(**score))
-
-
-def _geneval(
-    config: GenEvalConfig, samples: SampleSet, device: torch.device, base: Path
-) -> dict[str, Any]:
-    key = "evaluate.geneval"
-    if samples.geneval is None:
-        raise ValueError(
-            f"{key}: the samples are not of GenEval's prompts (sample.prompts: NAME.jsonl)"
-        )
-    parsed = {line: Prompt.parse(json.loads(line)) for line in dict.fromkeys(samples.geneval)}
-    try:
-        check_classes(parsed.values())
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
-    clip = Clip(_place(base, config.clip), device, key=f"{key}.clip")
-    detector = Mask2Former(_place(base, config.detector), device, key=f"{key}.detector")
-    judge = PhotoJudge(detector, ColorNamer(clip))
-    for part, images in _batches(samples, "GenEval", JUDGED):
-        judge.update(images, [parsed[samples.geneval[index]] for index in part])
-    names = {"detector": detector.name, "clip": clip.name}
-    return {**judge.compute().report(), **names, "num_judged": len(samples)}
-
-
-def _clip_score(folder: Path, samples: SampleSet, device: torch.device) -> dict[str, Any]:
-    key = "evaluate.clip_score"
-    if samples.prompts is None:
-        raise ValueError(f"{key}: the samples are not of prompts (section text)")
-    clip = Clip(folder, device, key=key)
-    scorer = ClipScorer(clip, samples.prompts)
-    for part, images in _batches(samples, "CLIPScore", COMPARED):
-        scorer.update(images, [samples.prompts[index] for index in part])
-    found = scorer.compute()
-    spread = {} if found.error is None else {"value_std": found.error}
-    return {"value": found.value, **spread, "num_cut": found.num_cut, "model": clip.name}
 
 
 def _place(base: Path, folder: str) -> Path:

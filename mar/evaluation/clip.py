@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from mar.evaluation.pretrained import load_model, load_processor
+from mar.evaluation.pretrained import digest, load_model, load_processor
 
 
 BATCH = 64  # images or texts at a time
@@ -39,7 +39,7 @@ class Clip:
         self._images: Any = load_processor("CLIPImageProcessor", folder, key=key)
         self._tokenizer: Any = load_processor("AutoTokenizer", folder, key=key)
         self._device = device
-        self.name = folder.name
+        self.name, self.sha256 = folder.name, digest(folder)
 
     @property
     def max_tokens(self) -> int:

@@ -3,10 +3,17 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
+from mar.files import atomic
+
+
+FILES = ("*.json", "*.txt", "model*.safetensors")  # settings, tokenizer and weights
 
 
 def load_model(kind: str, folder: Path, *, key: str) -> Any:
@@ -36,6 +43,16 @@ def load_processor(kind: str, folder: Path, *, key: str) -> Any:
         ValueError: `transformers` is not installed or cannot read the folder.
     """
     return _read(kind, folder, key)
+
+
+def digest(folder: Path) -> str:
+    """Return the SHA-256 of the names and contents of a folder's settings, tokenizer and weights.
+
+    It tells models apart whose folders have the same name.
+    """
+    files = sorted({file for pattern in FILES for file in folder.glob(pattern)})
+    listing = [(file.name, atomic.digest(file)) for file in files]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def _read(kind: str, folder: Path, key: str, **options: Any) -> Any:

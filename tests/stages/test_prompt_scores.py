@@ -10,8 +10,11 @@ import tiny_scorers as tiny
 import torch
 
 from mar.evaluation.metrics import EvaluateConfig
+from mar.evaluation.pretrained import digest
 from mar.sampling.store import SampleSet, shard_path, write_shard
-from stages import check, prompt_scores
+from stages import check, evaluate, prompt_scores
+from stages.stage import Stage
+from stages.tracking import Run
 
 
 CPU = torch.device("cpu")
@@ -43,6 +46,11 @@ def evaluate_config(**changes: Any) -> EvaluateConfig:
     return EvaluateConfig.model_validate({**params["evaluate"], **changes})
 
 
+def find(config: EvaluateConfig, samples: SampleSet, models: Path) -> dict[str, Any]:
+    scorers = prompt_scores.open_scorers(config, samples, CPU, base=models)
+    return prompt_scores.find(scorers, samples)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
@@ -55,7 +63,7 @@ def test_images_are_scored_by_their_prompts(tmp_path: Path, models: Path) -> Non
     samples = write(tmp_path, [line("a dog", "dog"), line("a cat", "cat")])
     folders = {"detector": "detector", "clip": "clip"}
     config = evaluate_config(geneval=folders, clip_score="clip")
-    found = prompt_scores.find(config, samples, CPU, base=models)
+    found = find(config, samples, models)
     geneval, clip = found["geneval"], found["clip_score"]
     assert geneval["tasks"] == {"single_object": 0.5}  # the dogs
     assert geneval["overall"] == 0.5
@@ -67,17 +75,44 @@ def test_images_are_scored_by_their_prompts(tmp_path: Path, models: Path) -> Non
     assert shown["GenEval"]["single object"] == "50.0% ± 50.0%"
     assert shown["GenEval"]["overall"] == "50.0% ± 50.0%"
     assert shown["CLIPScore"]["CLIPScore"] == f"{clip['value']:.2f} ± {clip['value_std']:.2f}"
-    assert prompt_scores.find(evaluate_config(), samples, CPU, base=models) == {}
+    assert find(evaluate_config(), samples, models) == {}
+    assert geneval["clip_sha256"] == clip["model_sha256"] == digest(models / "clip")
+    assert geneval["detector_sha256"] == digest(models / "detector")
+
+
+def test_a_digest_is_of_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    before = digest(tmp_path)
+    (tmp_path / "README.md").write_text("not read by the model")
+    assert digest(tmp_path) == before
+    (tmp_path / "model.safetensors").write_bytes(b"others")
+    assert digest(tmp_path) != before
+
+
+def test_a_wrong_folder_is_found_before_other_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params: dict[str, Any] = tiny_project.tiny_params()
+    params["evaluate"]["clip_score"] = "missing"
+    Path("params.yaml").write_text(json.dumps(params))
+    write(evaluate.SAMPLES, None)
+    assert not evaluate.REFERENCE.exists()  # what real images are like is read later
+    with pytest.raises(
+        ValueError, match=r"evaluate\.clip_score: .*missing.config\.json is missing"
+    ):
+        evaluate.main(Stage("evaluate", Path("out/evaluate"), Path("work"), CPU, Run("evaluate")))
 
 
 def test_samples_without_such_prompts_are_refused(tmp_path: Path, models: Path) -> None:
     config = evaluate_config(geneval={"detector": "detector", "clip": "clip"})
     samples = write(tmp_path / "a", None)
     with pytest.raises(ValueError, match=r"evaluate\.geneval: the samples are not of GenEval's"):
-        prompt_scores.find(config, samples, CPU, base=models)
+        prompt_scores.open_scorers(config, samples, CPU, base=models)
     samples = write(tmp_path / "b", [line("a dog", "dog"), line("a seven", "seven")])
     with pytest.raises(ValueError, match=r"evaluate\.geneval: 'seven' of the prompt 'a seven' is"):
-        prompt_scores.find(config, samples, CPU, base=models)
+        prompt_scores.open_scorers(config, samples, CPU, base=models)
 
 
 @pytest.mark.parametrize(

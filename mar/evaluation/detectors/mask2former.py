@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mar.evaluation.geneval import SCORE, Box, Detection
-from mar.evaluation.pretrained import load_model, load_processor
+from mar.evaluation.pretrained import digest, load_model, load_processor
 
 
 MOST = 100  # pairs of query and class of an image (mmdet: max_per_image)
@@ -68,7 +68,7 @@ class Mask2Former:
         self._model: Any = load_model("Mask2FormerForUniversalSegmentation", folder, key=key)
         self._processor: Any = load_processor("Mask2FormerImageProcessor", folder, key=key)
         self._device = device
-        self.name = folder.name
+        self.name, self.sha256 = folder.name, digest(folder)
         self._model.to(device)
         if (count := int(self._model.config.num_labels)) != len(CLASSES):
             raise ValueError(
