@@ -21,6 +21,7 @@ from mar.released.tokenizer import TokenizerSource
 from mar.sampling.config import SampleConfig, check_fit
 from mar.sampling.labels import resolve_labels
 from mar.sources.registry import DataConfig
+from mar.text.prompts import find_prompts
 from mar.text.registry import TextConfig
 from mar.tokenizer_training.perceptual import ClassifierDistanceConfig, one_class_warning
 from mar.tokenizer_training.trainer import TokenizerTrainingConfig
@@ -211,7 +212,7 @@ def _check_sources(configs: dict[str, Any]) -> None:
 
 
 def _check_texts(configs: dict[str, Any]) -> None:
-    """Refuse keys for texts without texts, and keys for classes with them."""
+    """Refuse keys for texts without texts, for classes with them, and prompts that are none."""
     generator, sample = configs["generator"], configs["sample"]
     if configs["text"] is None:
         if sample.prompts is not None:
@@ -224,6 +225,10 @@ def _check_texts(configs: dict[str, Any]) -> None:
         )
     if sample.labels is not None:
         raise ValueError("sample.labels: must be null where there is a section text: see prompts")
+    if isinstance(sample.prompts, str | list):  # before a training, not after it
+        found = find_prompts(sample.prompts, [], base=root())
+        if not all(prompt.text for prompt in found):
+            raise ValueError("sample.prompts: one of them is empty")
     if generator.source == "released" and generator.classes != "new":
         raise ValueError(
             "generator.classes: must be 'new' where there is a section text, as texts take the "

@@ -112,6 +112,8 @@ def test_images_of_prompts_come_from_captions(
     ("section", "changes", "complaint"),
     [
         ("sample", {"labels": [0]}, r"sample\.labels: must be null where there is a section text"),
+        ("sample", {"prompts": "no.txt"}, r"sample\.prompts: \S*no\.txt cannot be read"),
+        ("sample", {"prompts": ["a cat", " "]}, r"sample\.prompts: one of them is empty"),
         ("data", tiny.tiny_params()["data"], r"text: must be null, as images of data\.source"),
     ],
 )
