@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from prefect.concurrency import _leases
 from prefect.concurrency._leases import maintain_concurrency_lease
 from ruamel.yaml import YAML
 
@@ -179,9 +181,20 @@ def test_a_mistake_is_logged_once_in_the_words_of_the_stage(
 
 
 def test_a_run_that_lost_its_place_says_so_in_a_line_and_the_next_one_continues(
-    project: Path, server: None, caplog: pytest.LogCaptureFixture
+    project: Path,
+    server: None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As after the sleep of a laptop: the server has let go of the lease that the run renews."""
+    renew = _leases._renew_concurrency_lease_with_retries  # pyright: ignore[reportPrivateUsage]
+
+    def renew_once_the_stage_runs(*arguments: Any) -> bool:
+        while not (project / "started").exists():  # else it could be lost while the flow begins
+            time.sleep(0.05)
+        return renew(*arguments)
+
+    monkeypatch.setattr(_leases, "_renew_concurrency_lease_with_retries", renew_once_the_stage_runs)
     wait = "Path('waited').exists() or (Path('waited').touch(), time.sleep(600))\n"
     write_stages(project, {"train": []}, train=wait)
     with (
