@@ -1,13 +1,13 @@
 """Generated scenes are judged by what they show: real ones pass, others' captions fail."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mar.evaluation.classifier import Classifier
+from mar.evaluation import scene_detector
+from mar.evaluation.classifier import Classifier, new_classifier
 from mar.evaluation.geneval import Box, Wanted, judge
 from mar.evaluation.scene_detector import OTHER, detect, learn_digits
 from mar.evaluation.scene_prompts import pairs, read_prompt
@@ -70,11 +70,14 @@ def test_noise_and_black_show_nothing(classifier: Classifier) -> None:
     assert detect(classifier, images[:1]) == [{}]
 
 
-def test_what_is_bright_and_no_digit_is_seen_by_strict_alone() -> None:
-    def classify(cells: Tensor) -> Any:  # the first lit cell is a seven, the second no digit
-        return SimpleNamespace(logits=9.0 * torch.eye(11)[[7, 10][: len(cells)]])
+def test_what_is_bright_and_no_digit_is_seen_by_strict_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def classify(_: Classifier, cells: Tensor) -> Tensor:  # the first lit cell is a seven, the
+        return torch.eye(11)[[7, 10][: len(cells)]]  # second no digit
 
-    sure: Any = classify
+    monkeypatch.setattr(scene_detector, "_classify", classify)
+    sure = new_classifier(scene_detector.CLASSIFIER, image_size=12, num_classes=11)
     image = torch.zeros(3, 24, 24, dtype=torch.uint8)
     image[0, 2:10, 2:10] = 255
     asked: Any = read_prompt("a red seven")
