@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def write(folder: Path, prompts: list[str], geneval: list[str] | None = None) ->
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(256, (len(prompts), 3, 4, 4), generator=rng, dtype=torch.uint8)
     labels = torch.zeros(len(prompts), dtype=torch.long)
-    described = {"first_index": 0, "num_classes": 1, "seed": 0}
+    described: dict[str, Any] = {"first_index": 0, "num_classes": 1, "seed": 0}
     path = shard_path(folder, 0)
     write_shard(path, images, labels=labels, prompts=prompts, geneval=geneval, **described)
     return images.permute(0, 2, 3, 1)
