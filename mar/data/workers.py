@@ -156,8 +156,7 @@ class _Workers(_MultiProcessingDataLoaderIter):
 
 def _reason(error: RuntimeError) -> str:
     """Return what is known of a worker's end, such as the signal that killed it."""
-    cause = error.__cause__
-    return (str(cause) or str(error)).splitlines()[0] if cause else str(error).splitlines()[0]
+    return (str(error.__cause__ or "") or str(error)).splitlines()[0]
 
 
 def _unpiped(result: Any) -> Any:
