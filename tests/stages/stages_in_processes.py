@@ -26,6 +26,7 @@ def run(project: Path, names: Sequence[str]) -> None:
         work.mkdir(parents=True, exist_ok=True)
         stage = Stage(name, Path("out", name), work, torch.device("cpu"), Run(name))
         import_module(f"stages.{name}").main(stage)
+        dist.barrier()  # the main process writes its last file after the others are done
 
 
 def refusal(project: Path, name: str) -> tuple[str, Path | None]:
