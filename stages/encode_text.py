@@ -39,6 +39,8 @@ def main(stage: Stage) -> None:
         splits = {split: _captions(split) for split in ("train", "held_out")}
         texts = splits["train"].captions
         encoder = distributed.main_first(lambda: section.learn(chain(*texts), base=stage.root))
+    if encoder is not None:
+        encoder.check_count(count)
     distributed.from_main(lambda: write_captions(folder, splits))
     metrics: dict[str, Any] = {"num_captions": 0}
     if encoder is not None:

@@ -72,9 +72,29 @@ class TextEncoder(ABC):
         """How the tokens of captions are kept in files; None makes them anew in each step."""
         return CacheForm("int32", 65_536)
 
+    @property
+    def added_tokens(self) -> int:
+        """How many tokens are added to each text, such as one that ends it."""
+        return 0
+
     def limit(self, count: int) -> int:
         """Return how many tokens of a text are used, where a generator takes `count`."""
         return count
+
+    def check_count(self, count: int) -> None:
+        """Check that a generator takes enough tokens of a text for some to be its own.
+
+        Args:
+            count: Tokens that the generator takes.
+
+        Raises:
+            ValueError: the tokens that are added to each text would take all of them.
+        """
+        if count <= (added := self.added_tokens):
+            raise ValueError(
+                f"generator.condition_tokens: must be at least {added + 1}, as the tokenizer adds "
+                f"{added} tokens to each text, got {count}"
+            )
 
     def limit_name(self, count: int) -> str:
         """Return what sets this limit, for messages."""

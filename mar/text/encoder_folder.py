@@ -93,6 +93,13 @@ class EncoderFolder(NamedTuple):
         """How the model is used."""
         return FAMILIES[self.model_type]
 
+    @property
+    def tokenizer_class(self) -> object:
+        """The class of `transformers` that the tokenizer's folder names; None if it names none."""
+        path = self.tokenizer / "tokenizer_config.json"
+        content: Any = atomic.read_json(path) if path.is_file() else {}
+        return content.get("tokenizer_class")
+
     def digest(self) -> str:
         """Return the SHA-256 of all files that are used."""
         names = sorted(name for name in TOKENIZER_FILES if (self.tokenizer / name).is_file())

@@ -182,6 +182,11 @@ class FrozenEncoder(TextEncoder):
         """Return how many tokens of a text are used, where a generator takes `count`."""
         return min(count, self._shape.max_tokens or count)
 
+    @property
+    def added_tokens(self) -> int:
+        """How many tokens the tokenizer adds to each text."""
+        return int(self._open().tokenizer.num_special_tokens_to_add())
+
     def limit_name(self, count: int) -> str:
         """Return what sets this limit, for messages."""
         if self.limit(count) < count:
@@ -203,8 +208,12 @@ class FrozenEncoder(TextEncoder):
         return self._opened
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
-        """Return all tokens of each text, with those that the model adds, and unknown words."""
-        return read_tokens(self._open().tokenizer, texts)
+        """Return all tokens of each text, with those that the model adds, and unknown words.
+
+        Raises:
+            ValueError: the model has no embedding for a token of a text.
+        """
+        return read_tokens(*self._open(), texts)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], count: int) -> Float[Tensor, "B K E"]:
@@ -215,6 +224,7 @@ class FrozenEncoder(TextEncoder):
         """
         model, tokenizer = self._open()
         fill = tokenizer.pad_token_id or 0
+        fill = fill if fill < model.vocab_size else 0  # masked, where a tokenizer has tokens more
         found = torch.zeros(
             len(texts), count, self.size, dtype=model.dtype, device=self._device
         )  # (B, K, E)

@@ -33,6 +33,7 @@ class LanguageModel:
         family: How it is used.
         layer: Whose hidden states are taken.
         size: Channels of an embedding.
+        vocab_size: Tokens that have an embedding.
         max_tokens: The most tokens that it reads; None if there is no limit.
     """
 
@@ -40,6 +41,7 @@ class LanguageModel:
     family: Family
     layer: int
     size: int
+    vocab_size: int
     max_tokens: int | None
 
     @property
@@ -123,6 +125,7 @@ def load_model(
         family,
         layer,
         int(config.hidden_size),
+        int(config.vocab_size),
         positions and int(positions) - family.first_position,
     )
 
@@ -135,7 +138,10 @@ def load_tokenizer(folder: EncoderFolder) -> Any:
     """
     library = _library()
     try:
-        tokenizer = library.AutoTokenizer.from_pretrained(folder.tokenizer, local_files_only=True)
+        # transformers reads SigLIP 1's by sentencepiece alone, though there is a tokenizer.json.
+        by_file = folder.tokenizer_class == "SiglipTokenizer"
+        reader = library.PreTrainedTokenizerFast if by_file else library.AutoTokenizer
+        tokenizer = reader.from_pretrained(folder.tokenizer, local_files_only=True)
         config = library.AutoConfig.from_pretrained(folder.path, local_files_only=True)
     except UNREADABLE as error:
         raise ValueError(
@@ -144,19 +150,30 @@ def load_tokenizer(folder: EncoderFolder) -> Any:
     if not tokenizer.is_fast:
         raise ValueError(f"text.tokenizer: {folder.tokenizer} has no tokenizer.json")
     known = int(config.get_text_config().vocab_size)
-    if len(tokenizer) > known:
+    if tokenizer.vocab_size > known:  # tokens added later are checked when a text has them
         raise ValueError(
-            f"text.tokenizer: {folder.tokenizer} has {len(tokenizer)} tokens, and {folder.path} "
-            f"embeddings for {known}; it is the tokenizer of another model"
+            f"text.tokenizer: {folder.tokenizer} has {tokenizer.vocab_size} tokens, and "
+            f"{folder.path} embeddings for {known}; it is the tokenizer of another model"
         )
     return tokenizer
 
 
-def read_tokens(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
-    """Return all tokens of each text, with those that the model adds, and its unknown words."""
+def read_tokens(model: LanguageModel, tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
+    """Return all tokens of each text, with those that the model adds, and its unknown words.
+
+    Raises:
+        ValueError: the model has no embedding for a token, such as Gemma 3's for an image.
+    """
     if not texts:
         return []
     rows: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"]
+    for text, row in zip(texts, rows, strict=True):
+        if (largest := max(row, default=0)) >= model.vocab_size:
+            raise ValueError(
+                f"text.tokenizer: {text!r} has the token {tokenizer.convert_ids_to_tokens(largest)}"
+                f" with the number {largest}, expected less than {model.vocab_size}, as many "
+                "embeddings as the model has"
+            )
     found = [Tokens(row if text.strip() else [], []) for text, row in zip(texts, rows, strict=True)]
     missing = tokenizer.unk_token_id
     if missing == tokenizer.eos_token_id:  # of tokenizers that know every byte

@@ -184,6 +184,22 @@ def test_a_tokenizer_may_lie_elsewhere(folders: dict[str, Path], tmp_path: Path)
     assert torch.equal(found.encode(TEXTS, 5), whole.encode(TEXTS, 5))
 
 
+def test_the_tokenizer_of_siglip_is_read_without_sentencepiece(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tiny.write_encoder(tmp_path, "siglip")
+    config = folder / "tokenizer_config.json"
+    named = json.loads(config.read_text()) | {"tokenizer_class": "SiglipTokenizer"}
+    config.write_text(json.dumps(named | {"pad_token": "</s>"}))
+    (folder / "spiece.model").touch()
+    found = learn(folder).encode(TEXTS, 5)
+    assert found.shape == (5, 5, 12)
+    assert not torch.allclose(found[0], learn(folders["siglip"]).encode(TEXTS, 5)[0])  # the filling
+    (folder / "tokenizer.json").rename(folder / "vocab.txt")
+    with pytest.raises(ValueError, match=r"text\.tokenizer: .* cannot be read"):
+        learn(folder)
+
+
 def spoil(folder: Path, change: str) -> None:
     """Make a folder one that is refused."""
     weights, config = folder / "model.safetensors", folder / "config.json"
@@ -248,6 +264,34 @@ def test_a_folder_that_cannot_serve_is_refused(
     spoil(folder, change)
     with pytest.raises(ValueError, match=complaint):
         learn(folder)
+
+
+def test_tokens_added_to_a_tokenizer_are_refused_in_a_text_only(tmp_path: Path) -> None:
+    """Gemma 3's text models have a token for images without an embedding."""
+    import transformers as hf
+
+    folder = tiny.write_encoder(tmp_path, "llama")
+    expected = learn(folder).encode(TEXTS, 5)
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<image>", "<pad2>", "<more>", "<most>"])
+    tokenizer.pad_token = "<most>"
+    tokenizer.save_pretrained(folder)
+    encoder = learn(folder)
+    assert torch.equal(encoder.encode(TEXTS, 5), expected)
+    complaint = r"'a <most>' has the token <most> with the number 16, expected less than 16"
+    with pytest.raises(ValueError, match=complaint):
+        encoder.tokenise(["a <image>", "a <most>"])
+
+
+@pytest.mark.parametrize(("kind", "added"), [("t5", 1), ("bert", 2)])
+def test_the_generator_takes_more_tokens_than_a_tokenizer_adds(
+    folders: dict[str, Path], kind: str, added: int
+) -> None:
+    encoder = learn(folders[kind])
+    encoder.check_count(added + 1)
+    complaint = rf"generator\.condition_tokens: must be at least {added + 1}, .* got {added}$"
+    with pytest.raises(ValueError, match=complaint):
+        encoder.check_count(added)
 
 
 def test_slow_libraries_are_imported_when_they_are_used() -> None:
