@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from mar import distributed
 from mar.files.seal import DamagedFileError
 from stages.stage import Stage
 from stages.tracking import Run
@@ -26,7 +27,7 @@ def run(project: Path, names: Sequence[str]) -> None:
         work.mkdir(parents=True, exist_ok=True)
         stage = Stage(name, Path("out", name), work, torch.device("cpu"), Run(name))
         import_module(f"stages.{name}").main(stage)
-        dist.barrier()  # the main process writes its last file after the others are done
+        distributed.barrier()  # the main process writes its last file after the others are done
 
 
 def refusal(project: Path, name: str) -> tuple[str, Path | None]:
