@@ -21,6 +21,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from matplotlib.ticker import LogFormatter
 from ruamel.yaml import YAML
 from torch import Tensor
 from tqdm import tqdm
@@ -276,6 +277,7 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         axis.set_xlabel(f"{names[x]} (beside each point: steps of a token)")
         axis.set_ylabel(score.replace("_", " "))
         axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(LogFormatter())  # leaves numbers out where they are many
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("{x:g}")
         axis.tick_params(which="minor", labelsize=7)
