@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 
 T = TypeVar("T")
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 FILE = Path("params.yaml")
 CHOICES = ("source", "kind", "extractor")  # keys that say which other keys a section has
@@ -52,6 +53,16 @@ def load(section: str, kind: type[T] | Any, path: Path = FILE) -> T:
         hint = suggest(name, keys) if isinstance(keys, Mapping) else ""
         raise ValueError(f"{path}: {section} is missing{hint}")
     return parse(section, keys[name], kind, path)
+
+
+def load_keys(section: str, kind: type[ConfigT], path: Path = FILE) -> ConfigT:
+    """Return those keys of a section of a params file that a `kind` has; others may be there.
+
+    Raises:
+        ValueError: the section or a key is missing, or a key is of a wrong type or range.
+    """
+    content = load(section, dict[str, Any], path)
+    return parse(section, {k: v for k, v in content.items() if k in kind.model_fields}, kind, path)
 
 
 def parse(section: str, value: object, kind: type[T] | Any, path: Path = FILE) -> T:

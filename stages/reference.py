@@ -13,7 +13,7 @@ from mar.evaluation.classifier_extractor import ClassifierReference
 from mar.evaluation.copies import SCALE, CopyScale
 from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.extractors import Features
-from mar.evaluation.metrics import EvaluateConfig, score
+from mar.evaluation.metrics import ScoreConfig, score
 from mar.evaluation.real_images import RealImages
 from mar.evaluation.reference import INFO, STATISTICS, ReferenceInfo, measure
 from mar.files import atomic
@@ -81,7 +81,7 @@ def main(stage: Stage) -> None:
 
 def _score(stage: Stage, real: RealImages, found: Features, labels: Tensor) -> ReferenceInfo:
     """Return the description of the real images, with the scores of those that were held out."""
-    config = stage.params("evaluate", EvaluateConfig)
+    config = stage.keys("evaluate", ScoreConfig)
     fitted = real.fit(config, "held-out images", len(labels))
     stage.warn(fitted.warnings)
     scores = score(found, labels, real.reference, names=real.extractor.names, config=fitted.config)

@@ -24,6 +24,7 @@ from stages.cpus import count_cpus
 
 
 T = TypeVar("T")
+ConfigT = TypeVar("ConfigT", bound=Config)
 
 OUT = Path("out")
 
@@ -136,6 +137,15 @@ class Stage:
         """Load a section of `params.yaml`, or one key of it (`data.image_size`), and log it."""
         config: T = params.load(section, kind)
         self.run.params({section: config.model_dump() if isinstance(config, Config) else config})
+        return config
+
+    def keys(self, section: str, kind: type[ConfigT]) -> ConfigT:
+        """Load those keys of a section of `params.yaml` that a config has, and log them.
+
+        So `dvc.yaml` can declare these alone: an edit of the others does not run the stage again.
+        """
+        config = params.load_keys(section, kind)
+        self.run.params({section: config.model_dump()})
         return config
 
     def write_metrics(self, values: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ people; nothing is computed from them).
 """
 
 import ast
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -116,16 +117,16 @@ def test_stages_are_listed_in_a_topological_order() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_declared_sections_are_exactly_those_read(name: str) -> None:
-    tree = ast.parse((ROOT / "stages" / f"{name}.py").read_text())
-    read = {
-        node.args[0].value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr == "params"
-        and isinstance(node.args[0], ast.Constant)
-    }
+def test_declared_sections_and_keys_are_exactly_those_read(name: str) -> None:
+    read: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / "stages" / f"{name}.py").read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr == "params" and isinstance(node.args[0], ast.Constant):
+                read.add(ast.literal_eval(node.args[0]))
+            if node.func.attr == "keys" and node.args:  # of a stage; that of a dict takes nothing
+                config = getattr(import_module(f"stages.{name}"), ast.unparse(node.args[1]))
+                section = ast.literal_eval(node.args[0])
+                read |= {f"{section}.{key}" for key in config.model_fields}
     assert read == set(STAGES[name]["params"])
 
 

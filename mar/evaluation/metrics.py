@@ -57,8 +57,8 @@ class GenEvalConfig(Config):
     )
 
 
-class EvaluateConfig(Config):
-    """Section `evaluate` of `params.yaml`: how features are compared.
+class ScoreConfig(Config):
+    """How features are compared: of section `evaluate`, what scores of real images need too.
 
     `is_splits`, `kid_subset_size` and `neighbours` are lowered where there are fewer images, the
     second to half of them, so that its subsets differ.
@@ -81,7 +81,9 @@ class EvaluateConfig(Config):
         "neighbour (usually 3)",
     )
     bootstrap: int = Field(
-        ge=0, le=10_000, description="resamples that tell a distance's spread; 0 for none"
+        ge=0,
+        le=10_000,
+        description="resamples that tell a distance's spread; 0 for none",
     )
     infinity_points: int = Field(
         ge=0,
@@ -90,13 +92,6 @@ class EvaluateConfig(Config):
         "images (15 in the paper); 0 leaves it out, as do less than ten images for each feature",
     )
     seed: int = Field(ge=0, lt=2**32, description="chooses the splits, subsets and resamples")
-    geneval: GenEvalConfig | None = Field(
-        description="judge samples of GenEval's prompts (sample.prompts: NAME.jsonl); null does not"
-    )
-    clip_score: PathText | None = Field(
-        description="folder of a CLIP that tells how near images are to their prompts, as "
-        "transformers saves it; null leaves CLIPScore out"
-    )
 
     @field_validator("bootstrap", "infinity_points")
     @classmethod
@@ -106,7 +101,19 @@ class EvaluateConfig(Config):
         return value
 
 
-def fit_sizes(config: EvaluateConfig, num_images: int, num_features: int) -> EvaluateConfig:
+class EvaluateConfig(ScoreConfig):
+    """Section `evaluate` of `params.yaml`: how features are compared, and prompts judged."""
+
+    geneval: GenEvalConfig | None = Field(
+        description="judge samples of GenEval's prompts (sample.prompts: NAME.jsonl); null does not"
+    )
+    clip_score: PathText | None = Field(
+        description="folder of a CLIP that tells how near images are to their prompts, as "
+        "transformers saves it; null leaves CLIPScore out"
+    )
+
+
+def fit_sizes(config: ScoreConfig, num_images: int, num_features: int) -> ScoreConfig:
     """Return the settings, those that are larger than the set of images lowered to its size.
 
     Args:
@@ -126,7 +133,7 @@ def fit_sizes(config: EvaluateConfig, num_images: int, num_features: int) -> Eva
     )
 
 
-def fit_warnings(name: str, config: EvaluateConfig, fitted: EvaluateConfig) -> list[str]:
+def fit_warnings(name: str, config: ScoreConfig, fitted: ScoreConfig) -> list[str]:
     """Return a warning if settings were lowered for want of images (what they are called)."""
     before, now = config.model_dump(), fitted.model_dump()
     changed = [f"{key} {now[key]} (not {before[key]})" for key in now if now[key] != before[key]]
@@ -170,7 +177,7 @@ def score(
     reference: Reference,
     *,
     names: ScoreNames,
-    config: EvaluateConfig,
+    config: ScoreConfig,
 ) -> dict[str, float]:
     """Return the scores of images by their names, each with its spread where that is known.
 
@@ -219,7 +226,7 @@ def distance_to_reference(found: Features, reference: Reference) -> Float32[Tens
 
 
 def _distances(
-    name: str, features: Float32[Tensor, "B F"], real: Statistics, config: EvaluateConfig
+    name: str, features: Float32[Tensor, "B F"], real: Statistics, config: ScoreConfig
 ) -> dict[str, float]:
     """Return a Frechet distance and its spread over other samples."""
     count, width = features.shape
@@ -240,7 +247,7 @@ def _distances(
 
 
 def _inception_score(
-    name: str, logits: Float32[Tensor, "B K"], config: EvaluateConfig
+    name: str, logits: Float32[Tensor, "B K"], config: ScoreConfig
 ) -> dict[str, float]:
     """Return the Inception score; its spread is that of the splits, or of resamples for one."""
     splits, seed = config.is_splits, config.seed
@@ -262,7 +269,7 @@ def _neighbour_scores(
     names: ScoreNames,
     features: Float32[Tensor, "B F"],
     real: Float32[Tensor, "K F"],
-    config: EvaluateConfig,
+    config: ScoreConfig,
 ) -> dict[str, float]:
     """Return what compares single images: KID, MMD, and the shares of images within the manifold of
     the others.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from mar.evaluation import extractors
 from mar.evaluation.extractors import Extractor, ReferenceSection
 from mar.evaluation.metrics import (
-    EvaluateConfig,
+    ScoreConfig,
     fit_sizes,
     fit_warnings,
     reference_warnings,
@@ -20,7 +20,7 @@ from mar.evaluation.uncertainty import infinity_warning
 class Fitted(NamedTuple):
     """Settings that fit a number of images, and warnings."""
 
-    config: EvaluateConfig
+    config: ScoreConfig
     warnings: list[str]
 
 
@@ -60,11 +60,11 @@ class RealImages:
         info.check(extractor, height=height, width=width)
         return cls(info, extractor, Reference.load(folder / STATISTICS))
 
-    def fit(self, config: EvaluateConfig, name: str, num_images: int) -> Fitted:
+    def fit(self, config: ScoreConfig, name: str, num_images: int) -> Fitted:
         """Return the settings that so many images bear, and what a person should know of them.
 
         Args:
-            config: Section `evaluate` of `params.yaml`.
+            config: Of section `evaluate` of `params.yaml`.
             name: What the images are called.
             num_images: How many are to be scored.
 
