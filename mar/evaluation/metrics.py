@@ -83,7 +83,7 @@ class ScoreConfig(Config):
     bootstrap: int = Field(
         ge=0,
         le=10_000,
-        description="resamples that tell a distance's spread; 0 for none",
+        description="resamples that tell a distance's spread; 0 for none, nor one at infinity",
     )
     infinity_points: int = Field(
         ge=0,
@@ -195,9 +195,16 @@ def score(
     scores = _distances(names.fid, found.features, reference.statistics, config)
     too_few = infinity_warning(names.fid_infinity, *found.features.shape)
     if config.infinity_points and too_few is None:
-        scores[names.fid_infinity] = distance_at_infinity(
-            found.features, reference.statistics, points=config.infinity_points, seed=config.seed
+        extrapolated = distance_at_infinity(
+            found.features,
+            reference.statistics,
+            points=config.infinity_points,
+            seed=config.seed,
+            with_spread=config.bootstrap > 0,
         )
+        scores[names.fid_infinity] = extrapolated.value
+        if extrapolated.spread is not None:
+            scores[names.fid_infinity + SPREAD] = extrapolated.spread
     if names.sfid and found.spatial is not None and reference.spatial is not None:
         scores |= _distances(names.sfid, found.spatial, reference.spatial, config)
     if names.inception_score is not None and found.logits is not None:

@@ -65,6 +65,22 @@ class Moments:
         """Return the mean and the unbiased covariance of all features added so far."""
         return Statistics(self._mean, self._scatter / (self.count - 1), self.count)
 
+    def without(self, features: Float32[Tensor, "B F"]) -> Statistics:
+        """Return the statistics of all features added so far but these, which are some of them.
+
+        The formula of `update`, solved for what was there before; at least two must remain.
+        """
+        if not len(features):
+            return self.statistics()
+        x = features.double()
+        mean, count = x.mean(dim=0), len(x)
+        centred = x - mean
+        rest = self.count - count
+        shift = (mean - self._mean) * (self.count / rest)  # from the mean of the rest
+        scatter = self._scatter - centred.T @ centred
+        scatter -= shift.outer(shift) * (rest * count / self.count)
+        return Statistics(mean - shift, scatter / (rest - 1), rest)
+
 
 def measure_features(features: Float32[Tensor, "B F"]) -> Statistics:
     """Return the statistics of features that are in memory."""

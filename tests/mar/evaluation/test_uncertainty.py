@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mar.evaluation.statistics import Statistics, frechet_distance, measure_features
 from mar.evaluation.uncertainty import (
+    Extrapolation,
     bootstrap_spread,
     distance_at_infinity,
     infinity_warning,
@@ -23,6 +24,12 @@ def sample(count: int, seed: int, *, shift: float = 0.0) -> Tensor:
 
 def distance(features: Tensor) -> float:
     return frechet_distance(measure_features(features), REAL)
+
+
+def at_infinity(
+    features: Tensor, points: int, seed: int, *, with_spread: bool = True
+) -> Extrapolation:
+    return distance_at_infinity(features, REAL, points=points, seed=seed, with_spread=with_spread)
 
 
 def test_the_bootstraps_spread_is_that_of_new_samples() -> None:
@@ -52,7 +59,7 @@ def test_infinitely_many_images_of_the_references_own_distribution_are_at_no_dis
     """The mean over samples: that of N images is about WIDTH * (WIDTH + 4) / (4 N) too large."""
     plain = [distance(sample(300, seed)) for seed in range(20)]
     infinite = [
-        distance_at_infinity(sample(300, seed), REAL, points=10, seed=0) for seed in range(20)
+        at_infinity(sample(300, seed), 10, 0, with_spread=False).value for seed in range(20)
     ]
     bias = sum(plain) / 20
     assert bias > 0.05
@@ -60,8 +67,25 @@ def test_infinitely_many_images_of_the_references_own_distribution_are_at_no_dis
 
 
 def test_a_shift_remains_at_infinity() -> None:
-    found = distance_at_infinity(sample(2000, 1, shift=0.5), REAL, points=10, seed=3)
-    assert found == pytest.approx(WIDTH * 0.25, rel=0.1)
+    found = at_infinity(sample(2000, 1, shift=0.5), 10, 3)
+    assert found.value == pytest.approx(WIDTH * 0.25, rel=0.1)
+
+
+def test_the_spread_at_infinity_is_that_of_new_samples() -> None:
+    again = [
+        at_infinity(sample(400, seed, shift=0.3), 6, seed, with_spread=seed < 8)
+        for seed in range(60)
+    ]
+    expected = torch.tensor([it.value for it in again]).std()
+    spreads = torch.tensor([it.spread or 0.0 for it in again[:8]])
+    assert float(spreads.mean()) == pytest.approx(float(expected), rel=0.4)
+
+
+def test_the_spread_at_infinity_needs_two_hundred_images() -> None:
+    few, enough = (at_infinity(sample(count, 0), 3, 0) for count in (199, 200))
+    assert few.spread is None
+    assert enough.spread is not None
+    assert enough.spread > 0
 
 
 def test_fewer_images_than_an_extrapolation_needs_are_said() -> None:
