@@ -6,8 +6,8 @@ already is not done again, so a sweep that was killed goes on.
 """
 
 import argparse
-import io
-import math
+import hashlib
+import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,6 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from ruamel.yaml import YAML
 
-from mar.averaging.power import WIDEST
 from pipelines import (
     clone,
     command,
@@ -29,31 +28,22 @@ from pipelines import (
     messages,
     program,
     report,
+    report_run,
     run_page,
+    sweep_axes,
     sweep_report,
 )
 from pipelines.clone import Clone
+from pipelines.report_run import ReportRun
+from pipelines.sweep_axes import KEPT, KEYS, Settings
 from pipelines.sweep_report import Point
-from stages.params import find
 
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("out", "sweep")
 NAME = "sampling"
-# What is varied, in this order: the key of each axis.
-KEYS = {
-    "guidance": "sample.guidance_scale",
-    "temperature": "sample.head.temperature",
-    "diffusion_steps": "sample.head.num_steps",
-    "steps": "sample.num_steps",
-    "weights": "sample.weights",
-}
-KEPT = "kept"  # stands for averages of these widths, where the training kept some:
-WIDTHS = ("0.05", "0.1", "0.15")
 IMAGES = 1000
 SEED = 1000
-
-Settings = dict[str, Any]  # by axis
 
 
 @task(
@@ -121,21 +111,22 @@ def sweep(
         "temperature": list(temperature),
         "diffusion_steps": list(diffusion_steps),
         "steps": list(steps),
-        "weights": _all_weights(base, weights),
+        "weights": sweep_axes.all_weights(base, weights),
     }
     axes = {axis: values for axis, values in axes.items() if values}
-    best = {axis: _get(base, axis) for axis in axes}
-    with clone.opened(project) as place:
+    best = {axis: sweep_axes.get(base, axis) for axis in axes}
+    run = _report_run(project, name, base, axes, num_images=num_images, seed=seed)
+    with clone.opened(project) as place, report_run.tracked(run):
         search = _Search(place, name, num_images, seed)
         for axis, values in axes.items():
             for value in [best[axis], *(value for value in values if value != best[axis])]:
                 search.measure({**best, axis: value}, axis)
             best = search.best(axis) or best
             points = list(search.points.values())
-            _report(project / folder, name, base, points, search.failures)
-    if failures := search.failures:
-        said = [f"{label}: {reason}" for label, reason in failures.items()]
-        raise RuntimeError("\n".join([f"{len(failures)} failed:", *said]))
+            _report(project / folder, name, base, points, search.failures, run)
+        if failures := search.failures:
+            said = [f"{label}: {reason}" for label, reason in failures.items()]
+            raise RuntimeError("\n".join([f"{len(failures)} failed:", *said]))
     return list(search.points.values())
 
 
@@ -152,10 +143,12 @@ class _Search:
 
     def measure(self, settings: Settings, axis: str) -> None:
         """Measure a point, if it is a new one, and note the axis along which it lies."""
-        label = f"sweep-{self.name}-{_slug(settings)}"
+        label = f"sweep-{self.name}-{sweep_axes.slug(settings)}"
         pipeline = command.pipeline_key(f"sweep-{self.name}")
         if label not in self.points and label not in self.failures:
-            text = variant(self.place.project, settings, num_images=self.num_images, seed=self.seed)
+            text = sweep_axes.variant(
+                self.place.project, settings, num_images=self.num_images, seed=self.seed
+            )
             try:
                 # In this thread: a cancelled flow then ends its stage in seconds.
                 self.points[label] = run_point(self.place, label, text, pipeline, settings)
@@ -172,36 +165,6 @@ class _Search:
         return min(along, key=lambda point: point.distance).settings if along else None
 
 
-def variant(project: Path, settings: Settings, *, num_images: int, seed: int) -> str:
-    """Return the project's `params.yaml` with other settings, and a sample of its own."""
-    yaml = YAML()
-    yaml.width = 200
-    content = yaml.load((project / clone.PARAMS).read_text(encoding="utf-8"))
-    changes = {KEYS[axis]: value for axis, value in settings.items()}
-    changes |= {"sample.num_images": num_images, "sample.seed": seed}
-    for key, value in changes.items():
-        *parents, last = key.split(".")
-        place = content
-        for parent in parents:
-            place = place[parent]
-        place[last] = value
-    text = io.StringIO()
-    yaml.dump(content, text)
-    return text.getvalue()
-
-
-def proposal(base: Mapping[str, Any], point: Point) -> str:
-    """Return the command that takes a point's settings to the long run."""
-    changes = [
-        f"-S {_quoted(f'{KEYS[axis]}={_shown(value)}')}"
-        for axis, value in point.settings.items()
-        if value != _get(base, axis)
-    ]
-    if not changes:
-        return "params.yaml has the best settings that were tried: dvc repro"
-    return f"dvc exp run {' '.join(changes)}"
-
-
 def check_name(name: str) -> None:
     """Refuse a name that is no part of a file's and an experiment's.
 
@@ -212,75 +175,21 @@ def check_name(name: str) -> None:
         raise ValueError(f"name: must be lower-case letters, digits and dashes, got {name!r}")
 
 
-def _get(base: Mapping[str, Any], axis: str) -> Any:
-    """Return what params.yaml says of an axis.
-
-    Raises:
-        ValueError: It has no such key.
-    """
-    found = find(base, KEYS[axis])
-    if found is None:
-        raise ValueError(f"{axis}: params.yaml has no {KEYS[axis]}; give an empty list")
-    return found
-
-
-def _all_weights(base: Mapping[str, Any], texts: Sequence[str]) -> list[Any]:
-    """Return values of sample.weights.
-
-    Raises:
-        ValueError: One is none, or an average of a training that kept none.
-    """
-    kept = find(base, "training.averages") is not None
-    widths = WIDTHS if kept else ()
-    texts = [each for text in texts for each in (widths if text == KEPT else (text,))]
-    values = [_weights(text) for text in texts]
-    for text, value in zip(texts, values, strict=True):
-        if isinstance(value, dict) and not kept:
-            raise ValueError(
-                f"weights: must be ema or raw, as training.averages is null, got {text!r}"
-            )
-    return values
-
-
-def _weights(text: str) -> Any:
-    """Return a value of sample.weights: a name, or the average of a relative width or a decay.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    if text in ("ema", "raw"):
-        return text
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if 0 < number <= WIDEST:
-        return {"width": number}
-    if 0.5 <= number < 1:
-        return {"decay": number}
-    raise ValueError(
-        f"weights: must be ema, raw, {KEPT}, a relative width below {WIDEST:.3f} or a decay from "
-        f"0.5 on, got {text!r}"
-    )
-
-
-def _slug(settings: Settings) -> str:
-    return "-".join(f"{axis[:1]}{_plain(value)}" for axis, value in settings.items())
-
-
-def _plain(value: Any) -> str:
-    return re.sub(r"[^\w.]+", "", _shown(value))
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        ((key, number),) = value.items()
-        return f"{{{key}: {number}}}"
-    return str(value)
-
-
-def _quoted(text: str) -> str:
-    return f"'{text}'" if "{" in text else text
+def _report_run(
+    project: Path,
+    name: str,
+    base: Mapping[str, Any],
+    axes: Mapping[str, Sequence[Any]],
+    *,
+    num_images: int,
+    seed: int,
+) -> ReportRun:
+    """Return the MLflow run of a sweep; one that goes on has the same."""
+    tried = {KEYS[axis]: ", ".join(map(sweep_report.shown, them)) for axis, them in axes.items()}
+    params = {**tried, "sample.num_images": str(num_images), "sample.seed": str(seed)}
+    content = json.dumps([base, params], sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return ReportRun(project, f"sweep-{name}-{digest}", f"sweep {name}", params)
 
 
 def _report(
@@ -289,17 +198,21 @@ def _report(
     base: Mapping[str, Any],
     points: Sequence[Point],
     failures: Mapping[str, str],
+    run: ReportRun,
 ) -> None:
-    """Write the report of what there is so far, and show it as an artifact of the flow run."""
+    """Write the report of what there is so far, and show it on the pages of its two runs."""
     if not points:
         return
     best = min(points, key=lambda point: point.distance)
-    command_line = proposal(base, best)
+    command_line = sweep_axes.proposal(base, best.settings)
     text = sweep_report.write(folder, name, points, command_line, failures)
     get_run_logger().info("best so far: %s %.4g; %s", best.score, best.distance, command_line)
-    picture = run_page.embed(folder / sweep_report.picture(name), run_page.PICTURE_WIDTH)
+    files = sweep_report.files(folder, name)
+    picture = run_page.embed(files[-1], run_page.PICTURE_WIDTH)
     shown = report.PICTURE.sub(lambda match: picture, text)
     create_markdown_artifact(shown, key=f"sweep-{name}", description=command_line)
+    numbers = {best.score: best.distance}
+    run.log(note=report.PICTURE.sub("", text), numbers=numbers, step=len(points), files=files)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mar.evaluation.score_names import SPREAD, find, parts
+from mar.evaluation.score_names import SPREAD, parts
 from mar.files import atomic
 from pipelines.measurement import DISTANCES
 
@@ -37,7 +37,8 @@ class Point:
         score: The name of the distance, which says by which features and of how many images.
         distance: The Frechet distance to real images.
         spread: Its standard deviation, if it was measured.
-        quality: The Inception score, or the accuracy, if the extractor gives one.
+        quality: The Inception score, if the extractor gives one.
+        quality_spread: Its standard deviation, if it was measured.
         quality_name: What that is.
         sampling_ms: Milliseconds for an image; none if the images were restored.
         axes: Along which it lies.
@@ -49,6 +50,7 @@ class Point:
     distance: float
     spread: float | None
     quality: float | None
+    quality_spread: float | None
     quality_name: str
     sampling_ms: float | None
     axes: list[str] = field(default_factory=list[str])
@@ -68,7 +70,8 @@ def read(
         score=score,
         distance=scores[score],
         spread=scores.get(score + SPREAD),
-        quality=find(scores, parts(quality).base) if quality else None,
+        quality=scores.get(quality),
+        quality_spread=scores.get(quality + SPREAD),
         quality_name=quality,
         sampling_ms=ms,
     )
@@ -77,17 +80,18 @@ def read(
 def write(
     folder: Path, name: str, points: Sequence[Point], proposal: str, failures: Mapping[str, str]
 ) -> str:
-    """Write `sweep-NAME.md`, `.png` and `.csv`, and return the Markdown."""
+    """Write the report (`files`), and return its page, as Markdown."""
     text = markdown(name, points, proposal, failures)
-    _draw(folder / picture(name), points)
-    atomic.write_text(folder / f"sweep-{name}.csv", table(points))
-    atomic.write_text(folder / f"sweep-{name}.md", text)
+    numbers, page, picture = files(folder, name)
+    _draw(picture, points)
+    atomic.write_text(numbers, table(points))
+    atomic.write_text(page, text)
     return text
 
 
-def picture(name: str) -> str:
-    """Return the file name of the plot of a report."""
-    return f"sweep-{name}.png"
+def files(folder: Path, name: str) -> list[Path]:
+    """Return the files of a report: its numbers, its page, its picture."""
+    return [folder / f"sweep-{name}{suffix}" for suffix in (".csv", ".md", ".png")]
 
 
 def table(points: Sequence[Point]) -> str:
@@ -98,7 +102,7 @@ def table(points: Sequence[Point]) -> str:
             **{axis: shown(value) for axis, value in point.settings.items()},
             point.score: point.distance,
             point.score + SPREAD: point.spread,
-            **({point.quality_name: point.quality} if point.quality_name else {}),
+            **_quality(point),
             "sampling_ms": point.sampling_ms,
             "axes": " ".join(point.axes),
             "experiment": point.experiment,
@@ -109,6 +113,15 @@ def table(points: Sequence[Point]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return content.getvalue()
+
+
+def _quality(point: Point) -> dict[str, float | None]:
+    if not point.quality_name:
+        return {}
+    return {
+        point.quality_name: point.quality,
+        point.quality_name + SPREAD: point.quality_spread,
+    }
 
 
 def markdown(name: str, points: Sequence[Point], proposal: str, failures: Mapping[str, str]) -> str:
@@ -125,16 +138,23 @@ def markdown(name: str, points: Sequence[Point], proposal: str, failures: Mappin
         f"|{'---|' * (len(first.settings) + 4)}",
     ]
     for point in sorted(points, key=lambda point: point.distance):
-        spread = "" if point.spread is None else f" \u00b1 {point.spread:.2g}"
         cells = [shown(value) for value in point.settings.values()]
-        cells.append(f"{point.distance:.3f}{spread}")
-        cells.append("" if point.quality is None else f"{point.quality:.2f}")
+        cells.append(f"{point.distance:.3f}{_plus_minus(point.spread)}")
+        cells.append(
+            ""
+            if point.quality is None
+            else f"{point.quality:.2f}{_plus_minus(point.quality_spread)}"
+        )
         cells.append("" if point.sampling_ms is None else f"{point.sampling_ms:.1f}")
         cells.append(", ".join(point.axes))
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", _not_told_apart(points), "", f"![{', '.join(axes)}]({picture(name)})"]
+    lines += ["", _not_told_apart(points), "", f"![{', '.join(axes)}](sweep-{name}.png)"]
     failed = [f"- {label}: {reason}" for label, reason in failures.items()]
     return "\n".join([*lines, *(["", "Failed:", "", *failed] if failed else [])]) + "\n"
+
+
+def _plus_minus(spread: float | None) -> str:
+    return "" if spread is None else f" \u00b1 {spread:.2g}"
 
 
 def _not_told_apart(points: Sequence[Point]) -> str:
@@ -166,7 +186,8 @@ def _draw(path: Path, points: Sequence[Point]) -> None:
               [p.spread for p in along])  # fmt: skip
         qualities = [p.quality for p in along]
         if None not in qualities:
-            _plot(row[1], places, qualities, along[0].quality_name, COLOURS[1])
+            _plot(row[1], places, qualities, along[0].quality_name, COLOURS[1],
+                  [p.quality_spread for p in along])  # fmt: skip
         for panel in row:
             panel.set_xlabel(TITLES[axis])
             if labels is not None:
@@ -193,13 +214,12 @@ def _plot(
     values: Sequence[Any],
     label: str,
     colour: str,
-    spreads: Sequence[float | None] = (),
+    spreads: Sequence[float | None],
 ) -> None:
     order = sorted(range(len(places)), key=lambda index: places[index])
     x, y = [places[i] for i in order], [values[i] for i in order]
     panel.plot(x, y, "o-", color=colour, markersize=4, linewidth=1)
-    if spreads:
-        bars = [spreads[i] or 0.0 for i in order]
-        panel.errorbar(x, y, bars, fmt="none", color=colour, alpha=0.4)
+    bars = [spreads[i] or 0.0 for i in order]
+    panel.errorbar(x, y, bars, fmt="none", color=colour, alpha=0.4)
     panel.set_ylabel(label)
     panel.grid(alpha=0.3)

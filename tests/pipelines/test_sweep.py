@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipelines import clone, experiment, sweep, sweep_report
+from pipelines import clone, experiment, report_run, sweep, sweep_axes, sweep_report
 from pipelines.sweep_report import Point
 from stages import check
+from stages.log_report import ReportRun
 
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,7 @@ class Place:
 
     texts: dict[str, str] = field(default_factory=dict[str, str])
     ran: list[str] = field(default_factory=list[str])
+    logged: list[ReportRun] = field(default_factory=list[ReportRun])
     broken: str = "none"
     project: Path = ROOT
 
@@ -38,6 +40,9 @@ class Place:
         self.texts[name] = text
         return name, {"sample": {"images_per_second": 50.0}}
 
+    def log(self, project: Path, report: str) -> None:
+        self.logged.append(ReportRun.model_validate_json(report))
+
     def metrics(self, reference: str, stage: str) -> dict[str, Any]:
         """Best at guidance 1.5 and temperature 1.2, and with a rebuilt average of width 0.1."""
         sample = YAML(typ="safe").load(self.texts[reference])["sample"]
@@ -47,6 +52,7 @@ class Place:
             "classifier_fid_40": distance,
             "classifier_fid_40_std": 0.02,
             "classifier_is": 8.5,
+            "classifier_is_std": 0.06,
         }
         return {"samples": scores}
 
@@ -61,6 +67,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Place:
 
     monkeypatch.setattr(clone, "opened", opened)
     monkeypatch.setattr(experiment, "run", found.run)
+    monkeypatch.setattr(report_run, "send", found.log)
     return found
 
 
@@ -103,10 +110,8 @@ def test_axes_are_walked_one_after_the_other_and_the_best_is_proposed(
     )
     report = (tmp_path / "sweep-sampling.md").read_text()
     assert expected in report
-    assert (
-        "| 1.5 | 1.2 | width 0.1 | 0.000 \N{PLUS-MINUS SIGN} 0.02 | 8.50 | 20.0 | weights |"
-        in report
-    )
+    numbers = "0.000 +- 0.02 | 8.50 +- 0.06 | 20.0".replace("+-", "\N{PLUS-MINUS SIGN}")
+    assert f"| 1.5 | 1.2 | width 0.1 | {numbers} | weights |" in report
     assert "0 other points are within two standard deviations of the best" in report
     with (tmp_path / "sweep-sampling.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -114,10 +119,23 @@ def test_axes_are_walked_one_after_the_other_and_the_best_is_proposed(
     with Image.open(tmp_path / "sweep-sampling.png") as picture:
         assert picture.height > 500
 
+    ended = place.logged[-1]
+    assert [it.status for it in place.logged] == ["RUNNING", "RUNNING", "RUNNING", "FINISHED"]
+    assert [it.step for it in place.logged] == [3, 4, 6, 6]
+    assert len({it.key for it in place.logged}) == 1
+    assert ended.name == "sweep sampling"
+    assert ended.numbers == {"classifier_fid_40": 0.0}
+    assert [path.suffix for path in ended.files] == [".csv", ".md", ".png"]
+    assert ended.picture == ended.files[-1]
+    assert expected in ended.note
+    assert "![" not in ended.note
+    assert ended.params["sample.guidance_scale"] == "1.0, 1.5"
+
     # A killed sweep begins again, and what is there is taken.
     del place.texts["sweep-sampling-g1.5-t1.2-wema"], place.ran[:]
     assert [p.settings for p in run(tmp_path)] == [p.settings for p in points]
     assert place.ran == ["sweep-sampling-g1.5-t1.2-wema"]
+    assert {it.key for it in place.logged} == {ended.key}
 
 
 def test_a_point_that_fails_stops_no_other(place: Place, tmp_path: Path, server: None) -> None:
@@ -126,6 +144,7 @@ def test_a_point_that_fails_stops_no_other(place: Place, tmp_path: Path, server:
         run(tmp_path, temperature=[], weights=[])
     assert "Failed:" in (tmp_path / "sweep-sampling.md").read_text()
     assert len(place.ran) == 2
+    assert place.logged[-1].status == "FAILED"
 
 
 def test_the_seed_of_the_long_run_and_keys_that_are_not_there_are_refused(
@@ -152,7 +171,7 @@ def test_averages_are_tried_where_the_training_kept_some(
     assert [point.settings["weights"] for point in points] == ["ema", "raw", *widths]
     points = run(tmp_path / "decays", **nothing, weights=["0.999"])
     assert points[-1].settings["weights"] == {"decay": 0.999}
-    assert "-S 'sample.weights={decay: 0.999}'" in sweep.proposal(BASE, points[-1])
+    assert "-S 'sample.weights={decay: 0.999}'" in sweep_axes.proposal(BASE, points[-1].settings)
 
     text = (ROOT / "params.yaml").read_text()
     changed = re.sub(r"averages: \{.*\}", "averages: null", text)
@@ -173,7 +192,7 @@ def test_points_are_valid_settings(weights: dict[str, float], tmp_path: Path) ->
         "steps": 8,
         "weights": weights,
     }
-    text = sweep.variant(ROOT, settings, num_images=300, seed=7)
+    text = sweep_axes.variant(ROOT, settings, num_images=300, seed=7)
     (tmp_path / "params.yaml").write_text(text)
     found = check.check_all(tmp_path / "params.yaml")["sample"]
     assert (found.guidance_scale, found.head.temperature, found.head.num_steps) == (2.0, 0.9, 25)
@@ -182,6 +201,6 @@ def test_points_are_valid_settings(weights: dict[str, float], tmp_path: Path) ->
 
 def test_nothing_is_proposed_where_params_has_the_best() -> None:
     settings = {"guidance": BASE["sample"]["guidance_scale"], "weights": "ema"}
-    point = Point(settings, "x", "fid", 1.0, None, None, "", None)
-    assert sweep.proposal(BASE, point).endswith("best settings that were tried: dvc repro")
+    point = Point(settings, "x", "fid", 1.0, None, None, None, "", None)
+    assert sweep_axes.proposal(BASE, settings).endswith("best settings that were tried: dvc repro")
     assert sweep_report.table([point]).splitlines()[1].startswith("1.15,ema,1.0,")
