@@ -95,6 +95,7 @@ class Generation:
                 latents[int(rows[0]) : int(rows[-1]) + 1],
                 batch[rows].tolist(),
                 latent_std=self.reach.latent_std,
+                unset_bound=self.config.unset_bound,
             ),
         )
         self.reach.update(latents)
@@ -137,7 +138,7 @@ def main(stage: Stage) -> None:
     reaches = distributed.gather(generation.reach)
     if not distributed.is_main():
         return
-    if warning := Reach.of(reaches).warning():
+    if warning := Reach.of(reaches).warning(generation.config.unset_bound):
         _say(stage, warning)
     # Of this start alone: an earlier one, that was killed, may have made some or all.
     speed = num_missing / (time.monotonic() - started) if num_missing else None

@@ -85,6 +85,11 @@ class SampleConfig(Config):
         gt=0, description="images in a file of generated images, which one process makes"
     )
 
+    @property
+    def unset_bound(self) -> str | None:
+        """The key that would bound what is drawn; None where it is set, or the head has none."""
+        return "sample.head.x_0_bound" if getattr(self.head, "x_0_bound", 0) is None else None
+
     @field_validator("head")
     @classmethod
     def _lists_no_more_than_steps(cls, value: SamplerConfig, info: Any) -> SamplerConfig:

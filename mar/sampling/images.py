@@ -18,6 +18,7 @@ from mar.model.mar import MAR
 from mar.sampling.config import SampleConfig
 from mar.sampling.generate import KnownTokens, OnTokens, generate
 from mar.sampling.noise import draw_noise
+from mar.sampling.reach import too_large_reason
 from mar.tokenizers.codec import decode_tokens
 from mar.tokenizers.interface import Tokenizer
 
@@ -61,7 +62,9 @@ def generate_images(
         model, given, indices, config, autocast=autocast, known=known, on_tokens=on_tokens
     )
     parts = [slice(start, start + DECODED) for start in range(0, len(latents), DECODED)]
-    decode = partial(decode_images, tokenizer, latent_std=latent_std)
+    decode = partial(
+        decode_images, tokenizer, latent_std=latent_std, unset_bound=config.unset_bound
+    )
     return torch.cat([decode(latents[part], indices[part]) for part in parts])
 
 
@@ -105,14 +108,22 @@ def decode_images(
     indices: Sequence[int],
     *,
     latent_std: float,
+    unset_bound: str | None,
 ) -> UInt8[Tensor, "B 3 H W"]:
     """Decode the latents of the images `indices`, all at once; the result is on the CPU.
+
+    Args:
+        tokenizer: What they are decoded with.
+        latents: They.
+        indices: The number of each image.
+        latent_std: What the latents were divided by in training.
+        unset_bound: The key that would bound what is drawn (`SampleConfig.unset_bound`).
 
     Raises:
         ValueError: an image came out as nan or infinite; the message has its index.
     """
     decoded = decode_tokens(tokenizer, latents, latent_std)
-    _check_finite(decoded, indices)
+    _check_finite(decoded, indices, unset_bound)
     return to_uint8(decoded).cpu()
 
 
@@ -142,7 +153,9 @@ def picture_so_far(
     return images.masked_fill(undrawn > 0, GREY).cpu()
 
 
-def _check_finite(decoded: Float[Tensor, "B 3 H W"], indices: Sequence[int]) -> None:
+def _check_finite(
+    decoded: Float[Tensor, "B 3 H W"], indices: Sequence[int], unset_bound: str | None
+) -> None:
     """Refuse images that hold nan or infinity, which bytes would show as black or white.
 
     Raises:
@@ -153,6 +166,6 @@ def _check_finite(decoded: Float[Tensor, "B 3 H W"], indices: Sequence[int]) -> 
         first = indices[int(finite.int().argmin())]
         raise ValueError(
             f"{int((~finite).sum())} of {len(indices)} images hold nan or infinite values, image "
-            f"{first} first: the generator or the tokenizer is trained too little, or nothing "
-            "bounds what is drawn (sample.head.x_0_bound)"
+            f"{first} first: the tokenizer is trained too little, or "
+            f"{too_large_reason(unset_bound)}"
         )

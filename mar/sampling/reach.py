@@ -56,12 +56,26 @@ class Reach:
         """The share of all values that are beyond the largest."""
         return self._beyond / self._values if self._values else 0.0
 
-    def warning(self) -> str | None:
-        """Return a warning if there are too many of them."""
+    def warning(self, unset_bound: str | None) -> str | None:
+        """Return a warning if there are too many of them.
+
+        Args:
+            unset_bound: The key that would bound what is drawn (`SampleConfig.unset_bound`).
+        """
         if self.share <= MOST:
             return None
         return (
             f"{self.share:.2%} of the values of the generated latents are beyond "
-            f"{self._largest:.4g}, the largest of the cached latents: the generator is trained too "
-            "little, or nothing bounds what it draws (sample.head.x_0_bound)"
+            f"{self._largest:.4g}, the largest of the cached latents: "
+            f"{too_large_reason(unset_bound)}"
         )
+
+
+def too_large_reason(unset_bound: str | None) -> str:
+    """Return why what is drawn may be too large.
+
+    Args:
+        unset_bound: The key that would bound it (`SampleConfig.unset_bound`).
+    """
+    bounds = "" if unset_bound is None else f", or nothing bounds what it draws ({unset_bound})"
+    return f"the generator is trained too little{bounds}"
