@@ -45,7 +45,7 @@ def resolve(name: str, folder: Path = FOLDER) -> str:
     content = io.StringIO()
     _yaml().dump(base, content)
     body = content.getvalue().partition("\n\n")[2]  # without the base's head comment
-    return f"{_head(text)}\n\n{body}"
+    return f"{_head(text)}\n\n{_spaced(body)}"
 
 
 def write(name: str, *, replace: bool = False, target: Path = params.FILE) -> None:
@@ -91,6 +91,17 @@ def _replace_comment(base: CommentedMap, changes: CommentedMap, key: str) -> Non
     elif comment:
         ours.value = f"{comment}\n"
         base.ca.items[key] = changes.ca.items[key]
+
+
+def _spaced(text: str) -> str:
+    """Return YAML with one empty line before each section but the first, and no others.
+
+    To ruamel, an empty line belongs to the value before it, and stays or goes with it.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    spaced = [f"\n{line}" if number and line[0].isalpha() else line
+              for number, line in enumerate(lines)]  # fmt: skip
+    return "\n".join([*spaced, ""])
 
 
 def _head(text: str) -> str:

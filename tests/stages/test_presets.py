@@ -38,6 +38,15 @@ def test_a_preset_is_valid_and_its_models_can_be_built(name: str, tmp_path: Path
         MAR(configs["generator"], latent, 1000, codebook_size)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_line_stands_before_each_section_alone(name: str) -> None:
+    text = presets.resolve(name, ROOT / "presets")
+    _, _, body = text.partition("\n\n")  # behind the head
+    sections = [part.splitlines() for part in body.split("\n\n")]
+    assert [lines[0].partition(":")[0] for lines in sections] == list(check.SECTIONS)
+    assert all(line.startswith(" ") for lines in sections for line in lines[1:])
+
+
 @pytest.mark.parametrize(
     ("width", "parameters"),
     [(256, 1_526_560), (512, 5_412_384), (1024, 20_261_920), (1536, 44_548_640)],
