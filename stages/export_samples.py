@@ -18,13 +18,14 @@ from tqdm import tqdm
 
 from mar.evaluation.scene_prompts import read_prompt
 from mar.sampling.blank import BlankCounts, count_blank
-from mar.sampling.export import write_geneval, write_npz, write_pictures
+from mar.sampling.export import require_new, write_geneval, write_npz, write_pictures
 from mar.sampling.store import SampleSet
 
 
 SAMPLES = Path("out/sample/samples")
 
 Layout = Literal["npz", "png", "geneval"]
+FILES = (".npz", ".npy", ".zip", ".tar", ".tgz", ".gz", ".png", ".jpg", ".jsonl", ".parquet")
 
 
 def export(folder: Path, target: Path, layout: Layout | None = None) -> str:
@@ -36,12 +37,13 @@ def export(folder: Path, target: Path, layout: Layout | None = None) -> str:
         layout: Its layout; None is `npz` if the target is called so, else `png`.
 
     Raises:
-        ValueError: there are no samples, one of their files is damaged, the target is a folder that
-            holds something, or the layout says what images must show and nobody knows.
+        ValueError: there are no samples, one of their files is damaged, the target is none for the
+            layout, or the layout says what images must show and nobody knows.
     """
-    samples = SampleSet(folder)
     if layout is None:
-        layout = "npz" if target.suffix == ".npz" else "png"
+        layout = "npz" if target.suffix.lower() == ".npz" else "png"
+    check_target(target, layout)
+    samples = SampleSet(folder)
     blank = BlankCounts()
     with tqdm(total=len(samples), desc="export_samples", unit="image") as progress:
 
@@ -60,6 +62,23 @@ def export(folder: Path, target: Path, layout: Layout | None = None) -> str:
     told = f"{target} holds {len(samples)} images of {size} pixels and their {labels}"
     warning = blank.warning()
     return told if warning is None else f"{told}\n{warning}"
+
+
+def check_target(target: Path, layout: Layout) -> None:
+    """Refuse a target before anything is read for it.
+
+    Raises:
+        ValueError: it is called as a file where it would be a folder, or is there already: a folder
+            in the place of the file, or one that holds something.
+    """
+    if layout == "npz":
+        if target.is_dir():
+            raise ValueError(f"{target} is a folder, expected the name of a file for --to npz")
+        return
+    if target.suffix.lower() in FILES:
+        raise ValueError(f"{target} is the name of a file, expected that of a folder for "
+                         f"--to {layout} (NAME.npz without --to is a file)")  # fmt: skip
+    require_new(target)
 
 
 def geneval_lines(samples: SampleSet) -> list[str]:

@@ -113,11 +113,20 @@ def write_geneval(
             on_images(images)
 
 
+def require_new(folder: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        ValueError: it does, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not an empty folder")
+
+
 @contextmanager
 def _new_folder(folder: Path) -> Generator[Path]:
     """Yield a folder to write to, which takes the place of a new or empty one when it is whole."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not an empty folder")
+    require_new(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
     partial.mkdir(parents=True)

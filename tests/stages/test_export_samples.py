@@ -77,11 +77,35 @@ def test_images_that_nobody_knows_what_to_show_are_refused(
     assert not (tmp_path / "target").exists()
 
 
+@pytest.mark.parametrize("name", ["a.npz", "A.ZIP", "full", "file.v1"])
+@pytest.mark.parametrize("layout", ["png", "geneval"])
+def test_a_target_that_is_no_new_folder_is_refused_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str, name: str
+) -> None:
+    (tmp_path / "full/inner").mkdir(parents=True)
+    (tmp_path / "file.v1").touch()
+    with pytest.raises(SystemExit):
+        export_samples.main([str(tmp_path / name), "--to", layout, "--samples", "not there"])
+    is_file = name in ("a.npz", "A.ZIP")
+    said = f"is the name of a file, expected that of a folder for --to {layout}" if is_file else (
+        "exists and is not an empty folder")  # fmt: skip
+    assert said in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.v1", "full"]
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        export_samples.main([str(tmp_path), "--to", "npz", "--samples", "not there"])
+    assert "is a folder, expected the name of a file for --to npz" in capsys.readouterr().err
+
+
 def test_the_layout_is_that_of_the_name_unless_one_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "samples", ["a seven"])
     assert (run(tmp_path) / "metadata.jsonl").is_file()
     assert "and their prompts" in capsys.readouterr().out
-    export_samples.main([str(tmp_path / "a.npz"), "--samples", str(tmp_path / "samples")])
+    export_samples.main([str(tmp_path / "a.NPZ"), "--samples", str(tmp_path / "samples")])
     assert "and their labels, which are 0, as they are from prompts" in capsys.readouterr().out
