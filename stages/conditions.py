@@ -12,7 +12,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from mar.sampling.labels import find_labels
-from mar.text.prompts import check_prompts, tidy
+from mar.text.prompts import Prompt, check_prompts, tidy
 from stages.weights import Weights
 
 
@@ -55,8 +55,12 @@ def of_classes(weights: Weights, classes: Sequence[int | str]) -> Given:
     return Given(labels, [weights.class_names[label] for label in labels.tolist()], labels, [])
 
 
-def of_prompts(weights: Weights, prompts: Sequence[str]) -> Given:
+def of_prompts(weights: Weights, prompts: Sequence[str | Prompt]) -> Given:
     """Return prompts as the generator takes them, white space as one blank each.
+
+    Args:
+        weights: The generator.
+        prompts: The text of each, or what was read of it.
 
     Raises:
         ValueError: the generator takes classes, there are no prompts, or nothing is left of one.
@@ -64,14 +68,17 @@ def of_prompts(weights: Weights, prompts: Sequence[str]) -> Given:
     listed = _listed(prompts, "texts")
     if weights.texts is None:
         raise ValueError("this generator takes classes and no prompts")
-    if wrong := [prompt for prompt in listed if not isinstance(prompt, str)]:
+    if wrong := [prompt for prompt in listed if not isinstance(prompt, str | Prompt)]:
         raise ValueError(f"{wrong[0]!r} is no text")
-    texts = [tidy(prompt) for prompt in listed]
+    asked = [Prompt(tidy(each)) if isinstance(each, str) else each for each in listed]
+    texts = [prompt.text for prompt in asked]
     count = weights.mar.config.condition_tokens
-    different = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    remarks = check_prompts(list(different), weights.texts, count)
-    tokens = weights.texts.encode(list(different), count)
-    order = [different[text] for text in texts]
+    first = {prompt.text: prompt for prompt in reversed(asked)}  # of several alike
+    different = list(dict.fromkeys(texts))
+    remarks = check_prompts([first[text] for text in different], weights.texts, count)
+    tokens = weights.texts.encode(different, count)
+    place = {text: number for number, text in enumerate(different)}
+    order = [place[text] for text in texts]
     return Given(tokens[order], texts, torch.zeros(len(texts), dtype=torch.long), remarks)
 
 

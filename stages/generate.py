@@ -23,13 +23,13 @@ from mar.evaluation.image_grid import captioned_grid, save_png
 from mar.files import atomic
 from mar.sampling.blank import count_blank
 from mar.sampling.config import SampleConfig
-from mar.sampling.export import write_captions
-from mar.text.prompts import read_prompts
+from mar.sampling.export import require_new, write_captions
+from mar.text.prompts import Prompt, read_prompts, tidy
 from stages import conditions, params, scoring
 from stages.conditions import Given
 from stages.generation_progress import generation_bar
 from stages.runner import choose_device
-from stages.sampler import Progress, load
+from stages.sampler import Progress, Sampler, load
 from stages.score_table import score_table
 from stages.scoring import Scorer
 from stages.weights import Weights
@@ -37,6 +37,7 @@ from stages.weights import Weights
 
 GENERATED = Path("generated")
 COLUMNS = 8  # of the grid
+OPTIONS = {"seed": "--seed", "guidance_scale": "--guidance", "num_steps": "--steps"}  # by their key
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         weights = sampler.weights
         for remark in weights.remarks:
             say(remark)
-        config = sampler.settings(source="command line", **changes(weights.sample, options))
+        config = settings(sampler, options)
         given = read_given(weights, options).repeat(options.per_class)
         for remark in given.remarks:
             say(remark)
@@ -150,6 +151,24 @@ def changes(base: SampleConfig, options: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None} | {"head": head}
 
 
+def settings(sampler: Sampler, options: argparse.Namespace) -> SampleConfig:
+    """Return section `sample` with the settings of the command line.
+
+    Raises:
+        ValueError: one is not allowed or not for this model; the message has the option.
+    """
+    given = changes(sampler.weights.sample, options)
+    try:
+        return sampler.settings(source="command line", **given)
+    except ValueError as error:
+        message = str(error).replace("command line: ", "")
+    typed = {f"sample.{key}": option for key, option in OPTIONS.items() if key in given}
+    typed |= {f"sample.head.{key}": f"--head {key}" for key in given["head"]}
+    for key, option in typed.items():
+        message = re.sub(rf"\b{re.escape(key)}\b", option, message)
+    raise ValueError(message)
+
+
 def read_given(weights: Weights, options: argparse.Namespace) -> Given:
     """Return the classes or the prompts of the command line.
 
@@ -157,21 +176,27 @@ def read_given(weights: Weights, options: argparse.Namespace) -> Given:
         ValueError: the generator does not take them, there is no such class, several have the name,
             nothing is left of a prompt, or a file of prompts cannot be read.
     """
-    prompts: list[str] = [*options.prompt]
+    prompts = [Prompt(tidy(text), place="--prompt") for text in options.prompt]
     if options.prompts is not None:
-        prompts += [prompt.text for prompt in read_prompts(options.prompts)]
-    if weights.texts is not None and options.classes is None and not prompts:
+        try:
+            found = read_prompts(options.prompts.expanduser())
+        except ValueError as error:
+            raise ValueError(f"--prompts: {error}") from None
+        prompts += [prompt._replace(place=f"--prompts: {prompt.place}") for prompt in found]
+    if prompts and weights.texts is None:
+        option = "--prompt" if options.prompt else "--prompts"
+        raise ValueError(f"{option}: this generator takes classes and no prompts")
+    if prompts:
+        return conditions.of_prompts(weights, prompts)
+    if weights.texts is not None and options.classes is None:
         raise ValueError("this generator takes prompts: give --prompt TEXT, or --prompts FILE")
     try:
-        if prompts:
-            return conditions.of_prompts(weights, prompts)
         classes = options.classes
         if classes is None:
             classes = range(min(len(weights.class_names), COLUMNS))
         return conditions.of_classes(weights, classes)
     except ValueError as error:
-        option = "--classes" if not prompts else "--prompt" if options.prompt else "--prompts"
-        raise ValueError(f"{option}: {error}") from None
+        raise ValueError(f"--classes: {error}") from None
 
 
 def write(
@@ -241,8 +266,10 @@ def _new_folder(chosen: Path | None) -> Path:
         ValueError: the chosen one holds files.
     """
     if chosen is not None:
-        if chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir())):
-            raise ValueError(f"--out: {chosen} exists and is not an empty folder")
+        try:
+            require_new(chosen)
+        except ValueError as error:
+            raise ValueError(f"--out: {error}") from None
         return chosen
     number = 1
     while (folder := GENERATED / f"{number:03d}").exists():

@@ -101,7 +101,7 @@ def load(
         looked_at = asked[:num_images]
     count = model.config.condition_tokens
     try:
-        remarks += check_prompts([prompt.text for prompt in looked_at], found, count)
+        remarks += check_prompts(looked_at, found, count)
     except ValueError as error:
         raise ValueError(f"sample.prompts: {error}") from None
     prompts = [prompt.text for prompt in asked]

@@ -91,7 +91,10 @@ class Prompt:
                 tuple(_wanted(entry, place) for place, entry in enumerate(metadata.get(key, ())))
                 for key in ("include", "exclude")
             )
-            return cls(str(metadata["tag"]), str(metadata["prompt"]), include, exclude)
+            tag, text = (_text(metadata[key], key) for key in ("tag", "prompt"))
+            if not include:
+                raise ValueError("include must hold objects")
+            return cls(tag, text, include, exclude)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"not a prompt of GenEval ({error!r}): {metadata}") from None
 
@@ -265,11 +268,26 @@ def _wanted(described: Mapping[str, Any], place: int) -> Wanted:
     position = described.get("position")
     if position is not None:
         relation, target = position
-        if relation not in RELATIONS or target not in range(place):
+        if relation not in RELATIONS or not _is_whole(target) or target not in range(place):
             expected = f"one of {', '.join(RELATIONS)} and the index of an earlier entry"
             raise ValueError(f"position must be {expected}, got {position}")
         position = (relation, target)
-    return Wanted(described["class"], int(described["count"]), described.get("color"), position)
+    count, color = described["count"], described.get("color")
+    if not _is_whole(count) or count < 1:
+        raise ValueError(f"count must be a whole number above 0, got {count!r}")
+    color = None if color is None else _text(color, "color")
+    return Wanted(_text(described["class"], "class"), count, color, position)
+
+
+def _text(value: object, key: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{key} must be text, got {value!r}")
+    return value
+
+
+def _is_whole(value: object) -> bool:
+    """Return whether a value of a JSON file is a whole number; Python counts True among them."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _describe(wanted: Wanted) -> dict[str, Any]:

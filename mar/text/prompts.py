@@ -1,9 +1,11 @@
 """The prompts of section `sample`: a list, a file, or held-out captions.
 
-A file has a prompt on each line. If its name ends in `.jsonl`, it is one of GenEval's: each line is
-a JSON object whose `prompt` is the text, and the others say what its image must show.
+A file has a prompt on each line. If its name ends in `.jsonl`, in whatever capitals, it is one of
+GenEval's: each line is a JSON object whose `prompt` is the text, and the others say what its image
+must show.
 """
 
+import codecs
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +21,17 @@ class Prompt(NamedTuple):
         text: Of which images are generated, white space as one blank each.
         geneval: Its line in GenEval's file, if it is from one.
         source: The image whose caption it is, if it was drawn among those held out.
+        place: Its file and line, if it is from a file.
     """
 
     text: str
     geneval: str | None = None
     source: str | None = None
+    place: str | None = None
+
+    def named(self, problem: str) -> str:
+        """Return what is wrong with it, behind its place if it has one."""
+        return problem if self.place is None else f"{self.place}: {problem}"
 
 
 def find_prompts(
@@ -54,17 +62,29 @@ def read_prompts(path: Path) -> list[Prompt]:
         ValueError: it cannot be read, has no prompts, or a line is not as GenEval's files have it.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if path.suffix == ".jsonl":
-        found = [_read_geneval(f"{path}, line {number}", line) for number, line in numbered]
-    else:
-        found = [Prompt(tidy(line)) for _, line in numbered]
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    is_geneval = is_geneval_file(path)
+    found: list[Prompt] = []
+    lines = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    for number, encoded in enumerate(lines, start=1):
+        place = f"{path}, line {number}"
+        try:
+            line = encoded.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{place}: {error}, expected UTF-8 text") from None
+        if line.strip():
+            read = _read_geneval(place, line) if is_geneval else Prompt(tidy(line), place=place)
+            found.append(read)
     if not found:
         raise ValueError(f"{path} has no prompts, expected one on each line")
     return found
+
+
+def is_geneval_file(path: str | Path) -> bool:
+    """Return whether a file of prompts is one of GenEval's, as its name says."""
+    return Path(path).suffix.lower() == ".jsonl"
 
 
 def _read_geneval(place: str, line: str) -> Prompt:
@@ -78,26 +98,43 @@ def _read_geneval(place: str, line: str) -> Prompt:
         described: Any = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{place}: no JSON ({error}), expected {expected}") from None
-    if not _is_described(described):
-        raise ValueError(f"{place}: got {line.strip()}, expected {expected}")
-    return Prompt(tidy(described["prompt"]), json.dumps(described, ensure_ascii=False))
+    if problem := _fault(described):
+        raise ValueError(f"{place}: {problem} in {line.strip()}, expected {expected}")
+    text = tidy(described["prompt"])
+    return Prompt(text, json.dumps(described, ensure_ascii=False), place=place)
 
 
-def _is_described(value: Any) -> bool:
-    """Say whether a value has what every line of GenEval's file has."""
-    if not isinstance(value, dict):
-        return False
-    keys = cast(dict[str, Any], value)
-    texts = all(isinstance(keys.get(key), str) for key in ("tag", "prompt"))
-    include: Any = keys.get("include")
-    return texts and isinstance(include, list) and all(map(_is_object, cast(list[Any], include)))
+def _fault(described: Any) -> str | None:
+    """Return what a value lacks that every line of GenEval's file has; None if it lacks nothing."""
+    if not isinstance(described, dict):
+        return "no object"
+    keys = cast(dict[str, Any], described)
+    for key in ("tag", "prompt"):
+        if not isinstance(keys.get(key), str):
+            return f"{key!r} is {keys.get(key)!r}, no text,"
+    if not keys.get("include"):
+        return "'include' is missing or empty"
+    for key in ("include", "exclude"):
+        entries: Any = keys.get(key, [])
+        if not isinstance(entries, list):
+            return f"{key!r} is {entries!r}, no list,"
+        for entry in cast(list[Any], entries):
+            if fault := _fault_of_object(entry):
+                return f"{key!r} has {fault}"
+    return None
 
 
-def _is_object(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
-    keys = cast(dict[str, Any], value)
-    return isinstance(keys.get("class"), str) and isinstance(keys.get("count"), int)
+def _fault_of_object(entry: Any) -> str | None:
+    """Return what an entry of `include` or `exclude` lacks; None if it lacks nothing."""
+    if not isinstance(entry, dict):
+        return f"{entry!r}, no object,"
+    keys = cast(dict[str, Any], entry)
+    if not isinstance(keys.get("class"), str):
+        return f"the class {keys.get('class')!r}, no text,"
+    count: Any = keys.get("count")
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:  # True is an int
+        return f"the count {count!r}, no whole number above 0,"
+    return None
 
 
 def tidy(prompt: str) -> str:
@@ -138,7 +175,7 @@ def keep_known(
     return known + list(captions[seen:]), said if left_out else []
 
 
-def check_prompts(prompts: Sequence[str], encoder: TextEncoder, count: int) -> list[str]:
+def check_prompts(prompts: Sequence[Prompt], encoder: TextEncoder, count: int) -> list[str]:
     """Say what of prompts a generator will not heed, a sentence each.
 
     Args:
@@ -147,18 +184,20 @@ def check_prompts(prompts: Sequence[str], encoder: TextEncoder, count: int) -> l
         count: How many of them the generator takes.
 
     Raises:
-        ValueError: a prompt is left empty; an empty one would be an unconditional image.
+        ValueError: a prompt is left empty, as which it would be an unconditional image; the message
+            has its file and line, if it is from one.
     """
     long: list[str] = []
     unknown: dict[str, None] = {}
     used = encoder.limit(count)
-    for prompt, (tokens, missing) in zip(prompts, encoder.tokenise(prompts), strict=True):
+    found = encoder.tokenise([prompt.text for prompt in prompts])
+    for prompt, (tokens, missing) in zip(prompts, found, strict=True):
         unknown |= dict.fromkeys(missing)
-        if not tokens or not prompt:
+        if not tokens or not prompt.text:
             reason = f", as none of {', '.join(missing)} is known" if missing else ""
-            raise ValueError(f"nothing is left of the prompt {prompt!r}{reason}")
+            raise ValueError(prompt.named(f"nothing is left of the prompt {prompt.text!r}{reason}"))
         if len(tokens) > used:
-            long.append(prompt)
+            long.append(prompt.text)
     said: list[str] = []
     if unknown:
         some = ", ".join(list(unknown)[:10])

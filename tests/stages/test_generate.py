@@ -70,9 +70,11 @@ def test_settings_come_from_the_command_line_and_else_from_params(trained: Path)
         ),
         (["--classes", "10"], "nor a number from 0 to 9"),
         (["--head", "temprature=1"], "one of num_steps, .*, x_0_bound, .*; did you mean"),
-        (["--head", "temperature=cold"], "sample.head.temperature: .*, got 'cold'"),
-        (["--guidance", "0.5"], "sample.guidance_scale: .*, got 0.5"),
-        (["--steps", "17"], "sample.num_steps: must be 1 to"),
+        (["--head", "temperature=cold"], "generate: --head temperature: .*, got 'cold'"),
+        (["--guidance", "0.5"], "generate: --guidance: .*, got 0.5"),
+        (["--steps", "17"], "generate: --steps: must be 1 to"),
+        (["--seed", "-1"], "generate: --seed: .*, got -1"),
+        (["--prompt", "a seven"], "generate: --prompt: this generator takes classes and no"),
         (["--out", "out"], "--out: out exists and is not an empty folder"),
     ],
 )
@@ -92,7 +94,7 @@ def test_weights_that_are_not_there_are_named(
     with pytest.raises(SystemExit):
         generate.main([])
     error = capsys.readouterr().err
-    assert "out/train_tokenizer/tokenizer.safetensors is missing; `dvc repro" in error
+    assert "generate: out is not a folder; expected the outputs of a project, which `dvc r" in error
 
 
 def test_the_scores_of_the_same_pictures_are_those_of_the_stage(

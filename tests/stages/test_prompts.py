@@ -57,6 +57,10 @@ def test_images_of_the_program_are_those_of_python(
     assert f"1 of 2 prompts have more than {SLOTS} tokens (generator.condition_tokens)" in said
 
 
+def test_a_generator_that_takes_prompts_names_no_classes(sampler: Sampler) -> None:
+    assert sampler.class_names == []
+
+
 def test_another_prompt_gives_another_image(sampler: Sampler) -> None:
     images = [sampler.sample(prompts=[text]) for text in ("a red seven", "A  red Seven", "a two")]
     assert np.array_equal(images[0], images[1])
@@ -90,6 +94,8 @@ def test_words_that_are_not_known_are_warned_of(sampler: Sampler) -> None:
         ({"prompts": ["a", 2]}, "prompts: 2 is no text"),
         ({"prompts": ["a", " "]}, r"prompts: nothing is left of the prompt ''$"),
         ({"prompts": ["Green"]}, "nothing is left of the prompt 'Green', as none of green is know"),
+        ({"prompt": "a two"}, "and no 'prompt'; did you mean 'prompts'"),
+        ({"clases": ["3"]}, "and no 'clases'; did you mean 'classes'"),
     ],
 )
 def test_what_is_no_prompt_is_refused(sampler: Sampler, asked: dict[str, Any], said: str) -> None:
@@ -102,8 +108,15 @@ def test_what_is_no_prompt_is_refused(sampler: Sampler, asked: dict[str, Any], s
     [
         (["--classes", "3"], "--classes: this generator takes prompts and no classes"),
         ([], "this generator takes prompts: give --prompt TEXT, or --prompts FILE"),
-        (["--prompt", ""], "--prompt: nothing is left of the prompt ''"),
-        (["--prompts", "none.txt"], "none.txt cannot be read: .*No such file"),
+        (["--prompt", ""], "generate: --prompt: nothing is left of the prompt ''"),
+        (
+            ["--prompts", "none.txt"],
+            "generate: --prompts: none.txt cannot be read: No such file or directory\n",
+        ),
+        (
+            ["--prompt", "a two", "--prompts", "bad.txt"],
+            "generate: --prompts: bad.txt, line 2: nothing is left of the prompt 'Green', as none",
+        ),
         (["--prompt", "a two", "--classes", "3"], "--classes goes with neither --prompt nor"),
     ],
 )
@@ -115,6 +128,7 @@ def test_a_mistake_on_the_command_line_is_named(
     said: str,
 ) -> None:
     monkeypatch.chdir(out.parent)
+    Path("bad.txt").write_text("a two\nGreen\n")
     with pytest.raises(SystemExit):
         generate.main(options)
     assert re.search(said, capsys.readouterr().err)

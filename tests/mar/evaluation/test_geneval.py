@@ -203,6 +203,27 @@ def test_a_prompt_is_read_as_geneval_writes_it() -> None:
         ({"tag": "colors", "prompt": "x", "include": [{"class": "cat"}]}, "'count'"),
         ({"prompt": "x", "include": []}, "'tag'"),
         ({"tag": "colors", "prompt": "x", "include": ["cat"]}, "not a prompt of GenEval"),
+        ({"tag": "colors", "prompt": "x", "include": []}, "include must hold objects"),
+        ({"tag": 3, "prompt": "x", "include": [{"class": "cat", "count": 1}]}, "tag must be text"),
+        *(
+            (
+                {"tag": "counting", "prompt": "x", "include": [{"class": "cat", "count": count}]},
+                f"count must be a whole number above 0, got {count!r}",
+            )
+            for count in (True, 1.0, "2", 0, -1)
+        ),
+        (
+            {
+                "tag": "position",
+                "prompt": "x",
+                "include": [
+                    {"class": "dog", "count": 1},
+                    {"class": "dog", "count": 1},
+                    {"class": "cat", "count": 1, "position": ["left of", True]},
+                ],
+            },
+            "the index of an earlier entry",
+        ),
         (
             {
                 "tag": "position",

@@ -15,46 +15,74 @@ def test_prompts_are_a_list_a_file_or_held_out_captions(tmp_path: Path) -> None:
     assert find_prompts(["a  cat ", "b"], ["c"], base=tmp_path) == [Prompt("a cat"), Prompt("b")]
     assert find_prompts(None, ["c"], base=tmp_path) == [Prompt("c")]
     (tmp_path / "prompts.txt").write_text("\ufeffa cat\n\n a dog\n")
-    assert find_prompts("prompts.txt", ["c"], base=tmp_path) == [Prompt("a cat"), Prompt("a dog")]
+    found = find_prompts("prompts.txt", ["c"], base=tmp_path)
+    place = f"{tmp_path / 'prompts.txt'}, line "
+    assert found == [Prompt("a cat", place=f"{place}1"), Prompt("a dog", place=f"{place}3")]
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"sample\.prompts: .*empty\.txt has no prompts"):
         find_prompts("empty.txt", [], base=tmp_path)
-    with pytest.raises(ValueError, match=r"sample\.prompts: .*gone\.txt cannot be read"):
+    named_once = r"^sample\.prompts: \S*gone\.txt cannot be read: No such file or directory$"
+    with pytest.raises(ValueError, match=named_once):
         find_prompts("gone.txt", [], base=tmp_path)
+    (tmp_path / "latin.txt").write_bytes(b"a cat\r\nun \xe9l\xe9phant\n")
+    with pytest.raises(ValueError, match=r"latin\.txt, line 2: .* byte 0xe9 .*, expected UTF-8"):
+        find_prompts("latin.txt", [], base=tmp_path)
 
 
 def test_what_of_a_prompt_is_not_heeded_is_said() -> None:
     words = Words(["a", "cat"])
-    assert check_prompts(["a cat"], words, 2) == []
-    assert check_prompts(["a cat", "a big cat a"], words, 2) == [
+    assert check_prompts([Prompt("a cat")], words, 2) == []
+    assert check_prompts([Prompt("a cat"), Prompt("a big cat a")], words, 2) == [
         "1 words of the prompts are not known and left out: big",
         "1 of 2 prompts have more than 2 tokens (generator.condition_tokens) and are cut, "
         "as 'a big cat a'",
     ]
     with pytest.raises(ValueError, match="nothing is left of the prompt 'big dog', as none of big"):
-        check_prompts(["big dog"], words, 2)
-    with pytest.raises(ValueError, match=r"nothing is left of the prompt ''$"):
-        check_prompts([""], words, 2)
+        check_prompts([Prompt("big dog")], words, 2)
+    with pytest.raises(ValueError, match=r"^nothing is left of the prompt ''$"):
+        check_prompts([Prompt("")], words, 2)
+    with pytest.raises(ValueError, match=r"^a\.txt, line 7: nothing is left of the prompt 'dog'"):
+        check_prompts([Prompt("dog", place="a.txt, line 7")], words, 2)
 
 
 def test_lines_of_genevals_file_keep_what_they_say(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text(f"{GENEVAL}\n\n")
-    assert read_prompts(path) == [Prompt("a red dog", GENEVAL)]
+    for name in ("prompts.jsonl", "PROMPTS.JSONL"):
+        path = tmp_path / name
+        path.write_text(f"{GENEVAL}\n\n")
+        assert read_prompts(path) == [Prompt("a red dog", GENEVAL, place=f"{path}, line 1")]
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("a red dog", r"line 2: no JSON \(Expecting value.*expected \{\"tag\": "),
-        ('["a red dog"]', r'line 2: got \["a red dog"\], expected'),
-        (GENEVAL.replace("tag", "task"), "line 2: got .*task.*, expected"),
-        (GENEVAL.replace("class", "name"), "line 2: got .*name.*, expected"),
-        (GENEVAL.replace("1", '"1"'), "line 2: got .*, expected"),
+        ("a red dog", r"no JSON \(Expecting value.*expected \{\"tag\": "),
+        ('["a red dog"]', r'no object in \["a red dog"\], expected'),
+        (GENEVAL.replace("tag", "task"), "'tag' is None, no text, in .*task.*, expected"),
+        (GENEVAL.replace("class", "name"), "'include' has the class None, no text, in .*"),
+        (GENEVAL.replace('"a red  dog"', "3"), "'prompt' is 3, no text, in"),
+        ('{"tag": "x", "include": [], "prompt": "x"}', "'include' is missing or empty in"),
+        *(
+            (
+                GENEVAL.replace("1", count),
+                f"'include' has the count {found}, no whole number above 0, in",
+            )
+            for count, found in (
+                ('"1"', "'1'"),
+                ("true", "True"),
+                ("1.5", r"1\.5"),
+                ("0", "0"),
+                ("-1", "-1"),
+                ("null", "None"),
+            )
+        ),
+        (
+            GENEVAL.replace('"prompt"', '"exclude": [{"class": "cat", "count": true}], "prompt"'),
+            "'exclude' has the count True",
+        ),
     ],
 )
 def test_what_is_no_line_of_geneval_is_refused(tmp_path: Path, line: str, said: str) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(f"{GENEVAL}\n{line}\n")
-    with pytest.raises(ValueError, match=f"prompts.jsonl, {said}"):
+    with pytest.raises(ValueError, match=f"prompts.jsonl, line 2: {said}"):
         read_prompts(path)
