@@ -1,7 +1,7 @@
 """The base of every section of `params.yaml`: strict, frozen, without defaults."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 from pydantic import (
     BaseModel,
@@ -16,7 +16,13 @@ from pydantic_core import CoreSchema, core_schema
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]  # of a file, in hexadecimal
 MOST = 1_000_000_000  # of anything that is counted: steps, images, pixels, codes
-PathText = Annotated[str, Field(min_length=1)]  # of a file or folder; "" would be a folder
+
+
+class IsPath:
+    """Marks a field that names a file or folder, which must be there."""
+
+
+PathText = Annotated[str, Field(min_length=1), IsPath]  # "" would be a folder
 
 
 class Config(BaseModel):
@@ -36,6 +42,26 @@ class Config(BaseModel):
         if isinstance(value, int) and abs(value) > MOST and info.field_name != "seed":
             raise ValueError(f"must be at most {MOST:,}")
         return value
+
+
+def named_paths(config: Config, key: str) -> dict[str, str]:
+    """Return the files and folders that a section names, by their keys in `params.yaml`.
+
+    Args:
+        config: The section, or a part of one.
+        key: Its own key.
+    """
+    found: dict[str, str] = {}
+    for name, field in type(config).model_fields.items():
+        value: object = getattr(config, name)
+        if isinstance(value, Config):
+            found |= named_paths(value, f"{key}.{name}")
+        kinds = [field, *get_args(field.annotation)]  # `PathText`, or `PathText | None`
+        marks = [mark for kind in kinds for mark in getattr(kind, "metadata", ())]
+        marks += [mark for kind in kinds for mark in getattr(kind, "__metadata__", ())]
+        if isinstance(value, str) and IsPath in marks:
+            found[f"{key}.{name}"] = value
+    return found
 
 
 C = TypeVar("C", bound=Config)

@@ -4,6 +4,7 @@ Run as a program it says whether the file is fine; every stage runs it before it
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 from mar.data.class_names import read_class_names
 from mar.evaluation.classifier_extractor import ClassifierReference
 from mar.evaluation.extractor_registry import ReferenceConfig
+from mar.evaluation.geneval import Prompt
 from mar.evaluation.metrics import EvaluateConfig, fit_sizes, fit_warnings
+from mar.evaluation.photo_scores import check_classes as check_objects
 from mar.evaluation.published import find_published, has_images
 from mar.latents.info import LatentsConfig
 from mar.model.mar import GeneratorConfig, check_size, narrow_denoiser_warning
@@ -21,7 +24,7 @@ from mar.released.tokenizer import TokenizerSource
 from mar.sampling.config import SampleConfig, check_fit
 from mar.sampling.labels import resolve_labels
 from mar.sources.registry import DataConfig
-from mar.text.prompts import find_prompts
+from mar.text.prompts import find_prompts, is_geneval_file
 from mar.text.registry import TextConfig
 from mar.tokenizer_training.perceptual import ClassifierDistanceConfig, one_class_warning
 from mar.tokenizer_training.trainer import TokenizerTrainingConfig
@@ -31,6 +34,7 @@ from mar.tokenizers.registry import latent_shape
 from mar.training.generator import TrainingConfig
 from mar.training.optimisation import OptimisationConfig, long_average_warning
 from stages import params
+from stages.named_paths import check_paths
 from stages.stage import root
 
 
@@ -226,9 +230,10 @@ def _check_texts(configs: dict[str, Any]) -> None:
     if sample.labels is not None:
         raise ValueError("sample.labels: must be null where there is a section text: see prompts")
     if isinstance(sample.prompts, str | list):  # before a training, not after it
-        found = find_prompts(sample.prompts, [], base=root())
-        if not all(prompt.text for prompt in found):
-            raise ValueError("sample.prompts: one of them is empty")
+        for number, prompt in enumerate(find_prompts(sample.prompts, [], base=root())):
+            if not prompt.text:
+                where = prompt.place or f"entry {number}, counted from 0"
+                raise ValueError(f"sample.prompts: {where}: the prompt is empty, expected text")
     if generator.source == "released" and generator.classes != "new":
         raise ValueError(
             "generator.classes: must be 'new' where there is a section text, as texts take the "
@@ -237,27 +242,22 @@ def _check_texts(configs: dict[str, Any]) -> None:
 
 
 def _check_prompt_scores(configs: dict[str, Any]) -> None:
-    """Refuse scores by prompts without such prompts, or without the models."""
+    """Refuse scores by prompts without such prompts."""
     evaluate: EvaluateConfig = configs["evaluate"]
     prompts = configs["sample"].prompts
-    if evaluate.geneval is not None and not str(prompts).endswith(".jsonl"):
-        raise ValueError(
-            "evaluate.geneval: must be null where sample.prompts is no file of GenEval "
-            f"(NAME.jsonl), got prompts {prompts!r}"
-        )
+    if evaluate.geneval is not None:
+        if not isinstance(prompts, str) or not is_geneval_file(prompts):
+            raise ValueError(
+                "evaluate.geneval: must be null where sample.prompts is no file of GenEval "
+                f"(NAME.jsonl), got prompts {prompts!r}"
+            )
+        for prompt in find_prompts(prompts, [], base=root()):
+            try:
+                check_objects([Prompt.parse(json.loads(prompt.geneval or ""))])
+            except ValueError as error:
+                raise ValueError(f"evaluate.geneval: {prompt.named(str(error))}") from None
     if evaluate.clip_score is not None and configs["text"] is None:
         raise ValueError("evaluate.clip_score: must be null where section text is null")
-    folders = {"clip_score": evaluate.clip_score}
-    if evaluate.geneval is not None:
-        fields = evaluate.geneval.model_dump()
-        folders |= {f"geneval.{name}": folder for name, folder in fields.items()}
-    for key, folder in folders.items():
-        if folder is None:
-            continue
-        place = root() / Path(folder).expanduser()
-        if not (place / "config.json").is_file():
-            raise ValueError(f"evaluate.{key}: {place} has no config.json, expected a folder that "
-                             "transformers has saved")  # fmt: skip
 
 
 def _check_without_images(configs: dict[str, Any]) -> None:
@@ -286,7 +286,9 @@ def main() -> None:
         prog="python -m stages.check", description="Check the whole of params.yaml."
     ).parse_args()
     try:
-        found = config_warnings(check_all())
+        configs = check_all()
+        found = config_warnings(configs)
+        check_paths(configs)
     except ValueError as problem:
         sys.stderr.write(f"{problem}\n")
         raise SystemExit(1) from None

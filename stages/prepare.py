@@ -50,12 +50,12 @@ def main(stage: Stage) -> None:
 
 
 def _summary(collection: Collection) -> str:
+    count, held_out = len(collection.rows), collection.count("held_out")
+    if collection.rows.captions() is not None:
+        return f"{count} images with captions, {held_out} held out"
     names = collection.class_names
     classes = "1 class" if len(names) == 1 else f"{len(names)} classes"
-    return (
-        f"{len(collection.rows)} images, {classes}, e.g. {', '.join(names[:NAMED])}, "
-        f"{collection.count('held_out')} held out"
-    )
+    return f"{count} images, {classes}, e.g. {', '.join(names[:NAMED])}, {held_out} held out"
 
 
 if __name__ == "__main__":

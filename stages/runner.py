@@ -132,6 +132,8 @@ def _check_params(name: str) -> None:
         if before != state:
             check = import_module("stages.check")
             configs = check.check_all()
+            if name == "prepare":  # the first of a run; others may run where not all files are
+                import_module("stages.named_paths").check_paths(configs)
             warnings: list[str] = []
             if state[0] not in before:  # once for each params.yaml
                 warnings += check.config_warnings(configs)

@@ -16,6 +16,17 @@ from mar.files import atomic
 FILES = ("*.json", "*.txt", "model*.safetensors")  # settings, tokenizer and weights
 
 
+def check_folder(folder: Path, *, key: str) -> None:
+    """Check that a folder may be one that `transformers` has saved.
+
+    Raises:
+        ValueError: it has no `config.json`; the message begins with the key.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{key}: {folder / 'config.json'} is missing, expected a folder that "
+                         "transformers has saved")  # fmt: skip
+
+
 def load_model(kind: str, folder: Path, *, key: str) -> Any:
     """Return the model of a folder, in evaluation mode.
 
@@ -56,9 +67,7 @@ def digest(folder: Path) -> str:
 
 
 def _read(kind: str, folder: Path, key: str, **options: Any) -> Any:
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{key}: {folder / 'config.json'} is missing, expected a folder that "
-                         "transformers has saved")  # fmt: skip
+    check_folder(folder, key=key)
     try:
         import transformers
     except ImportError as error:

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from tqdm import tqdm
 
+from mar.config import PathText
 from mar.data.held_out import hold_out
 from mar.data.manifest import Row, Rows, Split
 from mar.data.workers import map_chunks, ranges
@@ -26,7 +27,7 @@ class FolderData(DataSource):
     """Images of any size in a folder with one folder per class, as ImageNet is distributed."""
 
     source: Literal["folder"] = Field(description="a folder of images")
-    path: str = Field(min_length=1, description="the folder, absolute or from the repository")
+    path: PathText = Field(description="the folder, absolute or from the repository")
     image_size: int = Field(
         gt=0, le=16_384, description="side of the square cut from each image, in pixels"
     )

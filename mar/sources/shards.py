@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 from tqdm import tqdm
 
+from mar.config import PathText
 from mar.data.held_out import hold_out
 from mar.data.workers import map_chunks
 from mar.sources import captions, doubts, shard_files, shard_notes
@@ -55,9 +56,7 @@ class ShardData(DataSource):
     packed: ClassVar[tuple[str, ...]] = ()
     modules: ClassVar[tuple[ModuleType, ...]]
 
-    path: str = Field(
-        min_length=1, description="the folder of shards, absolute or from the repository"
-    )
+    path: PathText = Field(description="the folder of shards, absolute or from the repository")
     image_size: int = Field(
         gt=0, le=16_384, description="side of the square cut from each image, in pixels"
     )

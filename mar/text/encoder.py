@@ -135,6 +135,16 @@ class TextSection(Config):
         """
         raise NotImplementedError
 
+    def check_files(self, *, base: Path) -> None:
+        """Look whether the files that it needs are there, without reading what is long.
+
+        Args:
+            base: Where the paths in the section begin, if they are relative.
+
+        Raises:
+            ValueError: one is missing, or not what it must be.
+        """
+
     def restore(self, description: dict[str, Any], *, base: Path) -> TextEncoder:
         """Return the encoder that was described; files are opened once they are needed."""
         raise NotImplementedError

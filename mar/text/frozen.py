@@ -83,6 +83,10 @@ class FrozenConfig(TextSection):
         shape = EncoderShape(found, folder.model_type, model.size, model.max_tokens)
         return FrozenEncoder(self, shape, base, Opened(model, load_tokenizer(folder)))
 
+    def check_files(self, *, base: Path) -> None:
+        """Look at the folder, whose weights are not read."""
+        self._folder(base)
+
     def restore(self, description: dict[str, Any], *, base: Path) -> "FrozenEncoder":
         """Return the encoder, whose folder is opened once a text is to be encoded."""
         return FrozenEncoder(self, EncoderShape(**description), base)

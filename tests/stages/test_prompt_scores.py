@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import text_project
 import tiny_project
 import tiny_scorers as tiny
 import torch
@@ -103,6 +104,26 @@ def test_a_wrong_folder_is_found_before_other_scores(
         ValueError, match=r"evaluate\.clip_score: .*missing.config\.json is missing"
     ):
         evaluate.main(Stage("evaluate", Path("out/evaluate"), Path("work"), CPU, Run("evaluate")))
+
+
+def test_lines_that_cannot_be_judged_are_found_before_a_training(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = text_project.text_params(prompts="PROMPTS.JSONL")
+    params["evaluate"]["geneval"] = {name: str(models / name) for name in ("detector", "clip")}
+    Path("params.yaml").write_text(json.dumps(params))
+    Path("PROMPTS.JSONL").write_text(f"{line('a dog', 'dog')}\n")
+    check.check_all()
+    for other, complaint in (
+        (line("a seven", "seven"), "'seven' of the prompt 'a seven' is none of the 80 classes"),
+        (line("a cat", "cat").replace("1}", '1, "color": 3}'), "color must be text, got 3"),
+    ):
+        Path("PROMPTS.JSONL").write_text(f"{line('a dog', 'dog')}\n\n{other}\n")
+        with pytest.raises(
+            ValueError, match=rf"evaluate\.geneval: \S+PROMPTS\.JSONL, line 3: .*{complaint}"
+        ):
+            check.check_all()
 
 
 def test_samples_without_such_prompts_are_refused(tmp_path: Path, models: Path) -> None:

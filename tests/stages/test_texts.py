@@ -56,6 +56,9 @@ def test_images_of_prompts_come_from_captions(
 ) -> None:
     for stage in STAGES:
         tiny.run_stage(stage)
+        if stage == "prepare":
+            said = capsys.readouterr().err
+            assert said.endswith("prepare: 30 images with captions, 6 held out\n")
     said = capsys.readouterr().err
     assert "24 captions to train on, 5 words, 3.0 tokens in a caption; 0.0% of the captions" in said
     samples = SampleSet(Path("out/sample/samples"))
@@ -113,7 +116,7 @@ def test_images_of_prompts_come_from_captions(
     [
         ("sample", {"labels": [0]}, r"sample\.labels: must be null where there is a section text"),
         ("sample", {"prompts": "no.txt"}, r"sample\.prompts: \S*no\.txt cannot be read"),
-        ("sample", {"prompts": ["a cat", " "]}, r"sample\.prompts: one of them is empty"),
+        ("sample", {"prompts": ["a cat", " "]}, r"sample\.prompts: entry 1, counted from 0: the"),
         ("data", tiny.tiny_params()["data"], r"text: must be null, as images of data\.source"),
     ],
 )
