@@ -119,7 +119,7 @@ def read_published(path: Path, file: StatisticsFile, *, image_size: int) -> Publ
 @contextmanager
 def _open(path: Path) -> Generator[tuple[set[str], Callable[[str], np.ndarray]]]:
     """Yield the names of a file's arrays, and what reads one."""
-    if path.suffix == ".pt":
+    if path.suffix.lower() == ".pt":
         arrays = _load_pickle(path)
         yield set(arrays), lambda name: _array(path, arrays, name)
         return

@@ -76,7 +76,7 @@ class MetadataFiles(Layout):
         found = Found(images)
         for path in others:
             file = PurePosixPath(path)
-            if file.name not in METADATA:
+            if file.name.lower() not in METADATA:
                 continue
             found.files += 1
             for place, row in _rows(root / path):
@@ -194,7 +194,7 @@ def _beside(
 
 def _rows(file: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
     """Yield the rows of a file of metadata, each with how to call its place."""
-    if file.suffix == ".parquet":
+    if file.suffix.lower() == ".parquet":
         try:
             table = pq.read_table(file)
         except (pa.ArrowException, OSError) as error:
@@ -203,7 +203,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
             yield f"row {number}", row
         return
     text = _read(file)
-    if file.suffix == ".csv":
+    if file.suffix.lower() == ".csv":
         for number, row in enumerate(csv.DictReader(text.splitlines(keepends=True)), start=2):
             if None in row or None in row.values():
                 raise ValueError(
@@ -229,7 +229,9 @@ def _joined(folder: PurePosixPath, name: str) -> str:
 def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
         raise ValueError(f"{file} cannot be read as UTF-8 text: {error}") from None
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from mar.config import PathText
 from mar.data.formats import EXTENSIONS
 from mar.data.held_out import hold_out
 from mar.data.manifest import Row, Rows, Split
@@ -27,7 +28,7 @@ class CaptionedFolderData(DataSource):
     """Images of any size with captions, in whatever folders."""
 
     source: Literal["captioned_folder"] = Field(description="a folder of images with captions")
-    path: str = Field(min_length=1, description="the folder, absolute or from the repository")
+    path: PathText = Field(description="the folder, absolute or from the repository")
     image_size: int = Field(
         gt=0, le=16_384, description="side of the square cut from each image, in pixels"
     )
@@ -64,7 +65,10 @@ class CaptionedFolderData(DataSource):
             for path in images
             if (reason := checked[path].fault or _without(found.captions[path]))
         }
-        require_few(root, unreadable, len(images), self.max_unreadable, USABLE)
+        try:
+            require_few(root, unreadable, len(images), self.max_unreadable, USABLE)
+        except ValueError as error:  # captions without an image may be theirs
+            raise ValueError("\n".join([str(error), *_orphans(found)])) from None
         usable = [path for path in images if path not in unreadable]
         rows = Rows.collect(
             Row(

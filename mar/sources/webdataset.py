@@ -107,6 +107,7 @@ class WebDatasetData(ShardData):
         what = "caption" if self.has_captions else "label"
         label, captions = None, None
         try:
+            ending = sample.called(ending)
             if (member := sample.members.get(ending)) is not None:
                 value = _value(_read(content, member), key)
                 if value is not None and self.has_captions:
@@ -151,6 +152,11 @@ class _Sample:
         elif not member.isreg() or member.issparse():
             self._odd = f"{show(member.name)} is no plain file, but a link, a device or sparse"
         self.members[ending] = member
+
+    def called(self, ending: str) -> str:
+        """Return how a file's ending is written here: its capitals do not matter."""
+        alike = (other for other in self.members if other.lower() == ending.lower())
+        return ending if ending in self.members else next(alike, ending)
 
     @property
     def images(self) -> list[str]:

@@ -44,10 +44,10 @@ METADATA = {"kind": "metadata", "column": "text"}
 def test_metadata_of_three_formats_lie_in_the_folder_of_images_or_around_it(tmp_path: Path) -> None:
     make(tmp_path, "a/1.png", "b/in/2.png", "c/3.png", "c/4.png")
     rows = [{"file_name": "1.png", "text": "a  cat,\n\tasleep"}]
-    (tmp_path / "a/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    (tmp_path / "b/metadata.csv").write_text('file_name,text\nin/2.png,"a dog, \u732b"\n')
+    (tmp_path / "a/metadata.JSONL").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (tmp_path / "b/Metadata.CSV").write_text('file_name,text\nin/2.png,"a dog, \u732b"\n')
     table = pa.table({"file_name": ["3.png", "./4.png"], "text": [["one", "two"], ["three"]]})
-    pq.write_table(table, tmp_path / "c/metadata.parquet")
+    pq.write_table(table, tmp_path / "c/metadata.Parquet")
     assert found(collect(tmp_path, METADATA)) == {
         "a/1.png": ("a cat, asleep",),
         "b/in/2.png": ("a dog, \u732b",),
@@ -115,6 +115,7 @@ def test_what_is_missing_empty_or_doubled_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 of 6 images in") as refused:
         collect(tmp_path, {"kind": "text_files"})
     assert "2.png: it has no caption\n  3.png: it has no caption" in str(refused.value)
+    assert str(refused.value).endswith("\n1 captions belong to no image of the folder, as 9.txt")
     collection = collect(tmp_path, {"kind": "text_files"}, max_unreadable=2)
     assert set(collection.unreadable) == {"2.png", "3.png"}
     assert collection.warnings == [

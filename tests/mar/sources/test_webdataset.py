@@ -339,7 +339,8 @@ def test_samples_without_a_caption_are_left_out_and_named(tmp_path: Path) -> Non
     files: list[tuple[str, bytes]] = []
     for index, text in enumerate([b"a cat", b" \n", b"\xff", None, b"a dog", b"a bird"]):
         files.append((f"{index}.jpg", jpeg(index)))
-        files += [] if text is None else [(f"{index}.txt", text)]
+        ending = "TXT" if index == 4 else "txt"
+        files += [] if text is None else [(f"{index}.{ending}", text)]
     files.append(("6.txt", b"of no image"))
     write_tar(tmp_path / "a.tar", files)
     with pytest.raises(ValueError, match="4 of 7 images"):
