@@ -12,7 +12,7 @@ from mar.evaluation import extractors
 from mar.evaluation.confusion import confusion_picture
 from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.extractors import Extractor, Features
-from mar.evaluation.image_grid import label_grid
+from mar.evaluation.image_grid import captioned_grid, label_grid
 from mar.evaluation.metrics import (
     EvaluateConfig,
     class_warning,
@@ -122,7 +122,10 @@ def _draw(
         distances = distance_to_reference(found, reference)
         chosen = distances.argsort(descending=True)[:SHOWN]
         images, labels = samples.stack(chosen.tolist()), samples.labels[chosen]
-        return label_grid(images, labels, class_names=class_names, columns=10)
+        if samples.prompts is None:
+            return label_grid(images, labels, class_names=class_names, columns=10)
+        prompts = [samples.prompts[index] for index in chosen.tolist()]
+        return captioned_grid(images, prompts, columns=10, lines=3)
 
     def confusion() -> Image:
         assert found.logits is not None

@@ -73,7 +73,7 @@ def describe(sampler: Sampler) -> dict[str, Any]:
     any_order = model.attention == "bidirectional" and model.order == "random"
     return {
         "takes_prompts": weights.texts is not None,
-        "classes": _class_options(sampler.class_names) if weights.texts is None else [],
+        "classes": _class_options(sampler.class_names),
         "image_size": sampler.image_size,
         "num_tokens": weights.mar.num_tokens,
         "fixed_steps": model.attention == "causal",  # token by token

@@ -38,6 +38,7 @@ from stages.stage import autocast
 from stages.weights import Weights, released_weights, trained_weights
 
 
+ARGUMENTS = ("classes", "prompts", "on_step")  # of `Sampler.sample`, beside its settings
 SETTINGS = (
     "seed",
     "num_steps",
@@ -96,8 +97,8 @@ class Sampler:
 
     @property
     def class_names(self) -> list[str]:
-        """The name of each class, in the order of their numbers."""
-        return self.weights.class_names
+        """The name of each class, in the order of their numbers; none if it takes prompts."""
+        return self.weights.class_names if self.weights.texts is None else []
 
     @property
     def image_size(self) -> int:
@@ -129,7 +130,7 @@ class Sampler:
             UserWarning: images are blank (`mar.sampling.blank`), words are left out, or prompts cut
                 (`mar.text.prompts`).
         """
-        given, config = self.given(classes, prompts), self.settings(**settings)
+        config, given = self.settings(**settings), self.given(classes, prompts)
         return _to_arrays(self.generate(given.tokens, config, on_step=on_step), given.remarks)
 
     def inpaint(
@@ -161,7 +162,7 @@ class Sampler:
         Warns:
             UserWarning: as in `sample`.
         """
-        given, config = self.given(classes, prompts), self.settings(**settings)
+        config, given = self.settings(**settings), self.given(classes, prompts)
         if len(images) != len(given.names):
             kind = "classes" if prompts is None else "prompts"
             raise ValueError(f"got {len(images)} images and {len(given.names)} {kind}")
@@ -221,14 +222,16 @@ class Sampler:
         fields: dict[str, Any] = self.weights.sample.model_dump()
         if not isinstance(head, Mapping | None):
             raise ValueError(f"{source}: sample.head must hold keys of its own, got {head!r}")
-        for name, given, known in (
-            ("sample", changes, SETTINGS),
-            ("sample.head", head or {}, [key for key in fields["head"] if key != "kind"]),
+        for name, given, known, others in (
+            ("sample", changes, SETTINGS, ARGUMENTS),
+            ("sample.head", head or {}, [key for key in fields["head"] if key != "kind"], ()),
         ):
             for key in given:
                 if key not in known:
-                    raise ValueError(f"{source}: {name} has {', '.join(known)}, and no "
-                                     f"{key!r}{params.suggest(key, known)}")  # fmt: skip
+                    hint = params.suggest(key, [*known, *others])
+                    raise ValueError(
+                        f"{source}: {name} has {', '.join(known)}, and no {key!r}{hint}"
+                    )
         fields = {**fields, **changes, "head": {**fields["head"], **(head or {})}}
         config = params.parse("sample", fields, SampleConfig, Path(source))
         model = self.weights.mar

@@ -75,10 +75,15 @@ def trained_weights(ema: bool | None, out: Path = OUT) -> Weights:
     tokenizer = out / "train_tokenizer" / "tokenizer.safetensors"
     classes = out / "prepare" / "classes.json"
     info_path = out / "encode" / "latents.json"
+    if not out.is_dir():
+        raise ValueError(
+            f"{out} is not a folder{_meant(out)}; expected the outputs of a project, which `dvc "
+            "repro train_generator` makes, or name released weights and their tokenizer"
+        )
     for path in (tokenizer, classes, info_path):
         if not path.is_file():
-            raise ValueError(f"{path} is missing; `dvc repro train_generator` makes it, "
-                             "or name released weights and their tokenizer")  # fmt: skip
+            raise ValueError(f"{path} is missing{_meant(out)}; `dvc repro train_generator` makes "
+                             "it, or name released weights and their tokenizer")  # fmt: skip
     info = LatentsInfo.read(info_path)
     digest = seal.digest(tokenizer)
     info.check({"tokenizer": digest})
@@ -98,6 +103,16 @@ def trained_weights(ema: bool | None, out: Path = OUT) -> Weights:
         ),
         remarks=tuple(remarks),
     )
+
+
+def _meant(out: Path) -> str:
+    """Return `; did you mean ...?` with a folder `out` in it, or one beside it called alike."""
+    if (out / OUT.name).is_dir():
+        return f"; did you mean {str(out / OUT.name)!r}?"
+    beside = out.absolute().parent
+    if out.exists() or not beside.is_dir():
+        return ""
+    return params.suggest(out.name, (path.name for path in beside.iterdir() if path.is_dir()))
 
 
 def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:

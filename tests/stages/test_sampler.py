@@ -147,6 +147,14 @@ def test_what_cannot_be_sampled_is_refused(
 def test_weights_and_devices_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tokenizer.safetensors is missing; `dvc repro"):
         load(tmp_path)
+    (tmp_path / "out").mkdir()
+    said = r"outt is not a folder; did you mean 'out'\?; expected the outputs of a project, which"
+    with pytest.raises(ValueError, match=said):
+        load(tmp_path / "outt")
+    with pytest.raises(ValueError, match=r"is missing; did you mean '\S+/out'\?; `dvc repro"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match=r"elsewhere is not a folder; expected the outputs of a"):
+        load(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="go together, got one of them"):
         load(generator="checkpoint-last.pth")
     with pytest.raises(ValueError, match="device: cannot use 'gpu': "):
