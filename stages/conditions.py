@@ -24,20 +24,30 @@ class Given(NamedTuple):
         names: The class or the prompt of each image.
         labels: The number of each class; 0 for each prompt.
         remarks: What of the prompts the generator will not heed.
+        prompts: Those of the images; None of classes.
+        geneval: The line of GenEval's file that each prompt is from, if all are from such files.
     """
 
     tokens: Shaped[Tensor, "B ..."]
     names: list[str]
     labels: Int[Tensor, " B"]
     remarks: list[str]
+    prompts: list[str] | None = None
+    geneval: list[str] | None = None
 
     def repeat(self, count: int) -> "Given":
         """Return each entry `count` times, side by side."""
+
+        def each(texts: list[str] | None) -> list[str] | None:
+            return texts and [text for text in texts for _ in range(count)]
+
         return Given(
             self.tokens.repeat_interleave(count, dim=0),
             [name for name in self.names for _ in range(count)],
             self.labels.repeat_interleave(count),
             self.remarks,
+            each(self.prompts),
+            each(self.geneval),
         )
 
 
@@ -79,7 +89,10 @@ def of_prompts(weights: Weights, prompts: Sequence[str | Prompt]) -> Given:
     tokens = weights.texts.encode(different, count)
     place = {text: number for number, text in enumerate(different)}
     order = [place[text] for text in texts]
-    return Given(tokens[order], texts, torch.zeros(len(texts), dtype=torch.long), remarks)
+    labels = torch.zeros(len(texts), dtype=torch.long)
+    lines = [prompt.geneval for prompt in asked if prompt.geneval is not None]
+    geneval = lines if len(lines) == len(asked) else None
+    return Given(tokens[order], texts, labels, remarks, texts, geneval)
 
 
 def _listed(given: Any, what: str) -> list[Any]:

@@ -65,8 +65,8 @@ def main(stage: Stage) -> None:
     atomic.write_text(stage.out / "scores.csv", _table(scores, real.info.held_out))
     alike = copies.find(REFERENCE, reference, found.features)
     shares = {"copies": copies.report(alike, reference)} if alike else {}
-    scenes = scene_scores.find(source, MANIFEST, samples)
-    warnings += stage.warn([scene_scores.warning(source, samples, scenes)])
+    scenes = scene_scores.find(source, MANIFEST, samples.prompts, samples)
+    warnings += stage.warn([scene_scores.warning(source, samples.prompts, scenes)])
     by_prompts = prompt_scores.find(scorers[0], samples)
     report = real.report(scores, len(samples)) | shares | scenes | by_prompts
     stage.write_metrics(report | {"warnings": " ".join(f"{text}." for text in warnings)})

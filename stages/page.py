@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 import uvicorn
 
-from stages.generate import add_weights, check_weights, describe_weights
+from stages.generate_options import add_weights, check_weights, describe_weights
 from stages.page_app import make_app
 from stages.sampler import Sampler, load
 

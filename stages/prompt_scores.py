@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
@@ -12,10 +12,10 @@ from tqdm import tqdm
 from mar.evaluation.clip import Clip, ClipScorer
 from mar.evaluation.detectors.colors import ColorNamer
 from mar.evaluation.detectors.mask2former import Mask2Former
+from mar.evaluation.extractors import Images
 from mar.evaluation.geneval import Prompt
 from mar.evaluation.metrics import EvaluateConfig, GenEvalConfig
 from mar.evaluation.photo_scores import PhotoJudge, check_classes
-from mar.sampling.store import SampleSet
 from stages.report import PLUS_MINUS, Table
 from stages.share_rows import percent, task_rows
 
@@ -28,6 +28,20 @@ NOTES = {
     "clip_score": "100 max(cos, 0) of an image and its prompt, the mean over images, by {model} "
     "(SHA-256 {model_sha256:.12}).",
 }
+
+
+class Asked(Protocol):
+    """What images were asked for, as `SampleSet` has it."""
+
+    @property
+    def prompts(self) -> Sequence[str] | None:
+        """The prompt of each image; None for images of classes."""
+        ...
+
+    @property
+    def geneval(self) -> Sequence[str] | None:
+        """The line of GenEval's file that each prompt is from; None if they are from none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class GenEvalScorer:
 
     @classmethod
     def open(
-        cls, config: GenEvalConfig, samples: SampleSet, device: torch.device, base: Path
+        cls, config: GenEvalConfig, asked: Asked, device: torch.device, base: Path
     ) -> "GenEvalScorer":
         """Read the prompts and the models.
 
@@ -54,22 +68,20 @@ class GenEvalScorer:
             ValueError: a folder is not what it must be, or the samples have no such prompts.
         """
         key = "evaluate.geneval"
-        if samples.geneval is None:
+        if asked.geneval is None:
             raise ValueError(
                 f"{key}: the samples are not of GenEval's prompts (sample.prompts: NAME.jsonl)"
             )
         try:
-            parsed = {
-                line: Prompt.parse(json.loads(line)) for line in dict.fromkeys(samples.geneval)
-            }
+            parsed = {line: Prompt.parse(json.loads(line)) for line in dict.fromkeys(asked.geneval)}
             check_classes(parsed.values())
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from None
         clip = Clip(_place(base, config.clip), device, key=f"{key}.clip")
         detector = Mask2Former(_place(base, config.detector), device, key=f"{key}.detector")
-        return cls(detector, clip, [parsed[line] for line in samples.geneval])
+        return cls(detector, clip, [parsed[line] for line in asked.geneval])
 
-    def score(self, samples: SampleSet) -> dict[str, Any]:
+    def score(self, samples: Images) -> dict[str, Any]:
         """Return the scores, and which models found them."""
         judge = PhotoJudge(self.detector, ColorNamer(self.clip))
         for part, images in _batches(samples, "GenEval", JUDGED):
@@ -94,18 +106,18 @@ class ClipScoreScorer:
     prompts: Sequence[str]
 
     @classmethod
-    def open(cls, folder: Path, samples: SampleSet, device: torch.device) -> "ClipScoreScorer":
+    def open(cls, folder: Path, asked: Asked, device: torch.device) -> "ClipScoreScorer":
         """Read the model.
 
         Raises:
             ValueError: the folder is not what it must be, or the samples have no prompts.
         """
         key = "evaluate.clip_score"
-        if samples.prompts is None:
+        if asked.prompts is None:
             raise ValueError(f"{key}: the samples are not of prompts (section text)")
-        return cls(Clip(folder, device, key=key), samples.prompts)
+        return cls(Clip(folder, device, key=key), asked.prompts)
 
-    def score(self, samples: SampleSet) -> dict[str, Any]:
+    def score(self, samples: Images) -> dict[str, Any]:
         """Return the score, and which model found it."""
         scorer = ClipScorer(self.clip, self.prompts)
         for part, images in _batches(samples, "CLIPScore", COMPARED):
@@ -120,13 +132,13 @@ Scorers = Mapping[str, GenEvalScorer | ClipScoreScorer]  # by the names of their
 
 
 def open_scorers(
-    config: EvaluateConfig, samples: SampleSet, device: torch.device, *, base: Path
+    config: EvaluateConfig, asked: Asked, device: torch.device, *, base: Path
 ) -> Scorers:
-    """Read the models that section `evaluate` asks for, and compare them with the samples.
+    """Read the models that section `evaluate` asks for, and compare them with the prompts.
 
     Args:
         config: Section `evaluate`.
-        samples: The images.
+        asked: The prompts of the images.
         device: Where the models work.
         base: Where their paths begin, if they are relative.
 
@@ -135,14 +147,14 @@ def open_scorers(
     """
     opened: dict[str, GenEvalScorer | ClipScoreScorer] = {}
     if config.geneval is not None:
-        opened["geneval"] = GenEvalScorer.open(config.geneval, samples, device, base)
+        opened["geneval"] = GenEvalScorer.open(config.geneval, asked, device, base)
     if config.clip_score is not None:
         folder = _place(base, config.clip_score)
-        opened["clip_score"] = ClipScoreScorer.open(folder, samples, device)
+        opened["clip_score"] = ClipScoreScorer.open(folder, asked, device)
     return opened
 
 
-def find(scorers: Scorers, samples: SampleSet) -> dict[str, Any]:
+def find(scorers: Scorers, samples: Images) -> dict[str, Any]:
     """Return the scores as `geneval` and `clip_score`."""
     return {name: scorer.score(samples) for name, scorer in scorers.items()}
 
@@ -166,7 +178,7 @@ def _place(base: Path, folder: str) -> Path:
     return base / Path(folder).expanduser()
 
 
-def _batches(samples: SampleSet, name: str, size: int) -> Iterator[tuple[range, torch.Tensor]]:
+def _batches(samples: Images, name: str, size: int) -> Iterator[tuple[range, torch.Tensor]]:
     """Yield the numbers of some images, and the images."""
     with tqdm(total=len(samples), desc=name, unit="image") as progress:
         for start in range(0, len(samples), size):

@@ -1,15 +1,15 @@
 """Score generated scenes by what they show, where the data are scenes with captions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mar.data.dataset import ImageSet
 from mar.data.manifest import Manifest
+from mar.evaluation.extractors import Images
 from mar.evaluation.scene_detector import learn_digits
 from mar.evaluation.scene_prompts import read_prompt
 from mar.evaluation.scene_scores import bounds, score_scenes
-from mar.sampling.store import SampleSet
 from mar.scenes.digits import split_digits
 from stages.report import Table
 from stages.share_rows import percent, task_rows
@@ -25,30 +25,32 @@ NOTE = (
 PAIRS = {"seen": "pairs of digit and colour seen", "unseen": "pairs never seen"}
 
 
-def find(source: str, manifest: Path, samples: SampleSet) -> dict[str, Any]:
+def find(
+    source: str, manifest: Path, prompts: Sequence[str] | None, images: Images
+) -> dict[str, Any]:
     """Return the scores of scenes as `scenes`; nothing of other data, or where no prompt fits."""
-    if source != "scenes" or samples.prompts is None or not any(map(read_prompt, samples.prompts)):
+    if source != "scenes" or prompts is None or not any(map(read_prompt, prompts)):
         return {}
     training, _ = split_digits()
     classifier = learn_digits(training)
-    real = ImageSet(manifest, "held_out", samples.height)
+    real = ImageSet(manifest, "held_out", images.image_size)
     captions = [texts[0] for texts in Manifest(manifest, "held_out").captions() or []]
     return {
         "scenes": {
-            **score_scenes(classifier, samples.stack(list(range(len(samples)))), samples.prompts),
+            **score_scenes(classifier, images.stack(list(range(len(images)))), prompts),
             **bounds(classifier, real.stack(list(range(len(real)))), captions),
         }
     }
 
 
-def warning(source: str, samples: SampleSet, found: Mapping[str, Any]) -> str | None:
+def warning(source: str, prompts: Sequence[str] | None, found: Mapping[str, Any]) -> str | None:
     """Say that prompts are not judged, if some are not."""
-    if source != "scenes" or samples.prompts is None:
+    if source != "scenes" or prompts is None:
         return None
-    count = found["scenes"]["num_not_understood"] if found else len(samples)
+    count = found["scenes"]["num_not_understood"] if found else len(prompts)
     if not count:
         return None
-    return f"{count} of {len(samples)} prompts are no captions of scenes, so these are not judged"
+    return f"{count} of {len(prompts)} prompts are no captions of scenes, so these are not judged"
 
 
 def table(scores: Mapping[str, Any]) -> Table:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mar.evaluation.score_names import find, parts
+from stages.report import Table
 
 
 def score_table(report: Mapping[str, Any]) -> list[str]:
@@ -30,3 +31,9 @@ def score_table(report: Mapping[str, Any]) -> list[str]:
         ]
         lines.append(f"  {name:24}{''.join(cells)}".rstrip())
     return lines
+
+
+def text_table(table: Table) -> list[str]:
+    """Return a table of the report in lines, without what is said below it."""
+    width = max((len(name) for name, _ in table.rows), default=0)
+    return [f"{table.title}:", "", *(f"  {name:{width}}  {value}" for name, value in table.rows)]

@@ -4,7 +4,7 @@ Shapes: B images, S their side in pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from mar.evaluation.extractors import Features, ReferenceSection
 from mar.evaluation.metrics import EvaluateConfig, class_warning, score
 from mar.evaluation.real_images import RealImages
 from mar.evaluation.reference import INFO, ReferenceInfo
-from stages import params, presets
+from stages import params, presets, prompt_scores, scene_scores
+from stages.prompt_scores import Asked, Scorers
 from stages.stage import OUT, root
 
 
 FOLDER = OUT / "reference"
+MANIFEST = OUT / "prepare" / "manifest.parquet"
 KINDS = {"untrained": "classifier"}  # extractors that have no section of their own name
 # For a reference that section `reference` of params.yaml does not describe: a preset that has one.
 PRESETS = {"classifier": "digits", "inception": "imagenet256-mar-b"}
@@ -56,11 +58,29 @@ class Scorer:
         real: The real images that they are compared with.
         config: The settings; those that are larger than a set of images are lowered to its size.
         class_names: Of all classes that the generator knows.
+        asked: The prompts of the images, if they are of prompts.
+        by_prompts: What scores images by them.
     """
 
     real: RealImages
     config: EvaluateConfig
     class_names: Sequence[str]
+    asked: Asked | None = None
+    by_prompts: Scorers = field(default_factory=dict[str, Any])
+
+    def with_prompts(self, asked: Asked, device: torch.device) -> "Scorer":
+        """Return one that also scores images of prompts as section `evaluate` says.
+
+        Without lines of GenEval's file, `evaluate.geneval` is left out.
+
+        Raises:
+            ValueError: a model is not what it must be, or a line asks for what none of them knows.
+        """
+        config = self.config
+        if asked.geneval is None:
+            config = config.model_copy(update={"geneval": None})
+        scorers = prompt_scores.open_scorers(config, asked, device, base=root())
+        return replace(self, asked=asked, by_prompts=scorers)
 
     @classmethod
     def open(
@@ -116,7 +136,24 @@ class Scorer:
         names, reference = extractor.names, self.real.reference
         scores = score(found, labels, reference, names=names, config=fitted)
         report = self.real.report(scores, len(images)) | {"evaluate": fitted.model_dump()}
+        if self.asked is not None:
+            shown, unjudged = self._score_by_prompts(self.asked, pixels)
+            report |= shown
+            warnings += unjudged
         return report, warnings
+
+    def _score_by_prompts(
+        self, asked: Asked, pixels: TensorImages
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Return the scores by prompts, those of scenes among them, and warnings."""
+        source = params.load("data.source", str) if MANIFEST.is_file() else ""
+        scenes = scene_scores.find(source, MANIFEST, asked.prompts, pixels)
+        warnings = [scene_scores.warning(source, asked.prompts, scenes)]
+        if self.config.geneval is not None and asked.geneval is None:
+            warnings.append("prompts are not all of a file of GenEval (NAME.jsonl), so evaluate."
+                            "geneval is left out")  # fmt: skip
+        found = scenes | prompt_scores.find(self.by_prompts, pixels)
+        return found, [warning for warning in warnings if warning is not None]
 
     def _check_classes(self, found: Features) -> None:
         if self.real.extractor.names.accuracy is None or found.logits is None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ from torch.nn import functional
 
 from mar.data.dataset import ImageSet
 from mar.data.manifest import Manifest
+from mar.evaluation.metrics import GenEvalConfig
 from mar.evaluation.reference import ReferenceInfo
 from mar.evaluation.score_names import bases, find
 from mar.files import seal
-from mar.sampling.store import shard_path, write_shard
+from mar.sampling.store import SampleSet, shard_path, write_shard
 from mar.tokenizers.pixels import PixelsConfig
 from mar.tokenizers.registry import build_tokenizer, save_tokenizer
-from stages import evaluate, prepare, reconstruct, reference
+from stages import evaluate, prepare, reconstruct, reference, scene_scores
+from stages.conditions import Given
+from stages.score_table import text_table
+from stages.scoring import Scorer
 from stages.stage import Stage
 from stages.tracking import Run
 
@@ -362,3 +367,28 @@ def test_scenes_are_judged_by_what_they_show(
     pairs = found["seen"]["colors"]
     assert pairs["num"] + found.get("unseen", {}).get("colors", {}).get("num", 0) == 20 - 1
     assert f"{pairs['share']:.1%} ± {pairs['share_std']:.1%} of {pairs['num']}" in report
+
+    # A program that is no stage scores the same images alike.
+    samples, cpu = SampleSet(Path("out/sample/samples")), torch.device("cpu")
+    opened = Scorer.open(Path("out/reference"), 24, ["scene"], None)
+    scores, said = opened.with_prompts(samples, cpu).score(
+        samples.stack(list(range(40))), samples.labels, cpu
+    )
+    assert scores["scenes"] == found
+    assert "1 of 40 prompts are no captions of scenes, so these are not judged" in said
+    lines = text_table(scene_scores.table(scores["scenes"]))
+    assert lines[0] == "What scenes show:"
+    shown = [" ".join(line.split()) for line in lines]
+    assert f"colors {share:.1%} ± {spread:.1%} ({floor:.1%} to {ceiling:.1%})" in shown
+
+    # GenEval's models are opened for lines of its file alone.
+    geneval = GenEvalConfig(detector="gone", clip="gone")
+    config = opened.config.model_copy(update={"geneval": geneval})
+    with_models = replace(opened, config=config)
+    assert with_models.with_prompts(samples, cpu).by_prompts == {}
+    line = '{"tag": "colors", "include": [{"class": "dog", "count": 1}], "prompt": "a dog"}'
+    asked = Given(samples.labels, ["a dog"], samples.labels, [], ["a dog"], [line])
+    with pytest.raises(
+        ValueError, match=r"evaluate\.geneval\.clip: \S+gone.config\.json is missing"
+    ):
+        with_models.with_prompts(asked, cpu)

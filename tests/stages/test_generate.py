@@ -14,7 +14,7 @@ from mar.evaluation.metrics import EvaluateConfig
 from mar.evaluation.reference import ReferenceInfo
 from mar.sampling.config import SampleConfig
 from mar.sampling.store import SampleSet
-from stages import generate, params
+from stages import generate, generate_options, params
 from stages.sampler import load
 from stages.scoring import Scorer
 
@@ -55,8 +55,8 @@ def test_options_change_the_pictures_and_the_folder(trained: Path) -> None:
 def test_settings_come_from_the_command_line_and_else_from_params(trained: Path) -> None:
     sampler = load()
     base = params.load("sample", SampleConfig)
-    options = generate.parse(["--guidance", "3", "--steps", "2", "--head", "num_steps=7"])
-    config = sampler.settings(**generate.changes(base, options))
+    options = generate_options.parse(["--guidance", "3", "--steps", "2", "--head", "num_steps=7"])
+    config = sampler.settings(**generate_options.changes(base, options))
     assert (config.guidance_scale, config.num_steps, config.seed) == (3.0, 2, base.seed)
     assert config.model_dump()["head"] == {**base.model_dump()["head"], "num_steps": 7}
 
