@@ -1,16 +1,9 @@
 """Models of `transformers` that score images, from local folders; nothing is downloaded."""
-# transformers is typed in part:
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from mar.files import atomic
+from mar.files import pretrained
 
 
 FILES = ("*.json", "*.txt", "model*.safetensors")  # settings, tokenizer and weights
@@ -39,12 +32,8 @@ def load_model(kind: str, folder: Path, *, key: str) -> Any:
         ValueError: `transformers` is not installed or cannot read the folder, or weights are
             missing in it.
     """
-    model, info = _read(kind, folder, key, use_safetensors=True, output_loading_info=True)
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(
-            f"{key}: {folder} lacks {len(missing)} of the weights of {kind}, {missing[0]} first"
-        )
-    return model.requires_grad_(False).eval()
+    check_folder(folder, key=key)
+    return pretrained.load_model(kind, folder, key=key)
 
 
 def load_processor(kind: str, folder: Path, *, key: str) -> Any:
@@ -53,7 +42,8 @@ def load_processor(kind: str, folder: Path, *, key: str) -> Any:
     Raises:
         ValueError: `transformers` is not installed or cannot read the folder.
     """
-    return _read(kind, folder, key)
+    check_folder(folder, key=key)
+    return pretrained.read(kind, folder, key=key)
 
 
 def digest(folder: Path) -> str:
@@ -61,22 +51,4 @@ def digest(folder: Path) -> str:
 
     It tells models apart whose folders have the same name.
     """
-    files = sorted({file for pattern in FILES for file in folder.glob(pattern)})
-    listing = [(file.name, atomic.digest(file)) for file in files]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-
-
-def _read(kind: str, folder: Path, key: str, **options: Any) -> Any:
-    check_folder(folder, key=key)
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(f"{key}: needs the package transformers: {error}") from None
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        return getattr(transformers, kind).from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError,
-            SafetensorError) as error:  # fmt: skip
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{key}: {folder} cannot be read as {kind}: {reason}") from None
+    return pretrained.digest(sorted({file for pattern in FILES for file in folder.glob(pattern)}))

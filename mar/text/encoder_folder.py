@@ -8,12 +8,10 @@
 Nothing is downloaded, no code of a folder is run, and no pickle is opened.
 """
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mar.files import atomic
+from mar.files import atomic, pretrained
 
 
 WEIGHTS = "model.safetensors"
@@ -104,9 +102,7 @@ class EncoderFolder(NamedTuple):
         """Return the SHA-256 of all files that are used."""
         names = sorted(name for name in TOKENIZER_FILES if (self.tokenizer / name).is_file())
         files = [self.path / "config.json", *_weights(self.path)]
-        files += [self.tokenizer / name for name in names]
-        listing = [(file.name, atomic.digest(file)) for file in files]
-        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        return pretrained.digest([*files, *(self.tokenizer / name for name in names)])
 
 
 def open_folder(path: Path, tokenizer: Path | None) -> EncoderFolder:

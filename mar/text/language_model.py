@@ -12,15 +12,14 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from mar.files import pretrained
 from mar.text.encoder import Tokens
 from mar.text.encoder_folder import EncoderFolder, Family
 
 
-UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError)
 BLANKS = " \u2581\u0120"  # as SentencePiece and byte-level BPE write one
 
 
@@ -93,25 +92,14 @@ def load_model(
             f"text.precision: must be 'bfloat16' or 'float32' for {folder.model_type}, whose "
             "activations exceed the range of float16, got 'float16'"
         )
-    library = _library()
-    try:
-        network, info = getattr(library, family.model).from_pretrained(
-            folder.path,
-            dtype=getattr(torch, precision),
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            **({"add_pooling_layer": False} if family.has_pooling else {}),
-        )
-    except (SafetensorError, *UNREADABLE) as error:
-        raise ValueError(
-            f"text.path: {folder.path} cannot be read as {folder.model_type}: {_reason(error)}"
-        ) from None
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(
-            f"text.path: {folder.path} lacks {len(missing)} of the weights of "
-            f"{folder.model_type}, {missing[0]} first"
-        )
+    network = pretrained.load_model(
+        family.model,
+        folder.path,
+        key="text.path",
+        called=folder.model_type,
+        dtype=getattr(torch, precision),
+        **({"add_pooling_layer": False} if family.has_pooling else {}),
+    )
     config = network.config.get_text_config()
     layers = int(config.num_hidden_layers)
     if layer < -layers:
@@ -121,7 +109,7 @@ def load_model(
         )
     positions = getattr(config, "max_position_embeddings", None)
     return LanguageModel(
-        network.requires_grad_(False).eval(),
+        network,
         family,
         layer,
         int(config.hidden_size),
@@ -136,17 +124,15 @@ def load_tokenizer(folder: EncoderFolder) -> Any:
     Raises:
         ValueError: `transformers` cannot read it, or its tokens are not those of the model.
     """
-    library = _library()
-    try:
-        # transformers reads SigLIP 1's by sentencepiece alone, though there is a tokenizer.json.
-        by_file = folder.tokenizer_class == "SiglipTokenizer"
-        reader = library.PreTrainedTokenizerFast if by_file else library.AutoTokenizer
-        tokenizer = reader.from_pretrained(folder.tokenizer, local_files_only=True)
-        config = library.AutoConfig.from_pretrained(folder.path, local_files_only=True)
-    except UNREADABLE as error:
-        raise ValueError(
-            f"text.tokenizer: {folder.tokenizer} cannot be read: {_reason(error)}"
-        ) from None
+    # transformers reads SigLIP 1's by sentencepiece alone, though there is a tokenizer.json.
+    by_file = folder.tokenizer_class == "SiglipTokenizer"
+    reader = "PreTrainedTokenizerFast" if by_file else "AutoTokenizer"
+    tokenizer = pretrained.read(
+        reader, folder.tokenizer, key="text.tokenizer", called="a tokenizer"
+    )
+    config = pretrained.read(
+        "AutoConfig", folder.path, key="text.path", called="settings of a model"
+    )
     if not tokenizer.is_fast:
         raise ValueError(f"text.tokenizer: {folder.tokenizer} has no tokenizer.json")
     known = int(config.get_text_config().vocab_size)
@@ -217,25 +203,3 @@ def _with_unknown(
     pieces: list[str] = tokenizer.convert_ids_to_tokens(sorted(others))
     is_known = any(piece.strip(BLANKS) for piece in pieces)
     return Tokens(numbers if is_known else [], words)
-
-
-def _library() -> Any:
-    """Return `transformers`, without its progress bars and advice.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(
-            "text.kind: 'transformers' needs the package of that name (pip install 'mar[text]'): "
-            f"{error}"
-        ) from None
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -250,7 +250,7 @@ def spoil(folder: Path, change: str) -> None:
         ("more layers", r"text\.path: .* lacks \d+ of the weights of t5, encoder\.block\.2"),
         ("lacks a part", r"lacks weights that its index names: model-00001-of-00002"),
         ("no tokenizer", r"has no tokenizer\.json .*of other tokenizers it has: spiece\.model"),
-        ("broken tokenizer", r"text\.tokenizer: .* cannot be read: "),
+        ("broken tokenizer", r"text\.tokenizer: .* cannot be read as a tokenizer: "),
         ("other tokenizer", r"has 13 tokens, and .* embeddings for 12; it is the tokenizer of an"),
     ],
 )
