@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mar.evaluation.pretrained import digest, load_model, load_processor
+from mar.evaluation.uncertainty import mean_of_groups
 
 
 BATCH = 64  # images or texts at a time
@@ -115,11 +116,4 @@ class ClipScorer:
 
     def compute(self) -> ClipScore:
         """Return the score of all images."""
-        groups = [torch.tensor(scores, dtype=torch.float64) for scores in self._scores.values()]
-        value = float(torch.cat(groups).mean())
-        if (count := len(groups)) < 2:
-            return ClipScore(value, None, self._num_cut)
-        # A ratio of sums over prompts, as images of one prompt are not independent.
-        residuals = torch.stack([group.sum() - value * len(group) for group in groups])
-        variance = count / (count - 1) * residuals.square().sum() / sum(map(len, groups)) ** 2
-        return ClipScore(value, float(variance.sqrt()), self._num_cut)
+        return ClipScore(*mean_of_groups(list(self._scores.values())), self._num_cut)

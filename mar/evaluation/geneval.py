@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast, get_args
 
+from mar.evaluation.uncertainty import mean_of_groups
+
 
 Relation = Literal["left of", "right of", "above", "below"]
 RELATIONS = get_args(Relation)
@@ -246,11 +248,12 @@ def score(judged: Iterable[tuple[Prompt, Verdict]]) -> Scores:
         tag: [verdicts for (of, _), verdicts in by_prompt.items() if of == tag] for tag in tags
     }
     tasks = {
-        tag: _share([[verdict.correct for verdict in one] for one in found])
+        tag: Share(*mean_of_groups([[verdict.correct for verdict in one] for one in found]))
         for tag, found in by_task.items()
     }
     strict = [
-        _share([[verdict.strict for verdict in one] for one in found]) for found in by_task.values()
+        Share(*mean_of_groups([[verdict.strict for verdict in one] for one in found]))
+        for found in by_task.values()
     ]
     every = [verdict.correct for verdicts in by_prompt.values() for verdict in verdicts]
     solved = [any(verdict.correct for verdict in verdicts) for verdicts in by_prompt.values()]
@@ -325,19 +328,6 @@ def _misplaced(
                 where = " and ".join(sorted(found)) or "too close"
                 return f"{wanted.class_name}: expected {relation} the other, found {where}"
     return None
-
-
-def _share(outcomes: Sequence[Sequence[bool]]) -> Share:
-    """Return the share of true outcomes, which come by prompt."""
-    count = sum(map(len, outcomes))
-    value = sum(map(sum, outcomes)) / count
-    num = len(outcomes)
-    if num < 2:
-        return Share(value, None)
-    # A ratio of sums over prompts (the linearised variance of a ratio estimator).
-    residuals = [sum(one) - value * len(one) for one in outcomes]
-    variance = num / (num - 1) * sum(residual**2 for residual in residuals) / count**2
-    return Share(value, math.sqrt(variance))
 
 
 def _mean(shares: Sequence[Share]) -> Share:

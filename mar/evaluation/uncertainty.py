@@ -35,6 +35,23 @@ class Extrapolation(NamedTuple):
     spread: float | None
 
 
+def mean_of_groups(groups: Sequence[Sequence[float]]) -> tuple[float, float | None]:
+    """Return the mean of all values, and its standard error over groups.
+
+    Values of a group (images of one prompt) are not independent, so the groups are what is drawn:
+    the mean is a ratio of sums over them, and the error is its linearised variance's root. None
+    where there is but one group.
+    """
+    count = sum(map(len, groups))
+    mean = sum(map(sum, groups)) / count
+    num = len(groups)
+    if num < 2:
+        return mean, None
+    residuals = [sum(group) - mean * len(group) for group in groups]
+    variance = num / (num - 1) * sum(residual**2 for residual in residuals) / count**2
+    return mean, math.sqrt(variance)
+
+
 def bootstrap_spread(
     score: Callable[[Int[Tensor, " B"]], float], count: int, *, resamples: int, seed: int
 ) -> float:
