@@ -98,9 +98,7 @@ class Captions:
             images: Their numbers.
             chance: For each a number from 0 to 1, which chooses among its captions.
         """
-        first, last = self._starts[images], self._starts[images + 1]
-        place = first + (chance * (last - first)).long().clamp(max=last - first - 1)
-        return self._values[place]
+        return _choose(self._values, self._starts, images, chance)
 
     def uses(self) -> Int[Tensor, " _"]:
         """Return of each caption how many images to train on have it."""
@@ -126,8 +124,7 @@ class Captions:
         values, starts = _ragged(self._held_out)
         images = torch.randperm(available, generator=rng)[:count]
         chance = torch.rand(count, generator=rng, dtype=torch.float64)
-        first, last = starts[images], starts[images + 1]
-        chosen = values[first + (chance * (last - first)).long().clamp(max=last - first - 1)]
+        chosen = _choose(values, starts, images, chance)
         return self.texts(chosen), [self._held_out_names[image] for image in images.tolist()]
 
 
@@ -188,6 +185,17 @@ class TextCache:
 def _read(path: Path) -> pa.Table:
     seal.check(path)
     return open_arrow(path).read_all()
+
+
+def _choose(
+    values: Int[Tensor, " _"],
+    starts: Int[Tensor, " _"],
+    images: Int[Tensor, " B"],
+    chance: Float[Tensor, " B"],
+) -> Int[Tensor, " B"]:
+    """Return one of the values that each image has (`_ragged`), chosen by a number of 0 to 1."""
+    first, last = starts[images], starts[images + 1]
+    return values[first + (chance * (last - first)).long().clamp(max=last - first - 1)]
 
 
 def _ragged(column: pa.ChunkedArray) -> tuple[Int[Tensor, " _"], Int[Tensor, " _"]]:
