@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mar.linear import Linear
+from mar.text.present import is_present
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,7 @@ class TextTokens(ConditionTokens):
         self, given: Shaped[Tensor, "B K ..."], dropped: Bool[Tensor, " B"]
     ) -> Float[Tensor, "B K D"]:
         """Return the condition tokens."""
-        present = given != 0
-        if given.ndim == 3:
-            present = present.any(dim=2)
-        present = present & ~dropped[:, None]  # (B, K)
+        present = is_present(given) & ~dropped[:, None]  # (B, K)
         return self.pads + present[..., None] * self.embed(given)
 
     @abstractmethod

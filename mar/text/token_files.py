@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Int, Shaped
 from pyarrow import ipc
 from torch import Tensor
 from tqdm import tqdm
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from mar import distributed
 from mar.files import seal
 from mar.files.arrow import open_arrow
+from mar.text.present import is_present
 
 
 Dtype = Literal["int32", "float16", "bfloat16", "float32"]
@@ -35,12 +36,6 @@ DTYPES = {
     "float32": torch.float32,
 }
 COUNT, DTYPE, ENCODER = "count", "dtype", "encoder"  # in the metadata of a file
-
-
-def is_present(tokens: Shaped[Tensor, "B K ..."]) -> Bool[Tensor, "B K"]:
-    """Return which tokens are there: behind the end of a text there are zeros."""
-    present = tokens != 0
-    return present.any(dim=2) if tokens.ndim == 3 else present
 
 
 def file_path(folder: Path, number: int) -> Path:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from mar.text.cache import CaptionedImages, Captions, TextCache, write_captions
-from mar.text.token_files import Dtype, TokenFiles, file_path, is_present, write_tokens
+from mar.text.present import is_present
+from mar.text.token_files import Dtype, TokenFiles, file_path, write_tokens
 from mar.text.words import Words
 
 
