@@ -6,6 +6,7 @@ Shapes: B images, K tokens of a prompt.
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -104,22 +105,15 @@ def load(
         remarks += check_prompts(looked_at, found, count)
     except ValueError as error:
         raise ValueError(f"sample.prompts: {error}") from None
-    prompts = [prompt.text for prompt in asked]
-    if config.prompts is not None and num_images % len(prompts):
+    if config.prompts is not None and num_images % len(asked):
         remarks.append(
-            f"{num_images} images of {len(prompts)} prompts: not all prompts have equally many"
+            f"{num_images} images of {len(asked)} prompts: not all prompts have equally many"
         )
-    order = [index % len(prompts) for index in range(num_images)]
-    lines = [prompt.geneval for prompt in asked if prompt.geneval is not None]
-    sources = [prompt.source for prompt in asked if prompt.source is not None]
-    return Prompts(
-        [prompts[index] for index in order],
-        [lines[index] for index in order] if lines else None,
-        [sources[index] for index in order] if sources else None,
-        remarks,
-        found,
-        count,
-    )
+    each = list(islice(cycle(asked), num_images))
+    lines = [prompt.geneval for prompt in each if prompt.geneval is not None]
+    sources = [prompt.source for prompt in each if prompt.source is not None]
+    texts_of_images = [prompt.text for prompt in each]
+    return Prompts(texts_of_images, lines or None, sources or None, remarks, found, count)
 
 
 def _find(config: SampleConfig, texts: Path, base: Path) -> list[Prompt]:
