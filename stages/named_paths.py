@@ -1,12 +1,15 @@
 """Whether the files and folders that `params.yaml` names are there, before hours of work."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mar.config import Config, named_paths
 from mar.evaluation.pretrained import check_folder
 from stages.stage import root
+
+
+SCORING = ("reference", "evaluate")  # sections that samples do without
 
 
 def check_paths(configs: Mapping[str, Any]) -> None:
@@ -19,6 +22,25 @@ def check_paths(configs: Mapping[str, Any]) -> None:
         ValueError: some are missing, or folders of models that are not what they must be; the
             message names every key.
     """
+    if problems := _find_problems(configs):
+        raise ValueError("\n".join(problems))
+
+
+def check_run(configs: Mapping[str, Any]) -> list[str]:
+    """Look for the same files before a run, which may end with samples that are not scored.
+
+    Returns:
+        What scores will lack, as warnings.
+
+    Raises:
+        ValueError: as `check_paths`, of the other sections.
+    """
+    needed = {name: config for name, config in configs.items() if name not in SCORING}
+    check_paths(needed)
+    return _find_problems({name: configs[name] for name in SCORING})
+
+
+def _find_problems(configs: Mapping[str, Any]) -> list[str]:
     base = root()
     problems: list[str] = []
     for section, config in configs.items():
@@ -32,13 +54,12 @@ def check_paths(configs: Mapping[str, Any]) -> None:
                 problems.append(f"{key}: {place} does not exist")
             elif section == "evaluate":
                 problems += _problems(lambda key=key, place=place: check_folder(place, key=key))
-    if not problems and configs["text"] is not None:
-        problems += _problems(lambda: configs["text"].check_files(base=base))
-    if problems:
-        raise ValueError("\n".join(problems))
+    if not problems and (text := configs.get("text")) is not None:
+        problems += _problems(lambda: text.check_files(base=base))
+    return problems
 
 
-def _problems(check: Any) -> list[str]:
+def _problems(check: Callable[[], None]) -> list[str]:
     try:
         check()
     except ValueError as error:

@@ -1,6 +1,7 @@
 """Files and folders that `params.yaml` names and that are missing are said before anything runs."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,16 @@ def test_a_run_ends_at_its_first_stage_and_at_the_program_that_checks(
     with pytest.raises(ValueError, match=r"^text\.path: \S+gone does not exist$"):
         tiny.run_stage("prepare")
     assert not Path("out").exists()
+    params["text"] = text_project.text_params()["text"]
+    params["evaluate"]["clip_score"] = "no-clip"
+    Path("params.yaml").write_text(json.dumps(params))
+    tiny.run_stage("prepare")  # samples need no scores
+    assert re.search(r"params\.yaml: evaluate\.clip_score: \S+no-clip does not exist\n",
+                     capsys.readouterr().err)  # fmt: skip
     monkeypatch.setattr("sys.argv", ["check"])
     with pytest.raises(SystemExit):
         check.main()
-    assert capsys.readouterr().err.endswith("gone does not exist\n")
+    assert capsys.readouterr().err.endswith("no-clip does not exist\n")
 
 
 @pytest.mark.parametrize(
