@@ -35,7 +35,7 @@ class Extrapolation(NamedTuple):
     spread: float | None
 
 
-def mean_of_groups(groups: Sequence[Sequence[float]]) -> tuple[float, float | None]:
+def mean_of_groups(groups: Sequence[Sequence[float | bool]]) -> tuple[float, float | None]:
     """Return the mean of all values, and its standard error over groups.
 
     Values of a group (images of one prompt) are not independent, so the groups are what is drawn:

@@ -11,7 +11,7 @@ import tiny_encoders as tiny
 import torch
 
 from mar.text.frozen import FrozenConfig, FrozenEncoder
-from mar.text.prompts import check_prompts
+from mar.text.prompts import Prompt, check_prompts
 from mar.text.registry import load_encoder, save_encoder
 
 
@@ -104,7 +104,7 @@ def test_a_long_text_is_cut_at_the_slots_or_at_what_the_model_reads(
         "clip": "the most that clip_text_model reads",
         "bert": "the most that bert reads",
     }[kind]
-    assert check_prompts([text], encoder, 9) == [
+    assert check_prompts([Prompt(text)], encoder, 9) == [
         f"1 of 1 prompts have more than {most} tokens ({name}) and are cut, as {text!r}"
     ]
 
@@ -117,12 +117,12 @@ def test_words_that_are_not_known_are_said_and_a_text_of_them_is_empty(
     assert (some.numbers, some.unknown) == ([4, 2, 12, 1], ["purple"])
     assert (none.numbers, none.unknown) == ([], ["purple"])
     assert encoder.encode(texts, 5).any(dim=2).sum(dim=1).tolist() == [4, 0]
-    assert check_prompts(["a purple two"], encoder, 5) == [
+    assert check_prompts([Prompt("a purple two")], encoder, 5) == [
         "1 words of the prompts are not known and read as an unknown token: purple"
     ]
     for prompt in ("\u7d2b", " "):
         with pytest.raises(ValueError, match="nothing is left of the prompt"):
-            check_prompts([prompt], encoder, 5)
+            check_prompts([Prompt(prompt)], encoder, 5)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
