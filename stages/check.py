@@ -33,8 +33,7 @@ from mar.tokenizers.interface import TokenizerSection
 from mar.tokenizers.registry import latent_shape
 from mar.training.generator import TrainingConfig
 from mar.training.optimisation import OptimisationConfig, long_average_warning
-from stages import params
-from stages.named_paths import check_paths
+from stages import named_paths, params
 from stages.stage import root
 
 
@@ -288,7 +287,7 @@ def main() -> None:
     try:
         configs = check_all()
         found = config_warnings(configs)
-        check_paths(configs)
+        named_paths.check_paths(configs)
     except ValueError as problem:
         sys.stderr.write(f"{problem}\n")
         raise SystemExit(1) from None

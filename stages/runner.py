@@ -134,7 +134,7 @@ def _check_params(name: str) -> None:
             configs = check.check_all()
             warnings: list[str] = []
             if name == "prepare":  # the first of a run; others may run where not all files are
-                warnings += import_module("stages.named_paths").check_run(configs)
+                warnings += check.named_paths.check_run(configs)
             if state[0] not in before:  # once for each params.yaml
                 warnings += check.config_warnings(configs)
             if CLASSES in files and CLASSES.is_file():
