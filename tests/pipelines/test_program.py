@@ -74,13 +74,17 @@ def say() -> None:
 
 program.run(lambda: say(return_state=True))
 """
+# The same without a flow.
+SETTINGS = SAY.replace("say(return_state=True)", "(say.fn(), Completed())[1]").replace(
+    "from prefect import flow", "from prefect import flow\nfrom prefect.states import Completed"
+)
 
 
-def say(folder: Path, **variables: str | None) -> dict[str, str]:
+def say(folder: Path, program: str = SAY, **variables: str | None) -> dict[str, str]:
     """Run the program from a folder; return what it says."""
     merged = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     environment = {name: value for name, value in merged.items() if value is not None}
-    command = [sys.executable, "-c", SAY]
+    command = [sys.executable, "-c", program]
     result = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -100,5 +104,5 @@ def test_without_a_server_the_database_is_the_projects_own_whatever_the_folder(
     home = {"HOME": str(tmp_path / "home"), "PREFECT_API_URL": None}
     found = say(tmp_path, **home, PREFECT_HOME=None)
     assert found["database"].endswith(f"{ROOT}/work/prefect/prefect.db")
-    found = say(tmp_path, **home, PREFECT_HOME=str(tmp_path / "mine"))
+    found = say(tmp_path, program=SETTINGS, **home, PREFECT_HOME=str(tmp_path / "mine"))
     assert found["database"].endswith(f"{tmp_path}/mine/prefect.db")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import tiny_project as tiny
+from processes import in_processes
+from stages_in_processes import run
 
 from mar.files.atomic import digest
 
@@ -62,6 +64,18 @@ def saved_steps(project: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in found)
 
 
+def undisturbed(project: Path) -> dict[str, str]:
+    """Train in two processes in a copy of a project; return the digests of the weights."""
+    copy = project.parent / "undisturbed"
+    shutil.copytree(project, copy, symlinks=True)
+    in_processes(run, 2, project.parent / "group", copy, ["train_generator"])
+    return digests(copy)
+
+
+def digests(project: Path) -> dict[str, str]:
+    return {name: digest(project / "out/train_generator" / name) for name in OUTPUTS}
+
+
 def prepare(project: Path, finished: Path, **training: object) -> None:
     """Make everything ready to train."""
     shutil.copytree(finished / "out", project / "out")
@@ -74,9 +88,7 @@ def prepare(project: Path, finished: Path, **training: object) -> None:
 @pytest.mark.slow
 def test_lost_processes_and_signals_lose_nothing(project: Path, finished: Path) -> None:
     prepare(project, finished)
-    finish(start(project))
-    expected = {name: digest(project / "out/train_generator" / name) for name in OUTPUTS}
-    shutil.rmtree(project / "out/train_generator")
+    expected = undisturbed(project)
 
     # Of two processes one is killed: both start again from the last checkpoint.
     running = start(project)
@@ -94,7 +106,7 @@ def test_lost_processes_and_signals_lose_nothing(project: Path, finished: Path) 
     reached = saved_steps(project)[-1]
     said = finish(start(project))
     assert f"train_generator: continuing from step {reached} of {STEPS}" in said
-    assert {n: digest(project / "out/train_generator" / n) for n in OUTPUTS} == expected
+    assert digests(project) == expected
 
 
 @pytest.mark.slow
@@ -123,7 +135,7 @@ def test_a_mistake_is_said_once(project: Path, finished: Path) -> None:
 def test_another_machine_joins(project: Path, finished: Path) -> None:
     """Here both are this machine, with one process each."""
     prepare(project, finished, steps=6)
-    shutil.copytree(project, project.parent / "alone", symlinks=True)
+    expected = undisturbed(project)
     world = {"MAR_PROCESSES": "1", "MAR_NODES": "2", "MAR_RENDEZVOUS": "127.0.0.1:29471"}
     other = start(project, "stages.join", MAR_NODE="1", **world)
     first = start(project, **world)
@@ -135,10 +147,7 @@ def test_another_machine_joins(project: Path, finished: Path) -> None:
     said = other.communicate()[1]
     assert "join: train_generator as machine 1 of 2\n" in said
     assert other.returncode == 128 + signal.SIGTERM
-    finish(start(project.parent / "alone"))
-    for name in OUTPUTS:
-        path = Path("out/train_generator", name)
-        assert digest(project / path) == digest(project.parent / "alone" / path)
+    assert digests(project) == expected
 
 
 @pytest.mark.slow

@@ -21,9 +21,7 @@ def run(program: str, argument: str, folder: Path) -> subprocess.CompletedProces
     )
 
 
-@pytest.mark.parametrize(
-    "program", ["prepare", "check", "generate", "page", "export", "export_samples"]
-)
+@pytest.mark.parametrize("program", ["prepare", "check", "generate", "page"])
 def test_help_is_printed_and_nothing_is_run(program: str, tmp_path: Path) -> None:
     shown = run(program, "--help", tmp_path)
     assert shown.returncode == 0
@@ -38,7 +36,7 @@ def test_every_program_reads_its_command_line() -> None:
             assert "    run(main)\n" in text or "ArgumentParser(" in text, path.name
 
 
-@pytest.mark.parametrize("program", ["sample", "check", "page"])
+@pytest.mark.parametrize("program", ["sample", "check"])
 def test_an_unknown_argument_is_an_error(program: str, tmp_path: Path) -> None:
     refused = run(program, "--fast", tmp_path)
     assert refused.returncode == 2

@@ -92,7 +92,7 @@ def curves(project: Path) -> list[dict[str, str]]:
 def test_kill_9_in_the_adversarial_phase_and_resume_equals_an_undisturbed_run(
     project: Path,
 ) -> None:
-    prepare(project, steps=200, curve_steps=5, preview_steps=200)
+    prepare(project, steps=80, curve_steps=5, preview_steps=80)
     killed = start(project)
     work = wait_for_step(project, START + 1)
     killed.send_signal(signal.SIGKILL)

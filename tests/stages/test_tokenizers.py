@@ -26,7 +26,8 @@ from mar.tokenizers.registry import build_tokenizer, load_tokenizer
 from mar.tokenizers.vq import VQ
 
 
-STAGES = ("prepare", "reference", "train_tokenizer", "reconstruct", "encode")
+STAGES = ("train_tokenizer", "reconstruct", "encode")
+BEFORE = ("prepare", "reference")  # stages that know nothing of a tokenizer
 LATENTS = {"mean", "std", "channel_std_min", "channel_std_max", "active_channels"}
 SECTIONS: dict[str, dict[str, Any]] = {
     "vq": {
@@ -70,9 +71,17 @@ SECTIONS: dict[str, dict[str, Any]] = {
 
 
 def run_stages(
-    project: Path, kind: str, *, steps: int = 4, between: Callable[[str], None] = lambda stage: None
+    project: Path,
+    finished: Path,
+    kind: str,
+    *,
+    steps: int = 4,
+    between: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, dict[str, Any]]:
-    """Run the stages, something after each, and return their metrics."""
+    """Run the stages that know the tokenizer, something after each; return all metrics."""
+    shutil.copytree(finished / "out", project / "out")
+    for stage in STAGES:
+        shutil.rmtree(project / "out" / stage)
     params = tiny.tiny_params()
     params["tokenizer"] = SECTIONS[kind]
     params["tokenizer_training"]["steps"] = steps
@@ -82,7 +91,7 @@ def run_stages(
         between(stage)
     return {
         stage: json.loads((project / "out" / stage / "metrics.json").read_text())
-        for stage in STAGES
+        for stage in (*BEFORE, *STAGES)
     }
 
 
@@ -101,8 +110,8 @@ def open_cache(project: Path) -> LatentCache:
     return LatentCache(folder, LatentsInfo.read(folder.with_suffix(".json")))
 
 
-def test_a_codebook_is_trained_tried_and_cached(project: Path) -> None:
-    metrics = run_stages(project, "vq")
+def test_a_codebook_is_trained_tried_and_cached(project: Path, finished: Path) -> None:
+    metrics = run_stages(project, finished, "vq")
     assert metrics["train_tokenizer"]["steps"] == 4
     assert 0 < metrics["reconstruct"]["codebook_use"] <= 1
     assert 1 <= metrics["reconstruct"]["perplexity"] <= 20
@@ -149,8 +158,8 @@ def test_lpips_is_looked_for_among_downloads(
     assert "vgg16-397923af.pth has the SHA-256" in said
 
 
-def test_pixels_pass_untrained_and_unchanged(project: Path) -> None:
-    metrics = run_stages(project, "pixels")
+def test_pixels_pass_untrained_and_unchanged(project: Path, finished: Path) -> None:
+    metrics = run_stages(project, finished, "pixels")
     assert metrics["train_tokenizer"]["steps"] == metrics["train_tokenizer"]["parameters"] == 0
     assert metrics["reconstruct"]["ssim"] == pytest.approx(1)
     assert not {"psnr", "codebook_use"} & set(metrics["reconstruct"])
@@ -174,10 +183,10 @@ def test_pixels_pass_untrained_and_unchanged(project: Path) -> None:
 
 
 def test_a_denoising_tokenizer_is_trained_tuned_and_cached(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latent_scale, "LEAST_SIGNAL", 0.0)  # four steps give noise
-    metrics = run_stages(project, "detok")
+    metrics = run_stages(project, finished, "detok")
     assert metrics["train_tokenizer"]["steps"] == 4
     names, rows = curves(project)
     assert {"loss", "l1", "kl"} <= set(names)
@@ -192,7 +201,7 @@ def test_a_denoising_tokenizer_is_trained_tuned_and_cached(
 
 
 def test_a_folder_is_imported_and_needed_no_more(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its relative path begins at the repository, also from a temporary copy that DVC made."""
     repository = tmp_path / "repository"
@@ -206,7 +215,7 @@ def test_a_folder_is_imported_and_needed_no_more(
         if stage == "train_tokenizer":
             shutil.rmtree(folder)
 
-    metrics = run_stages(project, "diffusers", steps=0, between=take_away)
+    metrics = run_stages(project, finished, "diffusers", steps=0, between=take_away)
     assert metrics["train_tokenizer"]["steps"] == 0
     assert metrics["train_tokenizer"]["parameters"] > 0
     assert previews(repository) == ["step-0000000.png"]
@@ -240,9 +249,9 @@ def test_the_file_does_not_say_where_its_folder_was(
     assert written[0] == written[1]
 
 
-def test_a_folder_that_is_missing_stops_the_stage(project: Path) -> None:
+def test_a_folder_that_is_missing_stops_the_stage(project: Path, finished: Path) -> None:
     with pytest.raises(ValueError, match=r"tokenizer\.path: there is no folder .*models/vae"):
-        run_stages(project, "diffusers", steps=0)
+        run_stages(project, finished, "diffusers", steps=0)
 
 
 def write_diffusers_folder(folder: Path, model: Tokenizer) -> Path:
