@@ -35,7 +35,9 @@ class ScenesData(DataSource):
         "and lie at random places in them at 24",
     )
     tasks: list[Task] = Field(
-        min_length=1, description="GenEval's tasks whose captions there are, all equally often"
+        min_length=1,
+        description="GenEval's tasks whose captions there are, all equally often; one that is "
+        "named twice is so twice as often among the scenes to train on",
     )
     num_train: int = Field(ge=1, description="scenes to train on")
     num_held_out: int = Field(ge=1, description="scenes of other digits, which are held out")
@@ -54,9 +56,10 @@ class ScenesData(DataSource):
         splits: dict[Split, int] = {"train": self.num_train, "held_out": self.num_held_out}
         for split, count in splits.items():
             digits = held_out if split == "held_out" else train
+            tasks = self.tasks if split == "train" else list(dict.fromkeys(self.tasks))
             for index in range(count):
                 rng = make_rng("scene", self.seed, split, index)
-                scene = draw_scene(self.tasks[index % len(self.tasks)], absent[split], rng)
+                scene = draw_scene(tasks[index % len(tasks)], absent[split], rng)
                 content = _png(render(scene, *digits, rng, side=self.image_size))
                 sha256 = hashlib.sha256(content).digest()
                 path = f"scenes/{split}/{index:06d}"

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 
-SECONDS = 120.0  # until a process that says nothing is a failure
+SECONDS = 600.0  # until a process that says nothing is a failure
 
 
 def in_processes(

@@ -104,6 +104,14 @@ def test_tasks_are_equally_frequent_and_captions_fit_eight_slots() -> None:
     assert collection.count("held_out") == 12
 
 
+def test_a_task_named_twice_is_trained_on_twice_as_often_and_asked_for_as_often() -> None:
+    collection = collect(tasks=["position", "single_object", "position"], num_train=9)
+    of_split = {"train": [0, 0], "held_out": [0, 0]}
+    for row in collection.rows:
+        of_split[row.split][len(row.captions or ()) == 2] += 1
+    assert of_split == {"train": [3, 6], "held_out": [6, 6]}
+
+
 def test_pairs_that_training_lacks_are_asked_for_by_held_out_captions() -> None:
     collection = collect(tasks=["colors"], num_train=150, num_held_out=150)
     lacking = {f"a {color} {NUMBERS[digit]}" for digit, color in UNSEEN}
