@@ -27,12 +27,12 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from mar.evaluation.statistics import rows_at_a_time
 from mar.files import seal
 
 
 SCALE = "copies.json"  # in the folder of a reference
 SHARE = 0.01  # of real images, which count as copies; ours
-ROWS = 2000  # of distances in memory at a time
 
 
 class Nearest(NamedTuple):
@@ -156,7 +156,7 @@ def _search(
         same: Whether both are the same set, in which no image is its own neighbour.
     """
     found: list[Tensor] = []
-    for rows in torch.arange(len(features)).split(ROWS):
+    for rows in torch.arange(len(features)).split(rows_at_a_time(len(others))):
         distances = torch.cdist(features[rows], others)
         if same:
             distances[torch.arange(len(rows)), rows] = torch.inf

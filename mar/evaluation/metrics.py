@@ -36,7 +36,12 @@ from mar.evaluation.extractors import Features
 from mar.evaluation.mmd import mmd
 from mar.evaluation.reference import Reference
 from mar.evaluation.score_names import SPREAD, ScoreNames, is_few, with_count
-from mar.evaluation.statistics import ROWS, Statistics, frechet_distance, measure_features
+from mar.evaluation.statistics import (
+    Statistics,
+    frechet_distance,
+    measure_features,
+    rows_at_a_time,
+)
 from mar.evaluation.uncertainty import (
     bootstrap_spread,
     distance_at_infinity,
@@ -227,7 +232,7 @@ def distance_to_reference(found: Features, reference: Reference) -> Float32[Tens
     """Return how far each image is from the nearest kept reference image, in feature space."""
     nearest = [
         torch.cdist(part, reference.features).min(dim=1).values
-        for part in torch.split(found.features, ROWS)
+        for part in found.features.split(rows_at_a_time(len(reference.features)))
     ]
     return torch.cat(nearest)
 
@@ -302,7 +307,7 @@ def _neighbour_scores(
         features,
         real,
         prc_neighborhood=config.neighbours,
-        prc_batch_size=ROWS,
+        prc_batch_size=rows_at_a_time(max(len(features), len(real))),
         save_cpu_ram=True,
         verbose=False,
     )

@@ -15,6 +15,12 @@ from torch import Tensor
 
 
 ROWS = 2000  # images whose features are float64 at a time
+DISTANCES = 40_000_000  # of images in memory at a time: 160 MB
+
+
+def rows_at_a_time(num_others: int) -> int:
+    """Return of how many images the distances to all others are in memory at a time."""
+    return max(1, min(ROWS, DISTANCES // num_others))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from mar.evaluation import copies
+from mar.evaluation import statistics
 from mar.evaluation.copies import Copies, CopyScale, nearest, nearest_other
 
 
@@ -24,11 +24,11 @@ def shares(features: Tensor) -> dict[str, float]:
     return Copies.find(features, TRAINING, SCALE).shares()
 
 
-@pytest.mark.parametrize("rows", [7, 2000])
+@pytest.mark.parametrize("distances_in_memory", [420, 40_000_000])
 def test_nearest_images_are_those_of_a_search_tree(
-    rows: int, monkeypatch: pytest.MonkeyPatch
+    distances_in_memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copies, "ROWS", rows)
+    monkeypatch.setattr(statistics, "DISTANCES", distances_in_memory)
     some, others = draw(50, 2), draw(60, 3)
     distances, indices = KDTree(others.numpy()).query(some.numpy())
     np.testing.assert_allclose(nearest(some, others).distances, distances, rtol=1e-5)
@@ -38,6 +38,13 @@ def test_nearest_images_are_those_of_a_search_tree(
         nearest_other(some).distances, np.asarray(distances)[:, 1], rtol=1e-5
     )
     np.testing.assert_array_equal(nearest_other(some).indices, np.asarray(indices)[:, 1])
+
+
+def test_distances_in_memory_are_so_many_at_most() -> None:
+    assert statistics.rows_at_a_time(5_000) == statistics.ROWS
+    for others in (50_000, 1_281_167, 10**9):
+        rows = statistics.rows_at_a_time(others)
+        assert 1 <= rows <= max(1, statistics.DISTANCES / others)
 
 
 @pytest.mark.parametrize("count", [500, 3000, 6000])
