@@ -215,4 +215,4 @@ def test_weights_that_are_not_there_are_named(
 ) -> None:
     with pytest.raises(SystemExit):
         page.main(["--port", "0"])
-    assert "tokenizer.safetensors is missing; `dvc repro" in capsys.readouterr().err
+    assert "out is not a folder; expected the outputs of a project" in capsys.readouterr().err
