@@ -33,7 +33,8 @@ def test_every_program_reads_its_command_line() -> None:
     for path in sorted((ROOT / "stages").glob("*.py")):
         text = path.read_text()
         if 'if __name__ == "__main__"' in text:
-            assert "    run(main)\n" in text or "ArgumentParser(" in text, path.name
+            read = ("    run(main)\n", "ArgumentParser(", " = parse(arguments)\n")
+            assert any(way in text for way in read), path.name
 
 
 @pytest.mark.parametrize("program", ["sample", "check"])
