@@ -21,7 +21,7 @@ TITLES = {
     "guidance": "guidance scale",
     "temperature": "temperature (the paper's Figure 5)",
     "diffusion_steps": "denoising steps of a token (the paper's Figure 4)",
-    "steps": "generation steps, in ms for an image (the paper's Figure 6)",
+    "steps": "generation steps, ms an image (the paper's Figure 6)",
     "weights": "weights",
 }
 COLOURS = ("tab:blue", "tab:orange")
