@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from mar.evaluation.score_names import SPREAD, parts
 from mar.files import atomic
 from pipelines.measurement import DISTANCES
+from pipelines.report import PLUS_MINUS
 
 
 # As the paper's figures: 4 (steps of the diffusion), 5 (temperature), 6 (speed and accuracy).
@@ -154,7 +155,7 @@ def markdown(name: str, points: Sequence[Point], proposal: str, failures: Mappin
 
 
 def _plus_minus(spread: float | None) -> str:
-    return "" if spread is None else f" \u00b1 {spread:.2g}"
+    return "" if spread is None else f" {PLUS_MINUS} {spread:.2g}"
 
 
 def _not_told_apart(points: Sequence[Point]) -> str:

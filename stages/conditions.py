@@ -38,16 +38,16 @@ class Given(NamedTuple):
     def repeat(self, count: int) -> "Given":
         """Return each entry `count` times, side by side."""
 
-        def each(texts: list[str] | None) -> list[str] | None:
-            return texts and [text for text in texts for _ in range(count)]
+        def each(texts: list[str]) -> list[str]:
+            return [text for text in texts for _ in range(count)]
 
         return Given(
             self.tokens.repeat_interleave(count, dim=0),
-            [name for name in self.names for _ in range(count)],
+            each(self.names),
             self.labels.repeat_interleave(count),
             self.remarks,
-            each(self.prompts),
-            each(self.geneval),
+            self.prompts and each(self.prompts),
+            self.geneval and each(self.geneval),
         )
 
 

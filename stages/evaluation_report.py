@@ -10,8 +10,9 @@ from mar.evaluation.copies import SHARE, Copies
 from mar.evaluation.reference import ReferenceInfo
 from mar.files import atomic
 from stages import prompt_scores, report, scene_scores
-from stages.report import Picture, Report, Table
+from stages.report import Picture, Report
 from stages.stage import Stage
+from stages.tables import Table
 
 
 TITLE = "Evaluation of {count:,} generated images"

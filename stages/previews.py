@@ -22,8 +22,9 @@ from mar.tokenizers.codec import reconstruct
 from mar.tokenizers.interface import Tokenizer
 from mar.tokenizers.registry import load_tokenizer
 from stages import changes, git, params, pipeline_run, prompts
-from stages.report import Report, Table, facts
+from stages.report import Report, facts
 from stages.stage import Stage, root
+from stages.tables import Table
 from stages.tracking import source_tags
 
 

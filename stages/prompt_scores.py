@@ -16,8 +16,8 @@ from mar.evaluation.extractors import Images
 from mar.evaluation.geneval import Prompt
 from mar.evaluation.metrics import EvaluateConfig, GenEvalConfig
 from mar.evaluation.photo_scores import PhotoJudge, check_classes
-from stages.report import PLUS_MINUS, Table
 from stages.share_rows import percent, task_rows
+from stages.tables import PLUS_MINUS, Table
 
 
 JUDGED, COMPARED = 4, 64  # images at a time; Mask2Former takes 0.75 GB for each

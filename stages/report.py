@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 
 from mar.evaluation.image_grid import one_line
 from mar.evaluation.score_names import find, parts
+from stages.tables import PLUS_MINUS, Table
 
 
-PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 TEMPLATES = Path(__file__).parent
 # What a score is, whatever its features: how people call it, and what is better.
 LABELS = {
@@ -52,15 +52,6 @@ class Row:
     samples: str
     held_out: str
     better: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Facts under a title."""
-
-    title: str
-    rows: Sequence[tuple[str, str]]
-    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from mar.evaluation.scene_detector import learn_digits
 from mar.evaluation.scene_prompts import read_prompt
 from mar.evaluation.scene_scores import bounds, score_scenes
 from mar.scenes.digits import split_digits
-from stages.report import Table
 from stages.share_rows import percent, task_rows
+from stages.tables import Table
 
 
 NOTE = (

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mar.evaluation.score_names import find, parts
-from stages.report import Table
+from stages.tables import Table
 
 
 def score_table(report: Mapping[str, Any]) -> list[str]:

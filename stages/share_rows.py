@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stages.report import PLUS_MINUS
+from stages.tables import PLUS_MINUS
 
 
 def percent(scores: Mapping[str, Any], name: str) -> str:

@@ -8,7 +8,6 @@ distance of two real images (their section 8), for features have no scale in com
 Shapes: N images, M others, F features.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from mar.data.spread import spread
 from mar.evaluation.statistics import ROWS
+from mar.evaluation.uncertainty import jackknife_spread
 from mar.seeds import make_rng
 
 
@@ -62,8 +62,7 @@ def mmd(found: Float32[Tensor, "N F"], real: Float32[Tensor, "M F"], *, seed: in
     # The discrepancy without one image, for each image: of pairs, both of its places go.
     without = (inside.sum() - 2 * inside) / ((n - 1) * (n - 2))
     without -= 2 * (across.sum() - across) / ((n - 1) * m)
-    spread = math.sqrt((n - 1) * float(without.var(correction=0)))
-    return Discrepancy(SCALE * value, SCALE * spread)
+    return Discrepancy(SCALE * value, SCALE * jackknife_spread(without))
 
 
 def _median_distance(real: Float32[Tensor, "M F"]) -> float:

@@ -56,6 +56,14 @@ class Moments:
         self._mean = torch.zeros(width, dtype=torch.float64)
         self._scatter = torch.zeros(width, width, dtype=torch.float64)
 
+    @classmethod
+    def of(cls, features: Float32[Tensor, "B F"]) -> "Moments":
+        """Return those of features that are in memory."""
+        moments = cls(features.shape[1])
+        for batch in torch.split(features, ROWS):
+            moments.update(batch)
+        return moments
+
     def update(self, features: Float32[Tensor, "B F"]) -> None:
         """Add the features of more images."""
         x = features.double()
@@ -90,10 +98,7 @@ class Moments:
 
 def measure_features(features: Float32[Tensor, "B F"]) -> Statistics:
     """Return the statistics of features that are in memory."""
-    moments = Moments(features.shape[1])
-    for batch in torch.split(features, ROWS):
-        moments.update(batch)
-    return moments.statistics()
+    return Moments.of(features).statistics()
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Float64, Int
 from torch import Tensor
 
-from mar.evaluation.statistics import ROWS, Moments, Statistics, frechet_distance
+from mar.evaluation.statistics import Moments, Statistics, frechet_distance
 from mar.seeds import make_rng
 
 
@@ -50,6 +50,15 @@ def mean_of_groups(groups: Sequence[Sequence[float | bool]]) -> tuple[float, flo
     residuals = [sum(group) - mean * len(group) for group in groups]
     variance = num / (num - 1) * sum(residual**2 for residual in residuals) / count**2
     return mean, math.sqrt(variance)
+
+
+def jackknife_spread(without: Float64[Tensor, " n"]) -> float:
+    """Return the standard deviation of a score over other samples.
+
+    Args:
+        without: The score without each image, or without each of as many groups of images.
+    """
+    return math.sqrt((len(without) - 1) * float(without.var(correction=0)))
 
 
 def bootstrap_spread(
@@ -138,7 +147,9 @@ def distance_at_infinity(
         _at_infinity(*column)
         for column in zip(zip(*sizes, strict=True), zip(*distances, strict=True), strict=True)
     )
-    return Extrapolation(value, _jackknife_spread(without) if without else None)
+    if not without:
+        return Extrapolation(value, None)
+    return Extrapolation(value, jackknife_spread(torch.tensor(without, dtype=torch.float64)))
 
 
 def _subset(count: int, size: int, seed: int) -> Int[Tensor, " b"]:
@@ -149,9 +160,7 @@ def _leaving_out(
     features: Float32[Tensor, "B F"], groups: Int[Tensor, " B"], num_groups: int
 ) -> Iterator[Statistics]:
     """Yield the statistics of all images, then those without each group."""
-    moments = Moments(features.shape[1])
-    for batch in torch.split(features, ROWS):
-        moments.update(batch)
+    moments = Moments.of(features)
     yield moments.statistics()
     for group in range(num_groups):
         yield moments.without(features[groups == group])
@@ -163,9 +172,3 @@ def _at_infinity(sizes: Sequence[int], distances: Sequence[float]) -> float:
     known = torch.tensor(distances, dtype=torch.float64)[:, None]
     line = torch.linalg.lstsq(torch.stack([torch.ones_like(inverse), inverse], dim=1), known)
     return float(line.solution[0])
-
-
-def _jackknife_spread(values: Sequence[float]) -> float:
-    """Return the standard deviation of a score, of its values without each group of images."""
-    found = torch.tensor(values, dtype=torch.float64)
-    return math.sqrt((len(values) - 1) * float(found.var(correction=0)))

@@ -173,16 +173,16 @@ def test_optimiser_and_average_hold_no_operation_that_waits() -> None:
 # Graphs
 
 
-def test_one_set_of_graphs_serves_all_mask_ratios() -> None:
+@pytest.mark.parametrize("options", [["--checkpointing"], ["--dropout"]])
+def test_one_set_of_graphs_serves_all_mask_ratios(options: list[str]) -> None:
     """In a process of its own: the checks of shapes that the tests add cannot be compiled."""
     command = [sys.executable, "-m", "benchmarks.compiled_graphs", "--backend", "aot_eager"]
-    output = subprocess.run(
-        [*command, "--checkpointing"], check=True, capture_output=True, text=True
-    )
+    output = subprocess.run([*command, *options], check=True, capture_output=True, text=True)
     found = json.loads(output.stdout)
     assert 0 < found["graphs"][0] == found["graphs"][-1] <= 7
     assert found["names kept"]
-    assert found["largest difference"] < 1e-5
+    if "--dropout" not in options:
+        assert found["largest difference"] < 1e-5
 
 
 # Benchmarks

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from stages import report
-from stages.report import Picture, Report, Table
+from stages.report import Picture, Report
+from stages.tables import Table
 
 
 SAMPLES = {
