@@ -1,8 +1,11 @@
 """Commands of `.venv` work without activation, for a service account, and without a home."""
 
+import os
+import signal
 import subprocess
 import sys
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -71,3 +74,32 @@ def test_without_a_home_the_folder_for_temporary_files_takes_its_place(
     # Of a user whom the system does not know, as in a container, Python finds no home at all.
     exec_again = f"exec(open({str(ROOT / 'environment.pth')!r}).read()); {code}"
     assert ask(python, HOMELESS + exec_again, TMPDIR=str(tmp_path)) == str(tmp_path)
+
+
+# The child inherits the output, which therefore ends when both have.
+KILLED = """
+import os, subprocess, sys
+wait = "print('ready', flush=True); import time; time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", wait], env={**os.environ, "%s": "1"})
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+@pytest.mark.parametrize("is_server", [True, False])
+def test_a_temporary_server_ends_with_the_run_that_is_killed(python: Path, is_server: bool) -> None:
+    name = "PREFECT__SERVER_EPHEMERAL" if is_server else "ANYTHING"
+    with subprocess.Popen([python, "-c", KILLED % name], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        said = {run.stdout.readline().strip() for _ in range(2)}
+        (pid,) = said - {"ready"}
+        run.kill()
+        try:
+            run.communicate(timeout=10 if is_server else 0.3)
+            has_ended = True
+        except subprocess.TimeoutExpired:
+            has_ended = False
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    assert has_ended == is_server
