@@ -78,6 +78,6 @@ def _kernel_sums(
     sums: list[Tensor] = []
     others = second.double()
     for part in torch.split(first.double(), ROWS):
-        squares = torch.cdist(part, others, compute_mode="use_mm_for_euclid_dist").square()
-        sums.append(squares.mul(-0.5 / width**2).exp().sum(dim=1))
+        kernel = torch.cdist(part, others, compute_mode="use_mm_for_euclid_dist")
+        sums.append(kernel.square_().mul_(-0.5 / width**2).exp_().sum(dim=1))
     return torch.cat(sums)

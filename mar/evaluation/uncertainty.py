@@ -140,9 +140,12 @@ def distance_at_infinity(
     distances: list[list[float]] = []
     for size in torch.linspace(smallest, count, points).long().tolist():
         chosen = _subset(count, size, seed)
-        found = list(_leaving_out(features[chosen], groups[chosen], num_groups))
-        sizes.append([it.count or 0 for it in found])
-        distances.append([frechet_distance(it, reference) for it in found])
+        found = [  # one covariance in memory at a time
+            (it.count or 0, frechet_distance(it, reference))
+            for it in _leaving_out(features[chosen], groups[chosen], num_groups)
+        ]
+        sizes.append([left for left, _ in found])
+        distances.append([distance for _, distance in found])
     value, *without = (
         _at_infinity(*column)
         for column in zip(zip(*sizes, strict=True), zip(*distances, strict=True), strict=True)
