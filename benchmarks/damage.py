@@ -100,7 +100,7 @@ DAMAGES: dict[str, Callable[[Source], Sample]] = {
     "none": lambda source: source.sample,
     "noise of 32 grey levels": noise,
     "blur, 3 x 3 pixels": blur,
-    "3 of 10 classes dropped, 1,400 images": drop_modes,
+    "3 of 10 classes dropped": drop_modes,
     "labels of half mixed": mix_labels,
     "half duplicates": duplicate,
     "half copies of training images": copy_training,
