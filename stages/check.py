@@ -4,7 +4,6 @@ Run as a program it says whether the file is fine; every stage runs it before it
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 from mar.data.class_names import read_class_names
 from mar.evaluation.classifier_extractor import ClassifierReference
 from mar.evaluation.extractor_registry import ReferenceConfig
-from mar.evaluation.geneval import Prompt
 from mar.evaluation.metrics import EvaluateConfig, fit_sizes, fit_warnings
 from mar.evaluation.photo_scores import check_classes as check_objects
 from mar.evaluation.published import find_published, has_images
@@ -23,6 +21,7 @@ from mar.released.shapes import check_layout
 from mar.released.tokenizer import TokenizerSource
 from mar.sampling.config import SampleConfig, check_fit
 from mar.sampling.labels import resolve_labels
+from mar.scenes.wanted import Prompt
 from mar.sources.registry import DataConfig
 from mar.text.prompts import find_prompts, is_geneval_file
 from mar.text.registry import TextConfig
@@ -252,7 +251,7 @@ def _check_prompt_scores(configs: dict[str, Any]) -> None:
             )
         for prompt in find_prompts(prompts, [], base=root()):
             try:
-                check_objects([Prompt.parse(json.loads(prompt.geneval or ""))])
+                check_objects([Prompt.read(prompt.geneval or "")])
             except ValueError as error:
                 raise ValueError(f"evaluate.geneval: {prompt.named(str(error))}") from None
     if evaluate.clip_score is not None and configs["text"] is None:

@@ -1,6 +1,5 @@
 """Score photographs by their prompts: GenEval and CLIPScore, by models in local folders."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ from mar.evaluation.clip import Clip, ClipScorer
 from mar.evaluation.detectors.colors import ColorNamer
 from mar.evaluation.detectors.mask2former import Mask2Former
 from mar.evaluation.extractors import Images
-from mar.evaluation.geneval import Prompt
 from mar.evaluation.metrics import EvaluateConfig, GenEvalConfig
 from mar.evaluation.photo_scores import PhotoJudge, check_classes
+from mar.scenes.wanted import Prompt
 from stages.share_rows import percent, task_rows
 from stages.tables import PLUS_MINUS, Table
 
@@ -73,7 +72,7 @@ class GenEvalScorer:
                 f"{key}: the samples are not of GenEval's prompts (sample.prompts: NAME.jsonl)"
             )
         try:
-            parsed = {line: Prompt.parse(json.loads(line)) for line in dict.fromkeys(asked.geneval)}
+            parsed = {line: Prompt.read(line) for line in dict.fromkeys(asked.geneval)}
             check_classes(parsed.values())
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from None

@@ -8,13 +8,12 @@ detector's boxes. Coordinates grow to the right and down.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, NamedTuple
 
 from mar.evaluation.uncertainty import mean_of_groups
+from mar.scenes.wanted import Prompt, Relation, Wanted
 
 
-Relation = Literal["left of", "right of", "above", "below"]
-RELATIONS = get_args(Relation)
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 SCORE, COUNTING_SCORE = 0.3, 0.9  # a detection must be surer than this (published settings)
@@ -46,67 +45,6 @@ class Detection(NamedTuple):
 
 
 Detections = Mapping[str, Sequence[Detection]]  # of an image: by class
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Objects of one class that a prompt asks for.
-
-    Attributes:
-        class_name: What they are.
-        count: At least how many there must be.
-        color: Their colour, if the prompt says one.
-        position: How they lie to an earlier entry of the prompt's objects, and its index.
-    """
-
-    class_name: str
-    count: int
-    color: str | None = None
-    position: tuple[Relation, int] | None = None
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt and what its image must show.
-
-    Attributes:
-        tag: Its task.
-        text: The prompt itself.
-        include: Objects that must be there.
-        exclude: Numbers of objects of a class that must not be reached.
-    """
-
-    tag: str
-    text: str
-    include: tuple[Wanted, ...]
-    exclude: tuple[Wanted, ...] = ()
-
-    @classmethod
-    def parse(cls, metadata: Mapping[str, Any]) -> "Prompt":
-        """Read a prompt as GenEval's files describe one.
-
-        Raises:
-            ValueError: it is not described as they do.
-        """
-        try:
-            include, exclude = (
-                tuple(_wanted(entry, place) for place, entry in enumerate(metadata.get(key, ())))
-                for key in ("include", "exclude")
-            )
-            tag, text = (_text(metadata[key], key) for key in ("tag", "prompt"))
-            if not include:
-                raise ValueError("include must hold objects")
-            return cls(tag, text, include, exclude)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"not a prompt of GenEval ({error!r}): {metadata}") from None
-
-    def metadata(self) -> dict[str, Any]:
-        """Return the prompt as GenEval's files describe one."""
-        described: dict[str, Any] = {"tag": self.tag}
-        for key in ("include", "exclude"):
-            if entries := cast(tuple[Wanted, ...], getattr(self, key)):
-                described[key] = [_describe(wanted) for wanted in entries]
-        return {**described, "prompt": self.text}
 
 
 class Verdict(NamedTuple):
@@ -264,42 +202,6 @@ def score(judged: Iterable[tuple[Prompt, Verdict]]) -> Scores:
         sum(every) / len(every),
         sum(solved) / len(solved),
     )
-
-
-def _wanted(described: Mapping[str, Any], place: int) -> Wanted:
-    """Read an entry, which is number `place` of its list."""
-    position = described.get("position")
-    if position is not None:
-        relation, target = position
-        if relation not in RELATIONS or not _is_whole(target) or target not in range(place):
-            expected = f"one of {', '.join(RELATIONS)} and the index of an earlier entry"
-            raise ValueError(f"position must be {expected}, got {position}")
-        position = (relation, target)
-    count, color = described["count"], described.get("color")
-    if not _is_whole(count) or count < 1:
-        raise ValueError(f"count must be a whole number above 0, got {count!r}")
-    color = None if color is None else _text(color, "color")
-    return Wanted(_text(described["class"], "class"), count, color, position)
-
-
-def _text(value: object, key: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{key} must be text, got {value!r}")
-    return value
-
-
-def _is_whole(value: object) -> bool:
-    """Return whether a value of a JSON file is a whole number; Python counts True among them."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _describe(wanted: Wanted) -> dict[str, Any]:
-    described: dict[str, Any] = {"class": wanted.class_name, "count": wanted.count}
-    if wanted.color is not None:
-        described["color"] = wanted.color
-    if wanted.position is not None:
-        described["position"] = list(wanted.position)
-    return described
 
 
 def _missing(wanted: Wanted, group: Sequence[Detection]) -> str | None:

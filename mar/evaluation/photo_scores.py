@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mar.evaluation.detectors.colors import ColorNamer
 from mar.evaluation.detectors.mask2former import CLASSES, Mask2Former, Segment
-from mar.evaluation.geneval import Detection, Prompt, Scores, Verdict, judge, score
+from mar.evaluation.geneval import Detection, Scores, Verdict, judge, score
+from mar.scenes.wanted import Prompt
 
 
 class PhotoJudge:

@@ -3,8 +3,8 @@
 import re
 from typing import cast
 
-from mar.evaluation.geneval import RELATIONS, Prompt, Relation, Wanted
 from mar.scenes.grammar import COLORS, NUMBERS, Task, plural
+from mar.scenes.wanted import RELATIONS, Prompt, Relation, Wanted
 
 
 OBJECT = rf"(?:a|an(?= eight)) (?:({'|'.join(COLORS)}) )?({'|'.join(NUMBERS)})"

@@ -18,10 +18,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mar.evaluation.classifier import Classifier
-from mar.evaluation.geneval import Prompt, Verdict, judge, score
+from mar.evaluation.geneval import Verdict, judge, score
 from mar.evaluation.scene_detector import detect
 from mar.evaluation.scene_prompts import pairs, read_prompt
 from mar.scenes.grammar import unseen_pairs
+from mar.scenes.wanted import Prompt
 from mar.seeds import make_rng
 
 

@@ -1,1 +1,1 @@
-"""Scenes of coloured digits: what they show, how it is said, and how they are drawn."""
+"""Scenes of coloured digits, and what an image of a prompt must show."""

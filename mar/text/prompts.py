@@ -9,8 +9,9 @@ import codecs
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
+from mar.scenes import wanted
 from mar.text.encoder import TextEncoder
 
 
@@ -95,46 +96,10 @@ def _read_geneval(place: str, line: str) -> Prompt:
     """
     expected = '{"tag": ..., "include": [{"class": ..., "count": ...}, ...], "prompt": ...}'
     try:
-        described: Any = json.loads(line)
+        text = wanted.Prompt.read(line).text
     except ValueError as error:
-        raise ValueError(f"{place}: no JSON ({error}), expected {expected}") from None
-    if problem := _fault(described):
-        raise ValueError(f"{place}: {problem} in {line.strip()}, expected {expected}")
-    text = tidy(described["prompt"])
-    return Prompt(text, json.dumps(described, ensure_ascii=False), place=place)
-
-
-def _fault(described: Any) -> str | None:
-    """Return what a value lacks that every line of GenEval's file has; None if it lacks nothing."""
-    if not isinstance(described, dict):
-        return "no object"
-    keys = cast(dict[str, Any], described)
-    for key in ("tag", "prompt"):
-        if not isinstance(keys.get(key), str):
-            return f"{key!r} is {keys.get(key)!r}, no text,"
-    if not keys.get("include"):
-        return "'include' is missing or empty"
-    for key in ("include", "exclude"):
-        entries: Any = keys.get(key, [])
-        if not isinstance(entries, list):
-            return f"{key!r} is {entries!r}, no list,"
-        for entry in cast(list[Any], entries):
-            if fault := _fault_of_object(entry):
-                return f"{key!r} has {fault}"
-    return None
-
-
-def _fault_of_object(entry: Any) -> str | None:
-    """Return what an entry of `include` or `exclude` lacks; None if it lacks nothing."""
-    if not isinstance(entry, dict):
-        return f"{entry!r}, no object,"
-    keys = cast(dict[str, Any], entry)
-    if not isinstance(keys.get("class"), str):
-        return f"the class {keys.get('class')!r}, no text,"
-    count: Any = keys.get("count")
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:  # True is an int
-        return f"the count {count!r}, no whole number above 0,"
-    return None
+        raise ValueError(f"{place}: {error}; expected {expected}") from None
+    return Prompt(tidy(text), json.dumps(json.loads(line), ensure_ascii=False), place=place)
 
 
 def tidy(prompt: str) -> str:

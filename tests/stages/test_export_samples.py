@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mar.evaluation.geneval import Prompt
 from mar.sampling.store import SampleSet, shard_path, write_shard
+from mar.scenes.wanted import Prompt
 from stages import export_samples
 
 

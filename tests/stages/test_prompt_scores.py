@@ -1,6 +1,7 @@
 """`evaluate` scores photographs by their prompts with models in folders, and says what lacks."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +116,21 @@ def test_lines_that_cannot_be_judged_are_found_before_a_training(
     Path("params.yaml").write_text(json.dumps(params))
     Path("PROMPTS.JSONL").write_text(f"{line('a dog', 'dog')}\n")
     check.check_all()
-    for other, complaint in (
-        (line("a seven", "seven"), "'seven' of the prompt 'a seven' is none of the 80 classes"),
-        (line("a cat", "cat").replace("1}", '1, "color": 3}'), "color must be text, got 3"),
+    for key, other, complaint in (
+        (
+            "evaluate.geneval",
+            line("a seven", "seven"),
+            "'seven' of the prompt 'a seven' is none of the 80 classes",
+        ),
+        (
+            "sample.prompts",
+            line("a cat", "cat").replace("1}", '1, "color": 3}'),
+            "color must be text, got 3",
+        ),
     ):
         Path("PROMPTS.JSONL").write_text(f"{line('a dog', 'dog')}\n\n{other}\n")
         with pytest.raises(
-            ValueError, match=rf"evaluate\.geneval: \S+PROMPTS\.JSONL, line 3: .*{complaint}"
+            ValueError, match=rf"{re.escape(key)}: \S+PROMPTS\.JSONL, line 3: .*{complaint}"
         ):
             check.check_all()
 

@@ -12,14 +12,13 @@ from mar.evaluation.geneval import (
     TASKS,
     Box,
     Detection,
-    Prompt,
     Verdict,
-    Wanted,
     judge,
     relations,
     score,
     surest,
 )
+from mar.scenes.wanted import Prompt, Wanted
 
 
 # From the published functions (its key `source`), which drew their boxes at random.
@@ -182,69 +181,3 @@ def test_the_error_of_the_overall_score_is_that_of_a_mean() -> None:
     assert report["tasks_std"] == {"colors": pytest.approx(0.5), "position": pytest.approx(0.5)}
     alone = score(judged[:1]).report()
     assert not {"overall_std", "strict_std", "tasks_std"} & set(alone)
-
-
-def test_a_prompt_is_read_as_geneval_writes_it() -> None:
-    line = {
-        "tag": "position",
-        "include": [
-            {"class": "dog", "count": 1},
-            {"class": "cat", "count": 1, "color": "red", "position": ["right of", 0]},
-        ],
-        "exclude": [{"class": "cat", "count": 2}],
-        "prompt": "a red cat right of a dog",
-    }
-    assert Prompt.parse(line).metadata() == line
-
-
-@pytest.mark.parametrize(
-    ("metadata", "complaint"),
-    [
-        ({"tag": "colors", "prompt": "x", "include": [{"class": "cat"}]}, "'count'"),
-        ({"prompt": "x", "include": []}, "'tag'"),
-        ({"tag": "colors", "prompt": "x", "include": ["cat"]}, "not a prompt of GenEval"),
-        ({"tag": "colors", "prompt": "x", "include": []}, "include must hold objects"),
-        ({"tag": 3, "prompt": "x", "include": [{"class": "cat", "count": 1}]}, "tag must be text"),
-        *(
-            (
-                {"tag": "counting", "prompt": "x", "include": [{"class": "cat", "count": count}]},
-                f"count must be a whole number above 0, got {count!r}",
-            )
-            for count in (True, 1.0, "2", 0, -1)
-        ),
-        (
-            {
-                "tag": "position",
-                "prompt": "x",
-                "include": [
-                    {"class": "dog", "count": 1},
-                    {"class": "dog", "count": 1},
-                    {"class": "cat", "count": 1, "position": ["left of", True]},
-                ],
-            },
-            "the index of an earlier entry",
-        ),
-        (
-            {
-                "tag": "position",
-                "prompt": "x",
-                "include": [{"class": "cat", "count": 1, "position": ["left of", 0]}],
-            },
-            "the index of an earlier entry",
-        ),
-        (
-            {
-                "tag": "position",
-                "prompt": "x",
-                "include": [
-                    {"class": "dog", "count": 1},
-                    {"class": "cat", "count": 1, "position": ["near", 0]},
-                ],
-            },
-            "left of, right of, above, below",
-        ),
-    ],
-)
-def test_another_line_is_refused(metadata: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        Prompt.parse(metadata)

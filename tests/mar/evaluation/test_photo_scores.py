@@ -11,8 +11,9 @@ from torch.nn.functional import interpolate
 from mar.evaluation.clip import Clip
 from mar.evaluation.detectors.colors import COLORS, TEMPLATES, ColorNamer, cut_out
 from mar.evaluation.detectors.mask2former import CLASSES, Mask2Former, Segment, segments
-from mar.evaluation.geneval import Box, Detection, Prompt, Wanted
+from mar.evaluation.geneval import Box, Detection
 from mar.evaluation.photo_scores import PhotoJudge, check_classes
+from mar.scenes.wanted import Prompt, Wanted
 
 
 CPU = torch.device("cpu")

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from mar.evaluation import scene_detector
 from mar.evaluation.classifier import Classifier, new_classifier
-from mar.evaluation.geneval import Box, Wanted, judge
+from mar.evaluation.geneval import Box, judge
 from mar.evaluation.scene_detector import OTHER, detect, learn_digits
 from mar.evaluation.scene_prompts import pairs, read_prompt
 from mar.evaluation.scene_scores import bounds, score_scenes
 from mar.scenes.digits import split_digits
 from mar.scenes.grammar import COLORS, NUMBERS, Scene, Task, draw_scene, unseen_pairs
 from mar.scenes.render import render
+from mar.scenes.wanted import Wanted
 from mar.seeds import make_rng
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mar.evaluation.geneval import Box, Detection, Prompt, Verdict, Wanted, judge
+from mar.evaluation.geneval import Box, Detection, Verdict, judge
 from mar.scenes.grammar import COLORS, NUMBERS, Scene, draw_scene, plural, unseen_pairs
 from mar.scenes.render import places
+from mar.scenes.wanted import Prompt, Wanted
 from mar.seeds import make_rng
 from mar.sources.scenes import ScenesData
 from mar.sources.source import Collection, Surroundings
