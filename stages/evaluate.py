@@ -54,7 +54,8 @@ def main(stage: Stage) -> None:
     real = RealImages.load(REFERENCE, section, base=stage.root, **size)
     extractor, reference = real.extractor, real.reference
     fitted = real.fit(config, "samples", len(samples))
-    warnings = stage.warn([*fitted.warnings, class_warning(samples.labels, samples.num_classes)])
+    about_classes = class_warning(samples.labels, samples.num_classes, real.info.class_counts)
+    warnings = stage.warn([*fitted.warnings, about_classes])
     batches = extractors.extract(extractor, samples, name="samples", device=stage.device, workers=0)
     if not distributed.is_main():
         extractors.do_share(batches)

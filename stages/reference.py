@@ -59,7 +59,10 @@ def main(stage: Stage) -> None:
             extractors.do_share(batches)
         return
     reference.save(folder / STATISTICS)
-    info = ReferenceInfo.describe(extractor, reference, image_size)
+    counts = None  # published statistics do not say
+    if config.split is not None:
+        counts = measured.labels.bincount(minlength=measured.num_classes).tolist()
+    info = ReferenceInfo.describe(extractor, reference, image_size, counts)
     held_out_features = reference.features[:0]
     if scored:
         found = extractors.gather(batches)

@@ -131,7 +131,7 @@ class Scorer:
         found = extractors.gather(batches)
         self._check_classes(found)
         fitted, warnings = self.real.fit(self.config, "images", len(images))
-        if warning := class_warning(labels, len(self.class_names)):
+        if warning := class_warning(labels, len(self.class_names), self.real.info.class_counts):
             warnings.append(warning)
         names, reference = extractor.names, self.real.reference
         scores = score(found, labels, reference, names=names, config=fitted)

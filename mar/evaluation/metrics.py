@@ -11,6 +11,8 @@ Shapes: B images, K classes, F features.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float32, Int
 from pydantic import Field, field_validator
@@ -48,6 +50,9 @@ from mar.evaluation.uncertainty import (
     infinity_warning,
     share_spread,
 )
+
+
+OTHER_CLASSES = 0.1  # share of images of another class, above which there is a warning; ours
 
 
 class GenEvalConfig(Config):
@@ -165,14 +170,32 @@ def reference_warnings(names: ScoreNames, reference: Reference) -> list[str]:
     return warnings
 
 
-def class_warning(labels: Int[Tensor, " B"], num_classes: int) -> str | None:
-    """Return a warning if images are not of all classes that the real ones are of, else None."""
-    chosen = len(labels.unique())
-    if chosen == num_classes:
+def class_warning(
+    labels: Int[Tensor, " B"], num_classes: int, class_counts: Sequence[int] | None
+) -> str | None:
+    """Return a warning if images are of other classes than the real ones, or in other shares.
+
+    Args:
+        labels: Their classes.
+        num_classes: That the generator knows, all of which the real images have.
+        class_counts: Real images of each class; None if that is not known.
+    """
+    found = labels.bincount(minlength=num_classes)
+    if (chosen := int((found > 0).sum())) < num_classes:
+        return (
+            f"the pictures are of {chosen} of {num_classes} classes, the real images of all: only "
+            "the accuracy and the precision do not suffer from that"
+        )
+    if class_counts is None or len(class_counts) != num_classes:
+        return None
+    real = torch.tensor(class_counts)
+    others = float((found / found.sum() - real / real.sum()).clamp(min=0).sum())
+    if others <= OTHER_CLASSES:
         return None
     return (
-        f"the pictures are of {chosen} of {num_classes} classes, the real images of all: only "
-        "the accuracy and the precision do not suffer from that"
+        f"the pictures have the classes in other shares than the real images ({others:.0%} would "
+        "have to be of another class), which alone makes distances larger; sample.labels: as_data "
+        "draws classes as often as the training images have them"
     )
 
 

@@ -55,12 +55,19 @@ class ReferenceInfo(Config):
         description="real images measured; null for published statistics, which do not say"
     )
     num_features: int = Field(description="real images whose features are kept")
+    class_counts: list[int] | None = Field(
+        description="real images of each class; null for published statistics"
+    )
     num_held_out: int = Field(description="real images that were held out, and are scored")
     held_out: dict[str, float] = Field(description="their scores; none if they are the reference")
 
     @classmethod
     def describe(
-        cls, extractor: Extractor, reference: "Reference", image_size: int
+        cls,
+        extractor: Extractor,
+        reference: "Reference",
+        image_size: int,
+        class_counts: list[int] | None,
     ) -> "ReferenceInfo":
         """Describe a reference.
 
@@ -84,6 +91,7 @@ class ReferenceInfo(Config):
             image_size=image_size,
             num_reference=reference.statistics.count,
             num_features=len(reference.features),
+            class_counts=class_counts,
             num_held_out=0,
             held_out={},
         )

@@ -36,6 +36,7 @@ from mar.evaluation.metrics import (
 from mar.evaluation.reference import Reference, ReferenceInfo, summarise
 from mar.evaluation.score_names import ScoreNames, parts
 from mar.evaluation.statistics import Moments, Statistics, frechet_distance
+from mar.sampling.labels import labels_as_data
 
 
 CONFIG = EvaluateConfig(
@@ -340,8 +341,20 @@ def test_a_distance_of_singular_covariances_is_that_of_torch_fidelity() -> None:
 
 def test_images_of_some_classes_get_a_warning() -> None:
     labels = torch.tensor([0, 0, 2])
-    assert class_warning(labels, 3) is not None
-    assert class_warning(torch.arange(3), 3) is None
+    warning = class_warning(labels, 3, [2, 0, 1])
+    assert warning is not None
+    assert warning.startswith("the pictures are of 2 of 3 classes, the real images of all")
+    assert class_warning(torch.arange(3), 3, None) is None
+
+
+def test_classes_in_other_shares_than_the_real_ones_get_a_warning() -> None:
+    equal = torch.arange(30) % 3
+    assert class_warning(equal, 3, [100, 100, 90]) is None
+    warning = class_warning(equal, 3, [800, 100, 100])
+    assert warning is not None
+    assert "(47% would have to be of another class)" in warning  # 2 * (1/3 - 1/10)
+    as_data = labels_as_data(30, [800, 100, 100], seed=0)
+    assert class_warning(as_data, 3, [800, 100, 100]) is None
 
 
 def test_a_reference_says_what_it_cannot_give_and_that_it_is_small() -> None:
@@ -471,7 +484,7 @@ def test_an_id_stands_for_weights_and_statistics(
 ) -> None:
     extractor = reference_config.load(tmp_path)
     infos = [
-        ReferenceInfo.describe(extractor, reference_of(normal(20, 16, seed)), 8)
+        ReferenceInfo.describe(extractor, reference_of(normal(20, 16, seed)), 8, None)
         for seed in (0, 0, 1)
     ]
     assert infos[0] == infos[1]
@@ -482,7 +495,7 @@ def test_images_of_another_size_and_other_weights_are_refused(
     tmp_path: Path, reference_config: ClassifierReference
 ) -> None:
     extractor = reference_config.load(tmp_path)
-    info = ReferenceInfo.describe(extractor, reference_of(normal(20, 16, 0)), 8)
+    info = ReferenceInfo.describe(extractor, reference_of(normal(20, 16, 0)), 8, None)
     info.check(extractor, height=8, width=8)
     with pytest.raises(ValueError, match="samples have 16x16 pixels, the real images 8x8"):
         info.check(extractor, height=16, width=16)

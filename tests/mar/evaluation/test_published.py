@@ -86,7 +86,7 @@ def test_a_file_of_the_adm_suite_replaces_the_images(tmp_path: Path) -> None:
     assert torch.equal(found.spatial.covariance, torch.eye(2).double())
     assert found.features[:, 0].tolist() == [0, 1, 3]  # evenly spread
     assert has_images(tmp_path / "adm.npz")
-    info = ReferenceInfo.describe(extractor, found, 4)
+    info = ReferenceInfo.describe(extractor, found, 4, None)
     assert info.id.startswith("adm.npz-unknown_count-4px-colours-")
 
 
@@ -119,7 +119,7 @@ def test_a_split_is_measured_with_its_spatial_features() -> None:
     layout = pictures.stack(list(range(150)))[:, 0, 0, :2].double()
     assert found.spatial is not None
     assert torch.allclose(found.spatial.covariance, layout.T.cov())
-    info = ReferenceInfo.describe(extractor, found, 4)
+    info = ReferenceInfo.describe(extractor, found, 4, None)
     assert info.id.startswith("held_out_split-150-4px-colours-")
 
 

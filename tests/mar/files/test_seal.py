@@ -72,6 +72,7 @@ REFERENCE = ReferenceInfo(
     image_size=8,
     num_reference=9,
     num_features=2,
+    class_counts=[5, 4],
     num_held_out=1,
     held_out={"frechet_classifier_distance": 1.5},
 )
