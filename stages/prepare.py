@@ -6,6 +6,7 @@ import pandas as pd
 
 from mar.data.manifest import write_manifest
 from mar.files.atomic import write_json, write_text
+from mar.sources.folder_entries import show
 from mar.sources.registry import DataConfig
 from mar.sources.source import Collection, Surroundings
 from stages.stage import Stage, read_count, run
@@ -55,7 +56,8 @@ def _summary(collection: Collection) -> str:
         return f"{count} images with captions, {held_out} held out"
     names = collection.class_names
     classes = "1 class" if len(names) == 1 else f"{len(names)} classes"
-    return f"{count} images, {classes}, e.g. {', '.join(names[:NAMED])}, {held_out} held out"
+    named = ", ".join(show(name) for name in names[:NAMED])
+    return f"{count} images, {classes}, e.g. {named}, {held_out} held out"
 
 
 if __name__ == "__main__":

@@ -30,12 +30,24 @@ SIGNATURES = (
     (b"GIF87a", "GIF"),
     (b"GIF89a", "GIF"),
     (b"BM", "BMP"),
+    (b"II*\0\x10\0\0\0CR", "Canon CR2"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
     (b"P2", "PPM"),
     (b"P3", "PPM"),
     (b"P5", "PPM"),
     (b"P6", "PPM"),
+    (b"P4\n", "PPM"),
+    (b"P7\n", "PAM"),
+    (b"PF\n", "PFM"),
+    (b"Pf\n", "PFM"),
+    (b"FUJIFILMCCD-RAW", "Fujifilm RAF"),
+    (b"IIRO", "Olympus ORF"),
+    (b"IIU\0", "Panasonic RW2"),
+    (b"gimp xcf", "GIMP's XCF"),
+    (b"BPG\xfb", "BPG"),
+    (b"\x01\xda", "SGI"),
+    (b"\x0a\x05\x01\x08", "PCX"),
     (b"II+\0", "BigTIFF"),
     (b"MM\0+", "BigTIFF"),
     (b"\xff\x0a", "JPEG XL"),
@@ -59,6 +71,9 @@ SIGNATURES = (
     (b"PK\x03\x04", "ZIP"),
     (b"\x1f\x8b", "gzip"),
     (b"Rar!", "RAR"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
     (b"7z\xbc\xaf\x27\x1c", "7z"),
     (b"\x1aE\xdf\xa3", "Matroska video"),
     (b"\0\x05\x16\x07", "AppleDouble (what macOS keeps beside a file)"),
@@ -96,7 +111,18 @@ def find_format(content: bytes) -> str | None:
         return "SVG"
     if start.startswith((b"<!doctype html", b"<html")):
         return "HTML"
-    return None
+    if start.startswith(b"<?xml"):
+        return "XML"
+    return "text" if _is_text(content[:512]) else None
+
+
+def _is_text(start: bytes) -> bool:
+    """Tell whether the first bytes of a file are words, as of an error in place of a download."""
+    try:
+        text = start.decode("ascii")
+    except UnicodeDecodeError:
+        return False
+    return bool(text.strip()) and all(c.isprintable() or c in "\t\r\n" for c in text)
 
 
 def describe_unknown(content: bytes) -> str:

@@ -19,6 +19,8 @@ def read_file(path: Path) -> tuple[bytes, os.stat_result]:
             if not stat.S_ISREG(described.st_mode):
                 raise ValueError("not a file, but a pipe, socket, device or folder")
             return file.read(), described
+    except MemoryError:
+        raise ValueError(f"{path.stat().st_size} bytes, which memory does not hold") from None
     except OSError as error:
         if path.exists() and not path.is_file():  # a socket cannot be opened
             raise ValueError("not a file, but a pipe, socket, device or folder") from None

@@ -68,11 +68,21 @@ def _nested(listing: Listing) -> list[str]:
     if not nested:
         return []
     name, folders = next(iter(nested.items()))
-    return [
-        f"{sum(folder.total() for folder in nested.values())} images lie in folders within class "
-        f"folders, which are no classes of their own ({len(nested)} of {len(listing.class_names)} "
-        f"classes; {name} has {len(folders)}, as {name}/{next(iter(folders))})"
+    total = sum(folder.total() for folder in nested.values())
+    found = [
+        f"{total} images lie in folders within class folders, which are no classes of their own "
+        f"({len(nested)} of {len(listing.class_names)} classes; {show(name)} has {len(folders)}, "
+        f"as {show(name)}/{show(next(iter(folders)))})"
     ]
+    alike = all(each.keys() == folders.keys() for each in nested.values())
+    if alike and total == len(listing.files) and len(nested) > 1 and len(folders) > 1:
+        names = ", ".join(show(each) for each in sorted(folders)[:3])
+        found.append(
+            f"all {len(nested)} class folders hold the same {len(folders)} folders ({names}) and "
+            "no image of their own: if these are the classes, the folders around them must be "
+            "called train and val"
+        )
+    return found
 
 
 def sizes(class_names: Sequence[str], rows: Rows) -> list[str]:
@@ -80,7 +90,7 @@ def sizes(class_names: Sequence[str], rows: Rows) -> list[str]:
     counts = Counter({label: int(num) for label, num in enumerate(rows.labels().bincount()) if num})
     found: list[str] = []
     if len(class_names) == 1:
-        found.append(f"there is one class only, {class_names[0]}")
+        found.append(f"there is one class only, {show(class_names[0])}")
     if single := [class_names[label] for label in sorted(counts) if counts[label] == 1]:
         found.append(
             f"{len(single)} of {len(class_names)} classes have one image only, as {single[0]}"

@@ -1,6 +1,7 @@
 """What lies in a folder: folders and files, without what operating systems leave there."""
 
 import os
+import re
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ JUNK = frozenset(
         "icon\r",
         "network trash folder",
         "temporary items",
+        "thevolumesettingsfolder",
+        "thefindbycontentfolder",
         "thumbs.db",  # Windows
         "ehthumbs.db",
         "ehthumbs_vista.db",
@@ -22,13 +25,18 @@ JUNK = frozenset(
         "$recycle.bin",
         "$extend",
         "recycler",
-        "recycled",
         "system volume information",
-        "found.000",
+        "$winreagent",
+        "msocache",
+        "config.msi",
         "msdownld.tmp",
         "lost+found",  # Linux
         "lost.dir",  # Android
         "@eadir",  # Synology
+        "@appstore",
+        "@database",
+        "@docker",
+        "@s2s",
         "@tmp",
         "@sharebin",
         "@sharesnap",
@@ -36,10 +44,13 @@ JUNK = frozenset(
         "#snapshot",
         "@recycle",  # QNAP
         "@recently-snapshot",
+        "@__thumb",
         "~snapshot",  # NetApp
         "__pycache__",
+        "_gsdata_",  # GoodSync
     }
 )
+RESCUED = re.compile(r"found\.\d{3}")  # what chkdsk of Windows saved from a damaged disk
 
 
 class Entry(NamedTuple):
@@ -89,7 +100,8 @@ def entries(root: Path, prefix: str, skipped: Skipped) -> list[Entry]:
 
 def is_junk(name: str) -> bool:
     """Tell whether a file or folder is hidden or an operating system's."""
-    return name.startswith((".", "~$")) or name.casefold() in JUNK
+    folded = name.casefold()
+    return name.startswith((".", "~$")) or folded in JUNK or bool(RESCUED.fullmatch(folded))
 
 
 def require_text(path: Path) -> None:
@@ -105,8 +117,13 @@ def require_text(path: Path) -> None:
 
 
 def show(path: Path | str) -> str:
-    """Return a path as text that can be printed, bytes that are no text as `\\xe9`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """Return a path as text that can be printed and seen.
+
+    Bytes that are no text, line breaks, codes of terminals, and spaces of another kind or of no
+    width are written as in Python: `\\xe9`, `\\n`, `\\x1b`, `\\xa0`, `\\u200b`.
+    """
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def same_text(name: str) -> str:

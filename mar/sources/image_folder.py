@@ -1,6 +1,8 @@
 """Image folders: one folder per class, split into `train` and `val` or not."""
 
 import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +12,10 @@ from typing import NamedTuple, NoReturn
 from mar.data.formats import EXTENSIONS
 from mar.data.manifest import Split
 from mar.sources.folder_entries import Skipped, entries, require_text, same_text, show
-from mar.sources.split_names import Role, looks_like_split, role
+from mar.sources.split_names import Role, like_splits, role
 
 
+WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 EXPECTED = "folders of images, one per class: <class>/..., or train/<class>/... and val/<class>/..."
 
 
@@ -122,7 +125,7 @@ def _find_splits(root: Path, skipped: Skipped) -> Mapping[Role, str]:
                 "lie there"
             )
         return {kind: names[0] for kind, names in splits.items()}
-    alike = [name for name in folders if looks_like_split(name)]
+    alike = like_splits(folders)
     if alike and (len(alike) > 1 or len(folders) == 1):
         _refuse_splits(root, "class folders", alike)
     return {}  # a class may be called train
@@ -167,7 +170,7 @@ def _class_folders(root: Path, prefix: str, listing: Listing) -> dict[str, str]:
 
 def in_order(names: list[str]) -> list[str]:
     """Sort names of classes: as numbers where all are whole numbers, else as text."""
-    if all(name.isascii() and name.isdigit() for name in names):
+    if all(WHOLE_NUMBER.fullmatch(name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
@@ -177,8 +180,7 @@ def _files(
 ) -> Iterator[File]:
     for label, name in enumerate(listing.class_names):
         folder = f"{prefix}{folders[name]}/"
-        within = _folders(root, folder, Skipped())
-        alike = [below for below in within if looks_like_split(below)]
+        alike = like_splits(_folders(root, folder, Skipped()))
         if alike and (len(alike) > 1 or len(folders) == 1):
             _refuse_splits(root / folder, "folders", alike)
         paths = sorted(_walk(root, folder, listing))
@@ -207,9 +209,25 @@ def _require_same(train: Path, train_names: set[str], val: Path, val_names: set[
     only = [(train, train_names - val_names), (val, val_names - train_names)]
     parts = [f"only {folder} has {_some(names)}" for folder, names in only if names]
     if parts:
+        others = {_likeness(name): name for name in val_names - train_names}
+        alike = {name for name in train_names - val_names if _likeness(name) in others}
+        if alike:
+            one = min(alike)
+            pair = f"{_quoted(one)} and {_quoted(others[_likeness(one)])}"
+            parts.append(f"{len(alike)} may be the same in another spelling, as {pair}")
         raise ValueError(f"{train} and {val} must hold the same classes: {'; '.join(parts)}")
 
 
+def _likeness(name: str) -> str:
+    """Return what is left of a name without capitals, spaces, signs and leading zeros."""
+    letters = unicodedata.normalize("NFKC", name).casefold()
+    return re.sub(r"(?<![0-9])0+(?=[0-9])", "", re.sub(r"[\W_]+", "", letters)) or name
+
+
+def _quoted(name: str) -> str:
+    return f"'{show(name)}'"
+
+
 def _some(names: set[str], most: int = 5) -> str:
-    text = ", ".join(sorted(names)[:most])
+    text = ", ".join(_quoted(n) if n != n.strip() else show(n) for n in sorted(names)[:most])
     return text if len(names) <= most else f"{text} and {len(names) - most} more"

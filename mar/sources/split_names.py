@@ -1,6 +1,7 @@
 """What the folders of splits are called, as people spell it."""
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 
@@ -26,11 +27,18 @@ def role(name: str) -> Role | None:
     return NAMES.get(name.casefold())
 
 
-def looks_like_split(name: str) -> bool:
-    """Tell whether a name is that of a split in this or another spelling: `test_set`, `Train2017`.
+def like_splits(names: Iterable[str]) -> list[str]:
+    """Return the names that are those of splits in this or another spelling.
 
-    A name with words of its own is none: `test strips`.
+    That is `test_set` and `Train2017`, but not `test strips`, which has words of its own. Several
+    that have the same words of their own are: `seg_train` and `seg_test`.
     """
-    words: list[str] = re.findall(r"[^\W\d_]+", name.casefold())
-    words = [word for word in words if not re.fullmatch(FILLERS, word)]
-    return len(words) == 1 and ONE_WORD.fullmatch(words[0]) is not None
+    own: dict[tuple[str, ...], list[str]] = {}  # words of their own -> names that have the word
+    for name in names:
+        words: list[str] = re.findall(r"[^\W\d_]+", name.casefold())
+        words = [word for word in words if not re.fullmatch(FILLERS, word)]
+        of_split = [word for word in words if ONE_WORD.fullmatch(word)]
+        if len(of_split) == 1:
+            words.remove(of_split[0])
+            own.setdefault(tuple(words), []).append(name)
+    return sorted(name for words, alike in own.items() if not words or alike[1:] for name in alike)

@@ -74,7 +74,7 @@ def test_a_file_that_cannot_be_decoded_is_named_and_left_out(
     make_photos(8)
     Path("photos/a/0.png").write_text("hello, world")
     prepare.main(stage)
-    reason = f"not an image of a known format, expected {EXPECTED}"
+    reason = f"text, expected {EXPECTED}"
     expected = f"left out 1 of 8 files that cannot be decoded:\n  a/0.png: {reason}\n"
     assert expected in capsys.readouterr().err
     listed = Path("out/prepare/unreadable.csv").read_text()
@@ -107,6 +107,10 @@ def test_what_is_odd_is_said_once_and_the_last_line_sums_up(
     assert said.count("prepare: ignored 3 of 11 files (27 %) that are no images by their") == 1
     assert said.count("prepare: skipped 2 hidden files or folders, or those of operating s") == 1
     assert said.splitlines()[-1] == "prepare: 8 images, 2 classes, e.g. a, b, 4 held out"
+    Path("photos/a").rename("photos/\x1b[31m\n")
+    prepare.main(stage)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "prepare: 8 images, 2 classes, e.g. \\x1b[31m\\n, b, 4 held out"
 
 
 def test_too_many_broken_files_stop_before_anything_is_written(stage: Stage) -> None:
@@ -254,7 +258,7 @@ def test_images_of_shards_that_cannot_be_used_are_listed(stage: Stage) -> None:
     ):
         manifest_after(stage, params)
         listed = Path("out/prepare/unreadable.csv").read_text()
-        assert listed.startswith(f'path,reason\n{name},"not an image of a known format')
+        assert listed.startswith(f'path,reason\n{name},"text, expected ')
         metrics = json.loads(Path("out/prepare/metrics.json").read_text())
         assert (metrics["num_train"], metrics["num_unreadable"]) == (6, 1)
 

@@ -202,7 +202,11 @@ def test_truncated_files_are_refused_by_name(kind: str) -> None:
     [
         (b"", "the file is empty"),
         (bytes(99), f"nothing but zero bytes, expected {EXPECTED}"),
-        (b"hello", f"not an image of a known format, expected {EXPECTED}"),
+        (b"\x01\x02", f"not an image of a known format, expected {EXPECTED}"),
+        (b'{"error": "not found"}\n', "text, expected "),
+        (b"<?xml version='1.0'?><Error/>", "XML, expected "),
+        (b"BZh91AY&SY", "bzip2, expected "),
+        (b"II*\0\x10\0\0\0CR\x02\0", "Canon CR2, expected "),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript, expected "),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, expected "),
         (b"\0\0\0\x18ftypisom\0\0\0\0", "MP4 video, expected "),

@@ -77,7 +77,7 @@ def test_too_many_unreadable_files_are_counted_and_named(tmp_path: Path) -> None
     assert str(caught.value) == (
         f"2 of 4 files in {tmp_path} cannot be decoded, data.max_unreadable is 1:\n"
         "  a/1.png: the file is empty\n"
-        f"  b/2.png: not an image of a known format, expected {EXPECTED}"
+        f"  b/2.png: text, expected {EXPECTED}"
     )
 
 
@@ -163,6 +163,14 @@ def test_a_socket_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "socket" in collection.unreadable["a/3.png"]
 
 
+def test_a_file_that_memory_does_not_hold_is_named(tmp_path: Path) -> None:
+    make_images(tmp_path, "a/1.png", "a/2.png")
+    with (tmp_path / "a/3.png").open("wb") as file:
+        file.truncate(2**42)
+    found = collect_folder(tmp_path, max_unreadable=1).unreadable
+    assert found == {"a/3.png": "4398046511104 bytes, which memory does not hold"}
+
+
 def test_damaged_photographs_are_counted(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     values = (rng.random((200, 200, 3)) * 60 + np.linspace(0, 190, 200)[:, None, None]).astype("u1")
@@ -210,6 +218,16 @@ def test_nested_folders_are_said_with_their_counts(tmp_path: Path) -> None:
         "3 images lie in folders within class folders, which are no classes of their own (1 of 2 "
         "classes; dogs has 2, as dogs/beagle)"
     )
+
+
+def test_classes_that_hold_the_same_folders_are_said_to_look_like_splits(tmp_path: Path) -> None:
+    for split in ("apprentissage", "essai"):
+        make_images(tmp_path, *(f"{split}/{name}.png" for name in ("cat/1", "cat/2", "dog/1")))
+    assert warning(collect_folder(tmp_path), "same").startswith(
+        "all 2 class folders hold the same 2 folders (cat, dog) and no image of their own: "
+    )
+    make_images(tmp_path, "essai/3.png")
+    assert not any("the same" in text for text in collect_folder(tmp_path).warnings)
 
 
 def test_one_class_and_uneven_classes_are_doubted(tmp_path: Path) -> None:

@@ -132,6 +132,25 @@ def test_different_classes_in_train_and_val_are_named(tmp_path: Path) -> None:
     assert refused(tmp_path) == f"{expected}only ROOT/train has 0, 1, 2, 3, 4 and 2 more"
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "pair"),
+    [
+        ("Cat", "cat", "'Cat' and 'cat'"),
+        ("cat ", "cat", "'cat ' and 'cat'"),
+        ("red_fox", "red fox", "'red_fox' and 'red fox'"),
+        ("red\xa0fox", "red fox", "'red\\xa0fox' and 'red fox'"),
+        ("red\u200bfox", "redfox", "'red\\u200bfox' and 'redfox'"),
+        ("\ufb01sh", "fish", "'\ufb01sh' and 'fish'"),
+        ("007", "7", "'007' and '7'"),
+    ],
+)
+def test_another_spelling_of_a_class_is_said(
+    tmp_path: Path, train: str, val: str, pair: str
+) -> None:
+    touch(tmp_path, f"train/{train}/1.png", "train/dog/1.png", f"val/{val}/1.png", "val/dog/1.png")
+    assert refused(tmp_path).endswith(f"; 1 may be the same in another spelling, as {pair}")
+
+
 # Names
 
 
@@ -163,8 +182,8 @@ def test_names_whose_accents_are_stored_in_two_ways_are_the_same(tmp_path: Path)
 def test_whole_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{name}/1.png" for name in ("0", "1", "10", "100", "11", "2")))
     assert list_folder(tmp_path).class_names == ["0", "1", "2", "10", "11", "100"]
-    touch(tmp_path, "007/1.png", "02/1.png")
-    assert list_folder(tmp_path).class_names[2:5] == ["02", "2", "007"]
+    touch(tmp_path, "007/1.png", "02/1.png", "-10/1.png", "-9/1.png")
+    assert list_folder(tmp_path).class_names[:7] == ["-10", "-9", "0", "1", "02", "2", "007"]
 
 
 def test_names_that_are_not_all_whole_numbers_are_sorted_as_text(tmp_path: Path) -> None:
@@ -206,6 +225,7 @@ def test_a_test_split_is_not_trained_on(tmp_path: Path) -> None:
         ("trainset", "testset"),
         ("val", "test"),
         ("test",),
+        ("seg_train", "seg_test"),
         ("Holdout", "evaluation"),
     ],
 )
@@ -224,7 +244,9 @@ def test_splits_within_a_class_folder_are_refused(tmp_path: Path, around: str) -
     assert refused(tmp_path).startswith(f"ROOT/{around} holds folders that look like splits: ")
 
 
-@pytest.mark.parametrize("name", ["test strips", "valley", "trains", "developer", "evaluations"])
+@pytest.mark.parametrize(
+    "name", ["test strips", "seg_train", "valley", "trains", "developer", "evaluations"]
+)
 def test_words_that_begin_like_splits_are_classes(tmp_path: Path, name: str) -> None:
     touch(tmp_path, f"{name}/1.png")
     assert list_folder(tmp_path).class_names == [name]
@@ -245,6 +267,8 @@ def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
         "lost+found/",
         "@eaDir/1.png",
         "$RECYCLE.BIN/1.png",
+        "FOUND.001/",
+        "@database/",
         "System Volume Information/x",
         "#recycle/1.png",
         ".ipynb_checkpoints/1.png",
