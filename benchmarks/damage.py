@@ -137,7 +137,8 @@ def measure(
 
 def features_of(real: RealImages, images: Images) -> Features:
     """Return the features of images in memory or on the disk."""
-    return gather(extract(real.extractor, images, name="images", device=CPU, workers=0))
+    batches = extract(real.extractor, images, name="images", device=CPU, workers=0)
+    return gather(batches, len(images))
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def main(stage: Stage) -> None:
     if not distributed.is_main():
         extractors.do_share(batches)
         return
-    found = extractors.gather(batches)
+    found = extractors.gather(batches, len(samples))
     scores = score(found, samples.labels, reference, names=extractor.names, config=fitted.config)
 
     atomic.write_text(stage.out / "scores.csv", _table(scores, real.info.held_out))

@@ -65,7 +65,7 @@ def main(stage: Stage) -> None:
     info = ReferenceInfo.describe(extractor, reference, image_size, counts)
     held_out_features = reference.features[:0]
     if scored:
-        found = extractors.gather(batches)
+        found = extractors.gather(batches, len(held_out))
         held_out_features = found.features
         info = _score(stage, RealImages(info, extractor, reference), found, held_out.labels)
     if len(reference.features) > 1 and measured is train:  # held-out images are never copied

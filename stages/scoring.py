@@ -128,7 +128,7 @@ class Scorer:
         """
         extractor, pixels = self.real.extractor, TensorImages(images)
         batches = extractors.extract(extractor, pixels, name="pictures", device=device, workers=0)
-        found = extractors.gather(batches)
+        found = extractors.gather(batches, len(images))
         self._check_classes(found)
         fitted, warnings = self.real.fit(self.config, "images", len(images))
         if warning := class_warning(labels, len(self.class_names), self.real.info.class_counts):

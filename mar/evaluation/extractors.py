@@ -218,11 +218,22 @@ def do_share(batches: Iterable[Features]) -> None:
         pass
 
 
-def gather(batches: Iterable[Features]) -> Features:
-    """Join batches into one."""
-    features, *others = zip(*batches, strict=True)
-    known = ([part for part in parts if part is not None] for parts in others)
-    return Features(torch.cat(features), *(torch.cat(parts) if parts else None for parts in known))
+def gather(batches: Iterable[Features], count: int) -> Features:
+    """Join batches of `count` images, none of which is in memory twice."""
+    whole: list[Tensor | None] = []
+    first = 0
+    for batch in batches:
+        whole = whole or [
+            None if it is None else it.new_empty(count, *it.shape[1:]) for it in batch
+        ]
+        for into, part in zip(whole, batch, strict=True):
+            if into is not None and part is not None:
+                into[first : first + len(part)] = part
+        first += len(batch.features)
+    assert first == count
+    features, *others = whole
+    assert features is not None
+    return Features(features, *others)
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

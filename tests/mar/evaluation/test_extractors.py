@@ -73,7 +73,7 @@ class Brightness(nn.Module):
 
 def test_features_come_in_the_order_of_the_images() -> None:
     extractor = Extractor("classifier", Brightness(), SCORES["classifier"])
-    found = gather(extract(extractor, Pictures(), name="pictures", device=CPU, workers=0))
+    found = gather(extract(extractor, Pictures(), name="pictures", device=CPU, workers=0), 150)
     assert torch.equal(found.features[:, 0], torch.arange(150.0))
     assert found.logits is not None
     assert torch.equal(found.logits[:, 0], -torch.arange(150.0))
@@ -85,13 +85,13 @@ def test_features_that_are_not_finite_are_refused() -> None:
     with pytest.raises(
         ValueError, match="the extractor classifier returned nan or infinity for images from 0 on"
     ):
-        gather(extract(extractor, Pictures(), name="pictures", device=CPU, workers=0))
+        gather(extract(extractor, Pictures(), name="pictures", device=CPU, workers=0), 150)
 
 
 def test_gathering_keeps_missing_logits_missing() -> None:
     parts = [Features(torch.zeros(2, 3), None), Features(torch.ones(1, 3), None)]
-    assert gather(parts).logits is None
-    assert gather(parts).features.sum() == 3
+    assert gather(parts, 3).logits is None
+    assert gather(parts, 3).features.sum() == 3
 
 
 def test_a_digest_tells_tensors_by_name_type_shape_and_value() -> None:
@@ -150,7 +150,7 @@ def test_scores_by_inception_are_those_of_torch_fidelity_called_whole(weights: P
     extractor = config.load(Path("nowhere"))
     assert extractor.digest() == digest_tensors(torch.load(weights, weights_only=True))
     samples, real = (
-        gather(extract(extractor, Noise(brightest), name="noise", device=CPU, workers=0))
+        gather(extract(extractor, Noise(brightest), name="noise", device=CPU, workers=0), 4)
         for brightest in (256, 30)
     )
     assert samples.features.shape == real.features.shape == (4, WIDTH)

@@ -420,7 +420,7 @@ def test_scores_by_a_classifier_of_one_class_are_called_untrained(tmp_path: Path
     config = save_extractor(tmp_path, num_classes=1)
     extractor = config.load(tmp_path)
     pictures = Pictures(80, 0, brightest=256)
-    found = gather(extract(extractor, pictures, name="pictures", device=CPU, workers=0))
+    found = gather(extract(extractor, pictures, name="pictures", device=CPU, workers=0), 80)
     scores = score_of(found, reference_of(normal(60, 16, 1)), extractor.names)
     assert {parts(name).base for name in scores} == {
         "untrained_fid",
@@ -443,7 +443,7 @@ def test_every_score_equals_that_of_torch_fidelity_called_whole(
     reference = summarise(
         extract(extractor, real, name="real", device=CPU, workers=0), count=130, num_features=1000
     )
-    found = gather(extract(extractor, samples, name="samples", device=CPU, workers=0))
+    found = gather(extract(extractor, samples, name="samples", device=CPU, workers=0), 150)
     scores = score_of(found, reference)
     expected = calculate_metrics(
         input1=samples,

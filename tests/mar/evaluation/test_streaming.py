@@ -67,7 +67,7 @@ def scores(folder: Path) -> tuple[str, dict[str, float]]:
     device = torch.device("cpu")
     batches = extract(extractor, samples, name="real", device=device, workers=0)
     reference: Reference = summarise(batches, count=COUNT, num_features=100)
-    found = gather(extract(extractor, samples, name="samples", device=device, workers=0))
+    found = gather(extract(extractor, samples, name="samples", device=device, workers=0), COUNT)
     return reference.digest(), score(
         found, samples.labels, reference, names=inception.SCORES, config=CONFIG
     )
