@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -74,11 +75,11 @@ def read_square(content: bytes, name: str, size: int) -> UInt8[Tensor, "3 S S"]:
     Raises:
         ValueError: the content is no image or broken; the message begins with `name`.
     """
+    return _named(name, content, partial(_square, size=size))
 
-    def use(image: Image.Image) -> UInt8[Tensor, "3 S S"]:
-        return center_crop(_upright_rgb(image, size), size)
 
-    return _named(name, content, use)
+def _square(image: Image.Image, size: int) -> UInt8[Tensor, "3 S S"]:
+    return center_crop(_upright_rgb(image, size), size)
 
 
 def inspect(content: bytes, max_pixels: int) -> Inspection:
