@@ -58,9 +58,9 @@ demo: announce setup  ## Run the whole pipeline on params.yaml (as cloned: handw
 compare: setup  ## Show what the runs changed and what came of it (COMPARE_ARGS=--all)
 	@$(RUN) $(BIN)/python -m stages.compare $(COMPARE_ARGS)
 
-# All tests share two processes: many wait for programs that they start. A choice of tests runs in one.
+# All tests share three processes, as many wait for programs that they start. A choice of tests runs in one.
 test: lint  ## Check format, style, types and imports, then run the tests (PYTEST_ARGS="-k name")
-	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),--numprocesses=2 --dist=worksteal)
+	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),--numprocesses=3 --dist=worksteal)
 
 lint: setup  ## Check format, style, types and imports
 	$(BIN)/ruff format --check

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages import git, params
@@ -27,7 +26,7 @@ def committed() -> dict[str, Any] | None:
     revision = os.environ.get("DVC_EXP_BASELINE_REV") or "HEAD"
     text = git.run("show", f"{revision}:./{params.FILE}")
     try:
-        content = YAML(typ="safe").load(text)
+        content = params.parse_yaml(text)
     except YAMLError:
         return None
     return flatten(content) if isinstance(content, dict) else None

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from mar.sampling.config import SampleConfig
 from mar.text.prompts import Prompt, read_prompts, tidy
 from stages import conditions, params, scoring
@@ -98,7 +96,7 @@ def changes(base: SampleConfig, options: argparse.Namespace) -> dict[str, Any]:
         if not equals or key not in known:
             raise ValueError(f"--head {text}: expected KEY=VALUE, KEY one of {', '.join(known)}"
                              f"{params.suggest(key, known)}")  # fmt: skip
-        head[key] = YAML(typ="safe").load(value)
+        head[key] = params.parse_yaml(value)
     return {key: value for key, value in given.items() if value is not None} | {"head": head}
 
 

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from stages import params, work
 
 
@@ -24,14 +22,14 @@ def declarations(path: Path = PIPELINE) -> dict[str, Any]:
     """Return the stages that `dvc.yaml` declares; none where there is no such file."""
     if not path.is_file():
         return {}
-    return YAML(typ="safe").load(path.read_text(encoding="utf-8")).get("stages", {})
+    return params.parse_yaml(path.read_text(encoding="utf-8")).get("stages", {})
 
 
 def locked(path: Path = LOCK) -> dict[str, Any]:
     """Return what `dvc.lock` says of each stage; nothing where there is no such file."""
     if not path.is_file():
         return {}
-    return (YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}).get("stages", {})
+    return (params.parse_yaml(path.read_text(encoding="utf-8")) or {}).get("stages", {})
 
 
 def digests(stages: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, str]:

@@ -1,8 +1,10 @@
 """Read sections of `params.yaml` into strict configs; every mistake names its key."""
 
+import copy
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,16 +21,34 @@ CHOICES = ("source", "kind", "extractor")  # keys that say which other keys a se
 
 
 def read(path: Path = FILE) -> dict[str, Any]:
-    """Parse a params file as DVC does (YAML 1.2: `1e-4` is a number)."""
+    """Return the content of a params file.
+
+    Raises:
+        ValueError: there is none, or it is not YAML of sections.
+    """
     if not path.is_file():
         raise ValueError(f"{path} is missing in {Path.cwd()}")
     try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {_one_line(error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold sections, got {content!r}")
     return content
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML as DVC does (1.2: `1e-4` is a number); the same text once, as it takes long.
+
+    Raises:
+        YAMLError: it is not YAML.
+    """
+    return copy.deepcopy(_parse_yaml(text))
+
+
+@lru_cache(maxsize=8)
+def _parse_yaml(text: str) -> Any:
+    return YAML(typ="safe").load(text)
 
 
 def find(content: Mapping[str, Any], name: str) -> Any:

@@ -55,14 +55,21 @@ def write(name: str, *, replace: bool = False, target: Path = params.FILE) -> No
         ValueError: there is no such preset, or `params.yaml` has edits that would be lost.
     """
     text = resolve(name)
-    if target.is_file() and not replace:
-        present = target.read_text(encoding="utf-8")
-        if present not in {resolve(other) for other in names()}:
-            raise ValueError(
-                f"{target} has edits, which would be lost: it equals no preset; to drop them, "
-                f"say `make preset NAME={name} REPLACE=1`"
-            )
+    if target.is_file() and not replace and not _is_preset(target.read_text(encoding="utf-8")):
+        raise ValueError(
+            f"{target} has edits, which would be lost: it equals no preset; to drop them, "
+            f"say `make preset NAME={name} REPLACE=1`"
+        )
     atomic.write_text(target, text)
+
+
+def _is_preset(text: str) -> bool:
+    """Say whether a text is a preset; only those with its head comment are resolved, for time."""
+    return any(
+        text.startswith(_head((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
+        and text == resolve(name)
+        for name in names()
+    )
 
 
 def _overlay(base: CommentedMap, changes: CommentedMap, path: str, prefix: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Int, UInt8
-from ruamel.yaml import YAML
 from torch import Tensor
 
 from mar.evaluation import extractors
@@ -178,5 +177,5 @@ def _section(kind: str) -> ReferenceSection:
 
 
 def _preset_section(preset: str, section: str, kind: Any) -> Any:
-    content = YAML(typ="safe").load(presets.resolve(preset))
+    content = params.parse_yaml(presets.resolve(preset))
     return params.parse(section, content[section], kind, Path(f"the preset {preset}"))

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from mar.data.class_names import read_class_names
 from mar.files import seal
 from mar.latents.info import LatentsInfo
@@ -129,7 +127,7 @@ def released_weights(generator: Path, tokenizer: Path, ema: bool) -> Weights:
             "tokens; for others, describe them in params.yaml and run the pipeline"
         )
     preset = f"imagenet256-mar-{shape.size[0]}-released"
-    sections = YAML(typ="safe").load(presets.resolve(preset, PRESETS))
+    sections = params.parse_yaml(presets.resolve(preset, PRESETS))
     parsed = {
         name: params.parse(name, sections[name], kind, Path("the preset"))
         for name, kind in {
