@@ -108,9 +108,9 @@ def _train_generator() -> Needs:
     return {
         "generator": (TRAINED + averages) * FLOAT * _count(model) // _spread(),
         "training.batch_size": 2 * FLOAT * config.batch_size * moments,
-        "data.image_size": HALF
+        "data.image_size and generator.condition_tokens": HALF
         * in_flight
-        * model.num_tokens
+        * (model.num_tokens + section.condition_tokens)
         * widths.decoder_width
         * widths.decoder_blocks,
     }

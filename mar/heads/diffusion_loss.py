@@ -31,7 +31,7 @@ class DiffusionConfig(Config):
         description="the denoiser: a size of the paper by name, or blocks and width"
     )
     noise_samples_per_token: int = Field(
-        gt=0, description="independent (t, eps) for each token (paper: 4)"
+        gt=0, le=1000, description="independent (t, eps) for each token (paper: 4)"
     )
 
     @property

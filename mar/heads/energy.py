@@ -44,7 +44,7 @@ class EnergyConfig(Config):
         description="the network: a size of the paper's denoiser by name, or blocks and width"
     )
     noise_samples_per_token: int = Field(
-        ge=2, description="independent samples of a token that its loss compares (EAR: 2)"
+        ge=2, le=1000, description="independent samples of a token that its loss compares (EAR: 2)"
     )
     alpha: float = Field(
         gt=0, lt=2, description="exponent of distances in the energy score (EAR: 1)"

@@ -42,7 +42,9 @@ class FlowConfig(Config):
     size: NamedOrCustom = Field(
         description="the denoiser: a size of the paper by name, or blocks and width"
     )
-    noise_samples_per_token: int = Field(gt=0, description="independent (t, eps) for each token")
+    noise_samples_per_token: int = Field(
+        gt=0, le=1000, description="independent (t, eps) for each token"
+    )
     times: LogitNormal | None = Field(
         description="distribution of t in training: logit-normal (SD3, section 3.1), or null for "
         "uniform"

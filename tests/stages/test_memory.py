@@ -34,6 +34,7 @@ def change(key: str, value: object) -> None:
         ("generator.size.encoder_width", 96_000_000, "65536"),
         ("generator.size.decoder_blocks", 10**7, "1000"),
         ("generator.head.size.width", 10**7, "65536"),
+        ("generator.head.noise_samples_per_token", 10**6, "1000"),
         ("tokenizer.base_channels", 10**9, "65536"),
         ("training.batch_size", 10**12, "1,000,000,000"),
         ("training.steps", 10**26, "1,000,000,000"),
