@@ -4,13 +4,14 @@ import pickle
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mar.config import PathText
+from mar.config import PathText, Sha256
 from mar.evaluation import inception
 from mar.evaluation.extractors import Extractor, ReferenceSection, StatisticsFile
 from mar.evaluation.published import has_images, read_published
@@ -34,12 +35,13 @@ class Section(ReferenceSection):
 
     takes_statistics = True
     statistics: PathText | None
+    statistics_sha256: Sha256 | None = None
 
     @property
     def statistics_file(self) -> StatisticsFile | None:
         if self.statistics is None:
             return None
-        return StatisticsFile(self.statistics, None, 3, 2)
+        return StatisticsFile(self.statistics, self.statistics_sha256, 3, 2)
 
     def load(self, folder: Path, *, base: Path = Path()) -> Extractor:
         return Extractor("colours", Colours(), inception.SCORES)
@@ -88,6 +90,18 @@ def test_a_file_of_the_adm_suite_replaces_the_images(tmp_path: Path) -> None:
     assert has_images(tmp_path / "adm.npz")
     info = ReferenceInfo.describe(extractor, found, 4, None)
     assert info.id.startswith("adm.npz-unknown_count-4px-colours-")
+
+
+def test_missing_statistics_and_another_digest_are_named(tmp_path: Path) -> None:
+    config = Section(split=None, num_features=3, statistics="adm.npz", statistics_sha256="0" * 64)
+    arguments: dict[str, Any] = {"device": CPU, "workers": 0, "base": tmp_path}
+    with pytest.raises(ValueError, match=r"^reference\.statistics: \S+adm\.npz is missing"):
+        measure(config, config.load(Path()), Pictures(), **arguments)
+    save(tmp_path / "adm.npz", **WHOLE)
+    with pytest.raises(
+        ValueError, match=r"^reference\.statistics_sha256: \S+adm\.npz has [0-9a-f]"
+    ):
+        measure(config, config.load(Path()), Pictures(), **arguments)
 
 
 def test_statistics_may_come_without_images_and_without_spatial_ones(tmp_path: Path) -> None:
