@@ -53,6 +53,7 @@ HEADS: dict[str, dict[str, Any]] = {  # section generator.head, with size and dr
     "diffusion": {"kind": "diffusion"},
     "flow": {"kind": "flow", "times": None},
     "flow-logit-normal": {"kind": "flow", "times": {"mean": 0.0, "std": 1.0}},
+    "meanflow": {"kind": "meanflow", "times": {"mean": -0.4, "std": 1.0}},
     "energy": {"kind": "energy", "alpha": 1.0},
 }
 # By kind of head, the curves of the plot: what differs from section sample and COMMON, and the
@@ -70,6 +71,7 @@ MODES: dict[str, dict[str, tuple[dict[str, Any], list[int]]]] = {
         "Heun": ({"solver": "heun"}, [4]),
         "midpoint": ({"solver": "midpoint"}, [2, 4]),
     },
+    "meanflow": {"equal steps": ({}, [1, 2, 4, 8])},
     "energy": {
         "one evaluation": ({}, [1]),
         "one evaluation, guidance 2": ({"guidance_scale": 2.0}, [1]),

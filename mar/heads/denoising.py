@@ -5,8 +5,8 @@ alone, so that one graph of `torch.compile` serves all denoising and generation 
 row of a table, and the guidance scale a tensor. A number of Python in its place would be a constant
 of the graph, and each another graph.
 
-Shapes: R rows (tokens), G rows, or twice as many with guidance, S sampling steps, F features of a
-time, C channels of a token, O outputs, W width of the MLP, X some number of rows of weights.
+Shapes: R rows (tokens), G rows, or twice as many with guidance, S sampling steps, C channels of a
+token, O outputs, W width of the MLP, X some number of rows of weights.
 """
 
 from collections.abc import Callable
@@ -96,21 +96,21 @@ class Denoising:
         self,
         denoiser: Denoiser,
         condition: Condition,
-        features: Float[Tensor, "S F"],
+        times: Float[Tensor, "S W"],
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Embed condition and times, and combine weights.
+        """Embed the condition, and combine weights.
 
         Args:
             denoiser: The network.
             condition: z of each token, and the guidance.
-            features: `time_features` of the times.
+            times: As the network embeds them.
             dtype: Of the products in the residual blocks, which are nearly all of the work. What
                 enters and leaves them is float32, as are the sum that they add to and the last
                 layer.
         """
         self.z = denoiser.embed_condition(condition)  # (G, W)
-        self.times = denoiser.time_mlp(features)  # (S, W)
+        self.times = times
         self.scale: Tensor | float | None = None if condition.z_null is None else condition.scale
         compiled = _COMPILED.get(denoiser)
         if compiled is None:

@@ -149,7 +149,8 @@ class DiffusionLoss(Head):
         steps, features = _sampling_steps(sampler.num_steps, condition.z.device)
         with without_autocast(condition.z.device):
             dtype = getattr(torch, sampler.precision)
-            denoise = Denoising(self.denoiser, condition, features, dtype)
+            times = self.denoiser.time_mlp(features)  # (S, W)
+            denoise = Denoising(self.denoiser, condition, times, dtype)
             if sampler.solver in ORDERS:
                 return diffusion_sampling.solve(
                     denoise,

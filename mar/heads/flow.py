@@ -19,7 +19,7 @@ from torch import Tensor
 from mar.config import Config
 from mar.heads.annealing import AnnealedSampler
 from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection
-from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size, time_features
+from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size
 from mar.heads.denoising import Denoising
 from mar.precision import without_autocast
 
@@ -119,8 +119,9 @@ class RectifiedFlow(Head):
         assert isinstance(sampler, FlowSampler)
         with without_autocast(condition.z.device):
             times = solver_times(sampler.num_steps, sampler.solver, condition.z.device)
-            features = time_features(TIME_SCALE * times)  # (S, F)
-            denoise = Denoising(self.denoiser, condition, features)
+            denoise = Denoising(
+                self.denoiser, condition, self.denoiser.embed_time(TIME_SCALE * times)
+            )
             return solve(
                 lambda x_t, time: denoise(x_t, time)[0],
                 sampler.temperature * noise.initial,

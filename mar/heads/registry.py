@@ -9,6 +9,7 @@ from mar.heads.diffusion_loss import DiffusionConfig, DiffusionLoss, DiffusionSa
 from mar.heads.energy import EnergyConfig, EnergyHead, EnergySampler
 from mar.heads.flow import FlowConfig, FlowSampler, RectifiedFlow
 from mar.heads.l2 import L2, L2Config, L2Sampler
+from mar.heads.meanflow import MeanFlow, MeanFlowConfig, MeanFlowSampler
 
 
 class Kind(NamedTuple):
@@ -29,6 +30,7 @@ class Kind(NamedTuple):
 HEADS = {
     "diffusion": Kind(DiffusionLoss, DiffusionConfig, DiffusionSampler),
     "flow": Kind(RectifiedFlow, FlowConfig, FlowSampler),
+    "meanflow": Kind(MeanFlow, MeanFlowConfig, MeanFlowSampler),
     "energy": Kind(EnergyHead, EnergyConfig, EnergySampler),
     "l2": Kind(L2, L2Config, L2Sampler),
     "cross_entropy": Kind(CrossEntropy, CrossEntropyConfig, CrossEntropySampler),

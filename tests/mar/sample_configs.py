@@ -24,6 +24,13 @@ SAMPLERS: dict[str, dict[str, Any]] = {
         "solver": "heun",
         "temperature": 1.0,
     },
+    "meanflow": {
+        "kind": "meanflow",
+        "num_steps": 2,
+        "final_num_steps": None,
+        "annealing": "linear",
+        "temperature": 1.0,
+    },
     "energy": {"kind": "energy", "temperature": 1.0},
     "l2": {"kind": "l2"},
     "cross_entropy": {"kind": "cross_entropy", "temperature": 1.0},

@@ -101,6 +101,12 @@ HEADS: dict[str, dict[str, Any]] = {
         "noise_samples_per_token": 2,
         "times": {"mean": 0.0, "std": 1.0},
     },
+    "meanflow": {
+        "kind": "meanflow",
+        "size": {"blocks": 1, "width": 20},
+        "noise_samples_per_token": 2,
+        "times": None,
+    },
     "energy": {
         "kind": "energy",
         "size": {"blocks": 1, "width": 20},

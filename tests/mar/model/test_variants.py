@@ -22,6 +22,7 @@ SIZE = {"blocks": 1, "width": 16}
 HEADS: dict[str, dict[str, Any]] = {
     "diffusion": {"kind": "diffusion", "size": SIZE, "noise_samples_per_token": 2},
     "flow": {"kind": "flow", "size": SIZE, "noise_samples_per_token": 2, "times": None},
+    "meanflow": {"kind": "meanflow", "size": SIZE, "noise_samples_per_token": 2, "times": None},
     "energy": {"kind": "energy", "size": SIZE, "noise_samples_per_token": 2, "alpha": 1.0},
     "l2": {"kind": "l2"},
     "cross_entropy": {"kind": "cross_entropy"},
@@ -103,7 +104,7 @@ def test_step_by_step_generation_is_teacher_forcing(make: Callable[..., MAR]) ->
     assert torch.allclose(forced.reshape(tokens.shape), tokens, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "flow", "energy"])
+@pytest.mark.parametrize("kind", ["diffusion", "flow", "meanflow", "energy"])
 def test_a_head_samples_in_float32_under_autocast(
     make: Callable[..., MAR], kind: str, rng: torch.Generator
 ) -> None:
