@@ -8,4 +8,4 @@ from stages import endings
 # Imports make a million objects and no garbage. With 700 new ones between two looks of the
 # collector, Python's default, looking for it is a sixth of a program's start.
 gc.set_threshold(10_000, 50, 100)
-endings.install()  # before torch is imported, which takes seconds
+endings.install("stages")  # before torch is imported, which takes seconds

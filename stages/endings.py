@@ -1,6 +1,7 @@
 """The last words of a program `python -m stages.NAME` that is interrupted or finds no memory.
 
-`stages/__init__.py` installs them, so they hold from before torch is imported, which takes seconds.
+`stages/__init__.py` installs them, so they hold from before torch is imported, which takes seconds;
+`pipelines/__init__.py` does for the programs of `pipelines`.
 Errors of other kinds keep their traceback.
 """
 
@@ -37,9 +38,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return told and any(words in text for words in NO_MEMORY)
 
 
-def install() -> None:
-    """Install them if this process is a program of `stages`, and none that imports a part."""
-    match = re.search(r"\0-m\0?stages\.(\w+)", "\0".join(sys.orig_argv))
+def install(package: str) -> None:
+    """Install them if this process is a program of a package, and none that imports a part."""
+    match = re.search(rf"\0-m\0?{package}\.(\w+)", "\0".join(sys.orig_argv))
     if match is None or os.environ.get("MAR_TRACEBACK"):
         return
     name, show = match[1], sys.excepthook

@@ -28,6 +28,8 @@ DESCRIPTION = (  # beside the experiment, where MLflow 3 leads to a page of trac
 PROBE_SECONDS = 3.0
 MOST_PARAMS, MOST_CHARACTERS = 100, 6000  # in one request, and in one parameter
 LOCK_SECONDS = 60.0  # the first use of a database takes a few
+# What SQLite says of a file that is no database, or a part of one.
+DAMAGED = ("file is not a database", "disk image is malformed", "disk I/O error")
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,9 @@ def reason(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if "out-of-date database schema" in text or "Can't locate revision" in text:
         return _schema_reason()
+    if any(words in text for words in DAMAGED) and not os.environ.get("MLFLOW_TRACKING_URI"):
+        (first, *_) = text.partition(" [SQL")
+        return f"{database()}: {first}; move it away, and a new one is made"
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 

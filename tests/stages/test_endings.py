@@ -14,9 +14,11 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 60  # until a process that does not end is a failure
 
 
-def start(folder: Path, torch: str, *command: str, **variables: str) -> "subprocess.Popen[str]":
-    """Start a program that finds the given code in the place of torch."""
-    (folder / "torch.py").write_text(torch)
+def start(
+    folder: Path, code: str, *command: str, module: str = "torch", **variables: str
+) -> "subprocess.Popen[str]":
+    """Start a program that finds the given code in the place of torch, or of another module."""
+    (folder / f"{module}.py").write_text(code)
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=folder,
@@ -53,6 +55,11 @@ except BaseException:
 def test_an_interrupted_import_ends_in_one_line(program: str, code: str, tmp_path: Path) -> None:
     found = interrupt(start(tmp_path, code, "-m", f"stages.{program}"))
     assert found == (130, f"{program}: interrupted\n")
+
+
+def test_an_interrupted_import_of_a_flow_ends_in_one_line(tmp_path: Path) -> None:
+    found = interrupt(start(tmp_path, SLOW, "-m", "pipelines.reproduce", module="prefect"))
+    assert found == (130, "reproduce: interrupted\n")
 
 
 def test_of_several_processes_one_says_it(tmp_path: Path) -> None:

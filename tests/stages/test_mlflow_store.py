@@ -157,6 +157,17 @@ def test_a_database_of_another_mlflow_is_refused_with_the_remedy(
     assert f"mlflow db upgrade sqlite:///{copy / 'mlflow.db'}" in reason
 
 
+@pytest.mark.parametrize("kept", [0, 20_000])
+def test_a_damaged_database_is_named_with_the_remedy(copy: Path, kept: int) -> None:
+    path = copy / "mlflow.db"
+    path.write_bytes(path.read_bytes()[:kept] or b"no database" * 99)
+    with pytest.raises(Exception, match="sqlite3") as caught:
+        mlflow_store.connect()
+    said = mlflow_store.reason(caught.value)
+    assert said.startswith(f"{path}: ")
+    assert said.endswith("; move it away, and a new one is made")
+
+
 def test_what_is_no_database_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(tmp_path, monkeypatch)
     (tmp_path / "mlflow.db").mkdir()
