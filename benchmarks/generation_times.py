@@ -4,10 +4,10 @@
     python -m benchmarks.generation_times --rounds 0          # counts alone
 
 Two tables in Markdown. The first has a small model on the CPU: seconds of CPU time and operations
-that are dispatched (of long rows neither), FLOPs of matrix products for an image, and how
-transformer, head and decoder share them. The second has the shares of MAR-B, L and H with the
-released tokenizer's decoder. FLOPs are counted on networks without numbers: those of the
-transformer in nine generation steps, and in between as if they were linear in the steps.
+that are dispatched, FLOPs of matrix products for an image, and how transformer, head and decoder
+share them. The second has the shares of MAR-B, L and H with the released tokenizer's decoder. FLOPs
+are counted on networks without numbers: those of the transformer in nine generation steps, and in
+between as if they were linear in the steps.
 """
 
 import argparse
@@ -43,7 +43,6 @@ VARIED: dict[str, tuple[int | str, ...]] = {
     "num_steps": (16, 64, 256),
     "num_denoising_steps": (10, 25, 100, "annealed"),
 }
-LONG = 64  # generation steps from which on a row is counted and not run
 META = torch.device("meta")
 KL16 = AutoencoderConfig(kind="kl", latent_channels=16, base_channels=128,
                          channel_multipliers=[1, 1, 2, 2, 4], num_res_blocks=2,
@@ -152,8 +151,8 @@ def _latent(model: MAR) -> tuple[int, int, int]:
 
 
 def measure(row: Row, rounds: int) -> tuple[float, int] | None:
-    """Return seconds of CPU time for an image, and operations of the batch; None if not run."""
-    if not rounds or row.sizes.num_steps >= LONG:
+    """Return seconds of CPU time for an image, and operations of the batch; None for no rounds."""
+    if not rounds:
         return None
     step = new_generation(row.sizes, row.course)
     with Operations() as operations:
