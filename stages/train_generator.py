@@ -14,6 +14,7 @@ from mar.model.mar import MAR
 from mar.model.saved import save_mar
 from mar.released.generator import GeneratorSource, fitted
 from mar.text.cache import TextCache
+from mar.text.encoder import TextEncoder
 from mar.text.registry import load_encoder
 from mar.training.generator import (
     InitialWeights,
@@ -35,39 +36,18 @@ TOKENIZER = Path("out/train_tokenizer/tokenizer.safetensors")
 
 def main(stage: Stage) -> None:
     """Train, and write the raw weights and their averages, and curves."""
-    image_size = stage.params("data.image_size", int)
     config = stage.params("training", TrainingConfig)
-    info = LatentsInfo.read(LATENTS.with_suffix(".json"))
-    info.check(
-        {
-            "tokenizer": seal.digest(TOKENIZER),
-            "transform": TRANSFORM.format(size=image_size),
-            "dtype": stage.params("latents.dtype", str),
-            "flips": stage.params("latents.flips", bool),
-            "latent_std": latent_std(stage.params("latents.scale", float | None), info.std),
-        }
-    )
     section = stage.params("generator", GeneratorSource)
+    info = _latents_info(stage)
     encoder = load_encoder(ENCODER, base=stage.root)
-    text = encoder and TextShape(encoder.token_kind, encoder.size, encoder.identity)
-    model = MAR(section, info.latent, info.num_classes, info.codebook_size, text=text)
-    set_checkpointing(model, stage.checkpointing)
-    if stage.compiles:
-        compile_blocks(model)
-    given = None
-    if section.source == "released":
-        found = released.read(stage, "generator", section, model)
-        given = InitialWeights(
-            fitted(section.to_ours(found.chosen), model),
-            fitted(section.to_ours(found.model), model),
-        )
+    model = _model(stage, section, info, encoder)
+    given = _initial_weights(stage, section, model)
     cache = LatentCache(LATENTS, info, on_device=stage.cache_on_device)
     texts = encoder and TextCache.open(TEXTS, encoder.to(stage.device), section.condition_tokens)
     if texts is not None and texts.names != cache.names:
         raise ValueError(f"{TEXTS} holds captions of other images than {LATENTS} latents")
-    stage.preflight(cache=cache, weights=TOKENIZER, image_size=image_size)
+    stage.preflight(cache=cache, weights=TOKENIZER, image_size=stage.params("data.image_size", int))
     trainer = new_trainer(model.to(stage.device), config, given, parallel=stage.parallel)
-
     snapshots = Snapshots(stage, trainer, config.averages)
 
     def preview(step: int) -> None:
@@ -105,6 +85,42 @@ def main(stage: Stage) -> None:
     for last in [point for point in history if "loss" in point][-1:]:  # none if no step was taken
         metrics["loss"] = last["loss"]
     stage.write_metrics(metrics)
+
+
+def _latents_info(stage: Stage) -> LatentsInfo:
+    """Return what is known of the cached latents, which must be of the present settings."""
+    info = LatentsInfo.read(LATENTS.with_suffix(".json"))
+    info.check(
+        {
+            "tokenizer": seal.digest(TOKENIZER),
+            "transform": TRANSFORM.format(size=stage.params("data.image_size", int)),
+            "dtype": stage.params("latents.dtype", str),
+            "flips": stage.params("latents.flips", bool),
+            "latent_std": latent_std(stage.params("latents.scale", float | None), info.std),
+        }
+    )
+    return info
+
+
+def _model(
+    stage: Stage, section: GeneratorSource, info: LatentsInfo, encoder: TextEncoder | None
+) -> MAR:
+    text = encoder and TextShape(encoder.token_kind, encoder.size, encoder.identity)
+    model = MAR(section, info.latent, info.num_classes, info.codebook_size, text=text)
+    set_checkpointing(model, stage.checkpointing)
+    if stage.compiles:
+        compile_blocks(model)
+    return model
+
+
+def _initial_weights(stage: Stage, section: GeneratorSource, model: MAR) -> InitialWeights | None:
+    """Return released weights to begin with; None for random ones."""
+    if section.source != "released":
+        return None
+    found = released.read(stage, "generator", section, model)
+    return InitialWeights(
+        fitted(section.to_ours(found.chosen), model), fitted(section.to_ours(found.model), model)
+    )
 
 
 if __name__ == "__main__":

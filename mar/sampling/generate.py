@@ -70,16 +70,9 @@ def generate(
     tokens = noise.initial.new_zeros(
         noise.initial.shape, dtype=torch.int64 if model.config.is_discrete else None
     )  # (B, N, C)
-    orders, hidden = noise.orders, model.num_tokens
-    board, in_board = checkerboard(model.rows, model.columns), (model.num_tokens + 1) // 2
-    if config.reconstruction_steps is not None:
-        orders = last_in_orders(orders, board)
     if known is not None:
-        tokens, orders = known.tokens, _hidden_first(orders, known.mask, model)
-        hidden, in_board = int(known.mask.sum()), int((known.mask & board.to(orders.device)).sum())
-    counts = hidden_counts(
-        config.num_steps, config.reconstruction_steps, in_board, hidden - in_board
-    )
+        tokens = known.tokens
+    orders, hidden, counts = _course(model, noise.orders, config, known)
     samplers = [config.head.at_step(step, len(counts)) for step in range(len(counts))]
     draw = Drawing(model, given, orders, noise, config, samplers, cached=cached)
     for step, num_left in enumerate(counts):
@@ -100,6 +93,21 @@ def generate(
         if on_tokens is not None:
             on_tokens(tokens, orders[:, :hidden])
     return model.unpatchify(tokens)
+
+
+def _course(
+    model: MAR, orders: Int[Tensor, "B N"], config: SampleConfig, known: KnownTokens | None
+) -> tuple[Int[Tensor, "B N"], int, list[int]]:
+    """Return the orders of the tokens, how many are hidden, and how many stay so at each step."""
+    hidden = model.num_tokens
+    board, in_board = checkerboard(model.rows, model.columns), (model.num_tokens + 1) // 2
+    if config.reconstruction_steps is not None:
+        orders = last_in_orders(orders, board)
+    if known is not None:
+        orders = _hidden_first(orders, known.mask, model)
+        hidden, in_board = int(known.mask.sum()), int((known.mask & board.to(orders.device)).sum())
+    steps = (config.num_steps, config.reconstruction_steps)
+    return orders, hidden, hidden_counts(*steps, in_board, hidden - in_board)
 
 
 class Drawing:
