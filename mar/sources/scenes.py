@@ -39,6 +39,10 @@ class ScenesData(DataSource):
         description="GenEval's tasks whose captions there are, all equally often; one that is "
         "named twice is so twice as often among the scenes to train on",
     )
+    whole_captions: bool = Field(
+        description="whether scenes of the tasks position and color_attr have a second caption to "
+        "train on, which says colours and places both"
+    )
     num_train: int = Field(ge=1, description="scenes to train on")
     num_held_out: int = Field(ge=1, description="scenes of other digits, which are held out")
     seed: int = Field(ge=0, description="chooses digits, colours and places")
@@ -63,7 +67,8 @@ class ScenesData(DataSource):
                 content = _png(render(scene, *digits, rng, side=self.image_size))
                 sha256 = hashlib.sha256(content).digest()
                 path = f"scenes/{split}/{index:06d}"
-                row = Row(path, content, 0, len(content), sha256, split, captions=scene.captions)
+                captions = scene.captions if self.whole_captions else scene.captions[:1]
+                row = Row(path, content, 0, len(content), sha256, split, captions=captions)
                 rows.append(row)
         collected = Rows.collect(rows)
         return Collection(["scene"], collected, remarks=caption_remarks(collected))

@@ -27,6 +27,7 @@ def collect(**changes: Any) -> Collection:
         "source": "scenes",
         "image_size": 24,
         "tasks": TASKS,
+        "whole_captions": True,
         "num_train": 60,
         "num_held_out": 12,
         "seed": 0,
@@ -103,6 +104,12 @@ def test_tasks_are_equally_frequent_and_captions_fit_eight_slots() -> None:
     words = {word for texts in captions for text in texts for word in text.split()}
     assert {"a", "and", "left", "above"} <= words
     assert collection.count("held_out") == 12
+
+
+def test_whole_captions_are_left_out_on_request() -> None:
+    whole, own = (collect(whole_captions=choice).rows for choice in (True, False))
+    for both, one in zip(whole, own, strict=True):
+        assert one == both._replace(captions=(both.captions or ())[:1])
 
 
 def test_a_task_named_twice_is_trained_on_twice_as_often_and_asked_for_as_often() -> None:
