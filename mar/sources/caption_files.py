@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from mar.config import Config, choice
+from mar.data.reading import read_file
 from mar.sources.captions import read_texts
 
 
@@ -196,7 +197,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
     """Yield the rows of a file of metadata, each with how to call its place."""
     if file.suffix.lower() == ".parquet":
         try:
-            table = pq.read_table(file)
+            table = pq.read_table(pa.BufferReader(_content(file)))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{file} is no Parquet file, or damaged: {error}") from None
         for number, row in enumerate(table.to_pylist()):
@@ -228,11 +229,16 @@ def _joined(folder: PurePosixPath, name: str) -> str:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None
+        return _content(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} cannot be read as UTF-8 text: {error}") from None
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return read_file(file)[0]
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
 
 
 def _json(text: str, place: str) -> Any:

@@ -81,8 +81,8 @@ def list_shards(root: Path, ending: str, packed: tuple[str, ...] = ()) -> ShardL
         packed: Endings of shards that are compressed as a whole, which are refused.
 
     Raises:
-        ValueError: the folder is missing or holds no shards of training, a name has two splits, or
-            some shards have one and others have none.
+        ValueError: the folder is missing or holds no shards of training, a shard is no file, a name
+            has two splits, or some shards have one and others have none.
     """
     try:
         require_text(root)
@@ -101,6 +101,7 @@ def _list(root: Path, ending: str, packed: tuple[str, ...]) -> ShardListing:
         name = path.lower()
         if name.endswith(ending):
             require_text(root / path)
+            _require_file(root / path)
             roles[path] = _role(root, path)
         elif name.endswith(packed):
             raise ValueError(
@@ -132,6 +133,12 @@ def _walk(root: Path, prefix: str) -> Iterator[str]:
             yield from _walk(root, f"{prefix}{name}/")
         else:
             yield prefix + name
+
+
+def _require_file(path: Path) -> None:
+    """Refuse what is no file: opening a pipe or reading a device may never end."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file, but a pipe, socket, device or a link to nothing")
 
 
 def _role(root: Path, path: str) -> Role | None:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from mar.config import PathText
 from mar.data.held_out import hold_out
+from mar.data.reading import read_file
 from mar.data.workers import map_chunks
 from mar.sources import captions, doubts, shard_files, shard_notes
 from mar.sources.caption_report import caption_remarks, caption_warnings
@@ -160,8 +161,8 @@ class ShardData(DataSource):
             return notes.class_names()
         file = root / self.class_names
         try:
-            names = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            names = read_file(file)[0].decode().splitlines()
+        except ValueError as error:
             raise ValueError(f"data.class_names: {file} cannot be read: {error}") from None
         _require_names(names, f"data.class_names: {file}")
         return names

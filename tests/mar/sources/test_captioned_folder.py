@@ -1,6 +1,7 @@
 """Images come with their captions from four layouts, and what does not fit is said."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,15 @@ def test_what_is_missing_empty_or_doubled_is_said(tmp_path: Path) -> None:
         "4 captions of 4 images; half have up to 2 words, 95 % up to 2, the longest 6, as\n"
         "  'a cat'\n  'a red bird on a tree'\n  'x'"
     )
+
+
+@pytest.mark.parametrize("name", ["a.txt", "metadata.jsonl", "metadata.parquet"])
+def test_a_pipe_is_never_waited_for(tmp_path: Path, name: str) -> None:
+    make(tmp_path, "a.png", "b.png")
+    os.mkfifo(tmp_path / name)
+    captions = METADATA if name.startswith("metadata") else {"kind": "text_files"}
+    with pytest.raises(ValueError, match=rf"{name} cannot be read: not a file, but a pipe"):
+        collect(tmp_path, captions)
 
 
 @pytest.mark.parametrize(

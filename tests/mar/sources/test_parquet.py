@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -417,6 +418,19 @@ def test_a_folder_of_other_files_is_refused(
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match=rf"^data.path: {tmp_path}\W{complaint}"):
+        collect(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to("/dev/zero")],
+    ids=["pipe", "link to nothing", "device"],
+)
+def test_what_is_no_file_is_named_and_never_waited_for(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "train-0.parquet")
+    with pytest.raises(ValueError, match=r"^data.path: \S+/train-0.parquet is no file, but a pipe"):
         collect(tmp_path)
 
 
