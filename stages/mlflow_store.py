@@ -29,7 +29,7 @@ PROBE_SECONDS = 3.0
 MOST_PARAMS, MOST_CHARACTERS = 100, 6000  # in one request, and in one parameter
 LOCK_SECONDS = 60.0  # the first use of a database takes a few
 # What SQLite says of a file that is no database, or a part of one.
-DAMAGED = ("file is not a database", "disk image is malformed", "disk I/O error")
+DAMAGED = ("file is not a database", "disk image is malformed")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Which image formats are read, and what a file that is none of them seems to be."""
 
+import codecs
+
 from PIL import features
 
 
@@ -95,6 +97,9 @@ BRANDS = {  # of the ISO base media file format: bytes 8 to 12, after "ftyp"
 }
 
 
+UTF_8 = codecs.getincrementaldecoder("utf-8-sig")  # which lets a last letter be cut
+
+
 def find_format(content: bytes) -> str | None:
     """Return the name of the format that a file's first bytes belong to, or None."""
     if content[4:8] == b"ftyp":
@@ -119,7 +124,7 @@ def find_format(content: bytes) -> str | None:
 def _is_text(start: bytes) -> bool:
     """Tell whether the first bytes of a file are words, as of an error in place of a download."""
     try:
-        text = start.decode("ascii")
+        text = UTF_8().decode(start)
     except UnicodeDecodeError:
         return False
     return bool(text.strip()) and all(c.isprintable() or c in "\t\r\n" for c in text)

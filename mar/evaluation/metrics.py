@@ -177,19 +177,21 @@ def class_warning(
 
     Args:
         labels: Their classes.
-        num_classes: That the generator knows, all of which the real images have.
-        class_counts: Real images of each class; None if that is not known.
+        num_classes: That the generator knows.
+        class_counts: Real images of each class; None if that is not known, and all have some.
     """
     found = labels.bincount(minlength=num_classes)
-    if (chosen := int((found > 0).sum())) < num_classes:
+    known = class_counts is not None and len(class_counts) == num_classes
+    real = torch.tensor(class_counts if known else [1] * num_classes)
+    if lacking := int(((found == 0) & (real > 0)).sum()):
         return (
-            f"the pictures are of {chosen} of {num_classes} classes, the real images of all: only "
-            "the accuracy and the precision do not suffer from that"
+            f"the pictures lack {lacking} of the {int((real > 0).sum())} classes of the real "
+            "images: only the accuracy and the precision do not suffer from that"
         )
-    if class_counts is None or len(class_counts) != num_classes:
+    if not known:
         return None
-    real = torch.tensor(class_counts)
-    others = float((found / found.sum() - real / real.sum()).clamp(min=0).sum())
+    fair = (real.double() * found.sum() / real.sum()).ceil()  # whole images: no less than its share
+    others = float((found - fair).clamp(min=0).sum() / found.sum())
     if others <= OTHER_CLASSES:
         return None
     return (

@@ -3,7 +3,7 @@
 From x_t, the tokens of a flow at time t are x_r = x_t - (t - r) u(x_t, r, t), u being the average
 of its velocity between r and t. So a token takes one evaluation of the network, or a few (MeanFlow,
 arXiv 2505.13447; it is not in MAR's paper). The network is that of the Diffusion Loss, told t - r
-beside t. Guidance combines average velocities, which are not the averages of guided ones.
+beside t. Guidance combines average velocities; that of a guided flow would be another.
 
 Shapes: B batch, M tokens with a loss, R rows (tokens, of any images), C channels of a token, D
 width of z, A independent draws of (r, t, eps) for each token, W width of the network.
@@ -43,6 +43,7 @@ class MeanFlowConfig(Config):
     )
     noise_samples_per_token: int = Field(
         gt=0,
+        le=1000,
         multiple_of=2,
         description="independent (r, t, eps) for each token; in half of them r = t",
     )
@@ -180,7 +181,7 @@ class MeanFlow(Head):
 
 @cache
 def _load_forward_derivatives() -> None:
-    """Let torch compile its forward derivatives, by its own deprecated `torch.jit.script`."""
+    """Take a first one, for which torch calls its own deprecated `torch.jit.script`."""
     one = torch.ones(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

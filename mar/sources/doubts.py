@@ -93,13 +93,13 @@ def sizes(class_names: Sequence[str], rows: Rows) -> list[str]:
         found.append(f"there is one class only, {show(class_names[0])}")
     if single := [class_names[label] for label in sorted(counts) if counts[label] == 1]:
         found.append(
-            f"{len(single)} of {len(class_names)} classes have one image only, as {single[0]}"
+            f"{len(single)} of {len(class_names)} classes have one image only, as {show(single[0])}"
         )
     (most, largest), (fewest, smallest) = counts.most_common()[0], counts.most_common()[-1]
     if largest >= UNEVEN * smallest:
         found.append(
-            f"the classes are very uneven: {class_names[most]} has {largest} images, "
-            f"{class_names[fewest]} has {smallest}"
+            f"the classes are very uneven: {show(class_names[most])} has {largest} images, "
+            f"{show(class_names[fewest])} has {smallest}"
         )
     return found
 

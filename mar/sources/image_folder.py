@@ -219,9 +219,10 @@ def _require_same(train: Path, train_names: set[str], val: Path, val_names: set[
 
 
 def _likeness(name: str) -> str:
-    """Return what is left of a name without capitals, spaces, signs and leading zeros."""
+    """Return what is left of a name without capitals, spaces, lines, dots and leading zeros."""
     letters = unicodedata.normalize("NFKC", name).casefold()
-    return re.sub(r"(?<![0-9])0+(?=[0-9])", "", re.sub(r"[\W_]+", "", letters)) or name
+    joined = re.sub(r"(?<!^)-|[\s_.\u200b-\u200d]+", "", letters)  # a first "-" is a number's sign
+    return re.sub(r"(?<![0-9])0+(?=[0-9])", "", joined) or name
 
 
 def _quoted(name: str) -> str:

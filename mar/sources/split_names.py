@@ -28,17 +28,22 @@ def role(name: str) -> Role | None:
 
 
 def like_splits(names: Iterable[str]) -> list[str]:
-    """Return the names that are those of splits in this or another spelling.
+    """Return the names that are those of splits, in this or another spelling.
 
-    That is `test_set` and `Train2017`, but not `test strips`, which has words of its own. Several
-    that have the same words of their own are: `seg_train` and `seg_test`.
+    `test_set` and `Train2017` are. `test strips` is not, as it has another word. Names that have
+    the same other words, and different words for a split, are: `seg_train` and `seg_test`.
     """
-    own: dict[tuple[str, ...], list[str]] = {}  # words of their own -> names that have the word
+    others: dict[tuple[str, ...], list[tuple[str, str]]] = {}  # -> the word for a split, the name
     for name in names:
         words: list[str] = re.findall(r"[^\W\d_]+", name.casefold())
         words = [word for word in words if not re.fullmatch(FILLERS, word)]
         of_split = [word for word in words if ONE_WORD.fullmatch(word)]
         if len(of_split) == 1:
             words.remove(of_split[0])
-            own.setdefault(tuple(words), []).append(name)
-    return sorted(name for words, alike in own.items() if not words or alike[1:] for name in alike)
+            others.setdefault(tuple(words), []).append((of_split[0], name))
+    return sorted(
+        name
+        for words, found in others.items()
+        if not words or len({split for split, _ in found}) > 1
+        for _, name in found
+    )

@@ -157,10 +157,11 @@ def test_a_database_of_another_mlflow_is_refused_with_the_remedy(
     assert f"mlflow db upgrade sqlite:///{copy / 'mlflow.db'}" in reason
 
 
-@pytest.mark.parametrize("kept", [0, 20_000])
+@pytest.mark.parametrize("kept", [0, 4096])
 def test_a_damaged_database_is_named_with_the_remedy(copy: Path, kept: int) -> None:
     path = copy / "mlflow.db"
-    path.write_bytes(path.read_bytes()[:kept] or b"no database" * 99)
+    content = path.read_bytes()
+    path.write_bytes(content[:kept] + b"no database" * (len(content) // 11))
     with pytest.raises(Exception, match="sqlite3") as caught:
         mlflow_store.connect()
     said = mlflow_store.reason(caught.value)

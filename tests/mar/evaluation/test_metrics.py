@@ -341,9 +341,11 @@ def test_a_distance_of_singular_covariances_is_that_of_torch_fidelity() -> None:
 
 def test_images_of_some_classes_get_a_warning() -> None:
     labels = torch.tensor([0, 0, 2])
-    warning = class_warning(labels, 3, [2, 0, 1])
-    assert warning is not None
-    assert warning.startswith("the pictures are of 2 of 3 classes, the real images of all")
+    for counts in ([2, 1, 1], None):
+        warning = class_warning(labels, 3, counts)
+        assert warning is not None
+        assert warning.startswith("the pictures lack 1 of the 3 classes of the real images: only")
+    assert class_warning(labels, 3, [2, 0, 1]) is None  # nor are there real ones of that class
     assert class_warning(torch.arange(3), 3, None) is None
 
 
@@ -355,6 +357,13 @@ def test_classes_in_other_shares_than_the_real_ones_get_a_warning() -> None:
     assert "(47% would have to be of another class)" in warning  # 2 * (1/3 - 1/10)
     as_data = labels_as_data(30, [800, 100, 100], seed=0)
     assert class_warning(as_data, 3, [800, 100, 100]) is None
+
+
+@pytest.mark.parametrize("count", [12, 16])
+def test_shares_that_whole_images_cannot_have_get_no_warning(count: int) -> None:
+    real = [50] * 10
+    assert class_warning(torch.arange(count) % 10, 10, real) is None
+    assert class_warning(labels_as_data(count, real, seed=0), 10, real) is None
 
 
 def test_a_reference_says_what_it_cannot_give_and_that_it_is_small() -> None:

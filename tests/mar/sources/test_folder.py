@@ -163,12 +163,22 @@ def test_a_socket_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "socket" in collection.unreadable["a/3.png"]
 
 
-def test_a_file_that_memory_does_not_hold_is_named(tmp_path: Path) -> None:
+def test_a_file_that_memory_does_not_hold_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_images(tmp_path, "a/1.png", "a/2.png")
-    with (tmp_path / "a/3.png").open("wb") as file:
-        file.truncate(2**42)
+    (tmp_path / "a/3.png").write_bytes(bytes(100))
+
+    def open_file(descriptor: int, mode: str) -> Any:
+        file = open(descriptor, mode)  # noqa: SIM115 (as it is opened there)
+        if os.fstat(descriptor).st_size == 100:
+            file.close()
+            raise MemoryError
+        return file
+
+    monkeypatch.setattr("mar.data.reading.open", open_file, raising=False)
     found = collect_folder(tmp_path, max_unreadable=1).unreadable
-    assert found == {"a/3.png": "4398046511104 bytes, which memory does not hold"}
+    assert found == {"a/3.png": "100 bytes, which memory does not hold"}
 
 
 def test_damaged_photographs_are_counted(tmp_path: Path) -> None:

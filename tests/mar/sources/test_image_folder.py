@@ -252,6 +252,12 @@ def test_words_that_begin_like_splits_are_classes(tmp_path: Path, name: str) -> 
     assert list_folder(tmp_path).class_names == [name]
 
 
+def test_classes_that_share_one_word_of_a_split_are_classes(tmp_path: Path) -> None:
+    names = ["train_cat_1", "train_cat_2", "toy train", "test tube"]
+    touch(tmp_path, *(f"{name}/1.png" for name in names))
+    assert list_folder(tmp_path).class_names == sorted(names)
+
+
 def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "Train/a/1.png", "train/a/1.png")
     assert refused(tmp_path) == "ROOT holds Train and train, expected one of them"
