@@ -38,7 +38,9 @@ def read(path: Path = FILE) -> dict[str, Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML as DVC does (1.2: `1e-4` is a number); the same text once, as it takes long.
+    """Parse YAML as DVC does (1.2: `1e-4` is a number).
+
+    Parsing is slow, so the last texts are remembered; each call gets its own copy.
 
     Raises:
         YAMLError: it is not YAML.

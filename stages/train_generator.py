@@ -40,7 +40,7 @@ def main(stage: Stage) -> None:
     section = stage.params("generator", GeneratorSource)
     info = _latents_info(stage)
     encoder = load_encoder(ENCODER, base=stage.root)
-    model = _model(stage, section, info, encoder)
+    model = _build_model(stage, section, info, encoder)
     given = _initial_weights(stage, section, model)
     cache = LatentCache(LATENTS, info, on_device=stage.cache_on_device)
     texts = encoder and TextCache.open(TEXTS, encoder.to(stage.device), section.condition_tokens)
@@ -102,9 +102,10 @@ def _latents_info(stage: Stage) -> LatentsInfo:
     return info
 
 
-def _model(
+def _build_model(
     stage: Stage, section: GeneratorSource, info: LatentsInfo, encoder: TextEncoder | None
 ) -> MAR:
+    """Build the generator, with checkpointing and compilation as the stage has them."""
     text = encoder and TextShape(encoder.token_kind, encoder.size, encoder.identity)
     model = MAR(section, info.latent, info.num_classes, info.codebook_size, text=text)
     set_checkpointing(model, stage.checkpointing)

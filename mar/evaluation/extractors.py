@@ -219,7 +219,7 @@ def do_share(batches: Iterable[Features]) -> None:
 
 
 def gather(batches: Iterable[Features], count: int) -> Features:
-    """Join batches of `count` images, none of which is in memory twice."""
+    """Join batches of the features of `count` images, without holding any twice."""
     whole: list[Tensor | None] = []
     first = 0
     for batch in batches:

@@ -40,8 +40,8 @@ class ScenesData(DataSource):
         "named twice is so twice as often among the scenes to train on",
     )
     whole_captions: bool = Field(
-        description="whether scenes of the tasks position and color_attr have a second caption to "
-        "train on, which says colours and places both"
+        description="whether scenes of position and color_attr have a second caption, which says "
+        "colours and places both; prompts are the first captions"
     )
     num_train: int = Field(ge=1, description="scenes to train on")
     num_held_out: int = Field(ge=1, description="scenes of other digits, which are held out")
