@@ -1,8 +1,7 @@
-"""The last words of a program `python -m stages.NAME` that is interrupted or finds no memory.
+"""The last words of a program of `stages` or `pipelines` that is interrupted or finds no memory.
 
-`stages/__init__.py` installs them, so they hold from before torch is imported, which takes seconds;
-`pipelines/__init__.py` does for the programs of `pipelines`.
-Errors of other kinds keep their traceback.
+Their `__init__.py` installs them, so they hold from before torch or Prefect is imported, which
+takes seconds. Errors of other kinds keep their traceback.
 """
 
 import errno
