@@ -234,6 +234,8 @@ def _quiet() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     logging.getLogger("mlflow.store").setLevel(logging.ERROR)
     logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
+    # Where a signal cuts a query short, a cursor that cannot be closed is no news.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
 def _mend_mlflow() -> None:

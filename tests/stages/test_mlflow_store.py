@@ -1,5 +1,6 @@
 """Runs find their database whatever the project is called, wherever it went, whatever befell it."""
 
+import logging
 import os
 import shutil
 import sqlite3
@@ -155,6 +156,11 @@ def test_a_database_of_another_mlflow_is_refused_with_the_remedy(
     reason = mlflow_store.reason(caught.value)
     assert said in reason
     assert f"mlflow db upgrade sqlite:///{copy / 'mlflow.db'}" in reason
+
+
+def test_a_query_that_a_signal_cuts_short_leaves_no_traceback(copy: Path) -> None:
+    mlflow_store.connect()
+    assert not logging.getLogger("sqlalchemy.pool.impl.QueuePool").isEnabledFor(logging.ERROR)
 
 
 @pytest.mark.parametrize("kept", [0, 4096])
