@@ -271,8 +271,8 @@ def test_a_few_samples_are_scored_with_settings_that_they_bear(
     assert "classifier_fid_5" in found["samples"]
     said = capsys.readouterr().err
     assert "for want of samples, evaluate has kid_subset_size 2 (not 100)" in said
-    classes = len(labels[:5].unique())
-    assert f"evaluate: the pictures are of {classes} of 10 classes, the real images of all" in said
+    lacking = 10 - len(labels[:5].unique())
+    assert f"evaluate: the pictures lack {lacking} of the 10 classes of the real images" in said
     write_samples(images[:1], labels[:1])
     with pytest.raises(ValueError, match=r"scores need 2 images or more, got 1 \(samples\)"):
         evaluate.main(stage("evaluate"))

@@ -128,7 +128,7 @@ def test_scores_of_few_pictures_say_what_they_lack(
     assert found["evaluate"]["kid_subset_size"] == 2
     assert found["evaluate"]["neighbours"] == 1
     error = capsys.readouterr().err
-    assert "the pictures are of 2 of 10 classes, the real images of all" in error
+    assert "the pictures lack 8 of the 10 classes of the real images" in error
     assert "for want of images, evaluate has kid_subset_size 2 (not 20), neighbours 1 (not 3)" in (
         error
     )
