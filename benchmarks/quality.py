@@ -2,11 +2,13 @@
 
     python -m benchmarks.quality --train 2000 --seeds 0 1
     python -m benchmarks.quality --images 1000
+    python -m benchmarks.quality --draw docs/sampling-photographs64.csv
 
 The first line trains the heads of HEADS on the latents in `out/`, all else being as `params.yaml`
-says. The second samples with each of these models in every way of MODES, scores the images against
-`out/reference` and draws the plot. Both take up where they were broken off. `--models` takes other
-generators on the same tokenizer, such as `out/train_generator/ema.safetensors`.
+says. The second samples with each of these models in every way of MODES (or those of `--curves` and
+`--steps`), scores the images against `out/reference` and draws the plot. Both take up where they
+were broken off. `--models` takes other generators on the same tokenizer, such as
+`out/train_generator/ema.safetensors`. The third draws the plot of a table alone.
 """
 
 import argparse
@@ -57,19 +59,26 @@ HEADS: dict[str, dict[str, Any]] = {  # section generator.head, with size and dr
     "energy": {"kind": "energy", "alpha": 1.0},
 }
 # By kind of head, the curves of the plot: what differs from section sample and COMMON, and the
-# numbers of steps.
+# numbers of steps of a token. num_steps is that of the generation.
 MODES: dict[str, dict[str, tuple[dict[str, Any], list[int]]]] = {
     "diffusion": {
         "ancestral": ({"solver": "ancestral"}, [5, 10, 25, 50, 100]),
         "annealed to 5": ({"solver": "ancestral", "final_num_steps": 5}, [25, 50]),
         "DDIM": ({"solver": "ddim"}, [5, 10, 25]),
         "DPM-Solver++": ({"solver": "dpm++"}, [5, 10, 25]),
+        "8 generation steps": ({"solver": "ancestral", "num_steps": 8}, [10, 25]),
+        "8 in halves": (
+            {"solver": "ancestral", "num_steps": 8, "reconstruction_steps": 2},
+            [10, 25],
+        ),
     },
     "flow": {
         "Euler": ({"solver": "euler"}, [1, 2, 4, 8, 25]),
         "Adams": ({"solver": "adams"}, [3, 4, 8]),
         "Heun": ({"solver": "heun"}, [4]),
         "midpoint": ({"solver": "midpoint"}, [2, 4]),
+        "8 generation steps": ({"solver": "adams", "num_steps": 8}, [8]),
+        "8 in halves": ({"solver": "adams", "num_steps": 8, "reconstruction_steps": 2}, [8]),
     },
     "meanflow": {"equal steps": ({}, [1, 2, 4, 8])},
     "energy": {
@@ -77,6 +86,7 @@ MODES: dict[str, dict[str, tuple[dict[str, Any], list[int]]]] = {
         "one evaluation, guidance 2": ({"guidance_scale": 2.0}, [1]),
     },
 }
+CURVES = list(dict.fromkeys(curve for curves in MODES.values() for curve in curves))
 COMMON = {  # of section sample.head, for the heads that have the key
     "num_steps": 1,
     "final_num_steps": None,
@@ -98,6 +108,11 @@ def parse() -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[0], help="of the trainings (default: 0)")
     add("--models", type=Path, nargs="+", metavar="FILE",
         help="generators to sample with (default: those that --train has made)")  # fmt: skip
+    add("--curves", nargs="+", choices=CURVES, default=CURVES, metavar="CURVE",
+        help=f"ways of sampling, of {', '.join(CURVES)} (default: all)")  # fmt: skip
+    add("--steps", type=int, nargs="+", help="of a token (default: all those of each curve)")
+    add("--draw", type=Path, metavar="TABLE",
+        help="a .csv of rows that were measured: draw its plot beside it, and end")  # fmt: skip
     add("--images", type=int, default=1000, help="images of each row")
     add("--batch", type=int, default=250, help="images generated at a time")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE",
@@ -225,13 +240,16 @@ def measure_all(arguments: argparse.Namespace, file: Path) -> list[dict[str, Any
         model = load_mar(path, seal.digest(TOKENIZER)).to(arguments.device)
         name, _, seed = path.stem.rpartition("-")
         for curve, config in ways(model.config.head.kind, given):
+            steps = getattr(config.head, "num_steps", 1)
+            if curve not in arguments.curves or steps not in (arguments.steps or [steps]):
+                continue
             row = {"model": name, "seed": seed, "curve": curve, "images": arguments.images,
                    "batch": arguments.batch, "device": str(arguments.device),
                    "sample": config.model_dump()}  # fmt: skip
             if any(row.items() <= known.items() for known in rows):
                 continue
             found, images = bench.measure(model, config)
-            rows.append({**row, "steps": row["sample"]["head"].get("num_steps", 1), **found})
+            rows.append({**row, "steps": steps, **found})
             atomic.write_json(file, rows)
             shown = f"{name}-{seed}-{curve}-{rows[-1]['steps']}.png".replace(" ", "-")
             save_png(arguments.out / "pictures" / shown, bench.picture(images))
@@ -254,10 +272,9 @@ def styled_curves(means: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
             yield model, ("o-", "s--", "D:", "^-.")[number % 4], curve
 
 
-def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+def draw(table: pd.DataFrame, path: Path, title: str) -> None:
     """Draw FID and the share recognised over time and FID over evaluations, as means over seeds."""
-    scores = [name for name in rows[0] if is_drawn(name)]
-    table = pd.DataFrame(rows)
+    scores = [name for name in table if is_drawn(str(name))]
     keys = ["model", "curve", "steps"]
     means = table.groupby(keys, sort=False)[["seconds", "evaluations", *scores]].mean()
     means = pd.DataFrame(means).reset_index().assign(ms=lambda found: 1000 * found["seconds"])
@@ -296,10 +313,15 @@ def main() -> None:
     if arguments.train is not None:
         train_models(arguments)
         return
+    if arguments.draw is not None:
+        draw(pd.read_csv(arguments.draw), arguments.draw.with_suffix(".png"), arguments.title)
+        return
     rows = measure_all(arguments, arguments.out / "quality.json")
+    if not rows:
+        raise ValueError("--models, --curves, --steps: no model here has a row of that kind")
     table = pd.DataFrame(rows).drop(columns="sample")
     atomic.write_text(arguments.out / "quality.csv", table.to_csv(index=False))
-    draw(rows, arguments.out / "quality.png", arguments.title)
+    draw(table, arguments.out / "quality.png", arguments.title)
 
 
 if __name__ == "__main__":
