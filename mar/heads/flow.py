@@ -16,11 +16,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from mar.config import Config
-from mar.heads.annealing import AnnealedSampler
-from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection
-from mar.heads.denoiser import Denoiser, NamedOrCustom, denoiser_size
+from mar.heads.base import Condition, Draws, Noise, SamplerSection
 from mar.heads.denoising import Denoising
+from mar.heads.straight_path import LogitNormal, PathHead, PathSampler, PathSection, on_path
 from mar.precision import without_autocast
 
 
@@ -28,35 +26,17 @@ Solver = Literal["euler", "adams", "heun", "midpoint"]
 TIME_SCALE = 1000  # the denoiser embeds times from 0 to 1000; a flow's run from 0 to 1
 
 
-class LogitNormal(Config):
-    """The distribution of 1 / (1 + exp(-n)), n being normal."""
-
-    mean: float = Field(description="of n; below 0, more times are near the data")
-    std: float = Field(gt=0, description="of n; SD3: mean 0, standard deviation 1")
-
-
-class FlowConfig(Config):
+class FlowConfig(PathSection):
     """Section `generator.head` for `kind: flow`."""
 
     kind: Literal["flow"]
-    size: NamedOrCustom = Field(
-        description="the denoiser: a size of the paper by name, or blocks and width"
-    )
-    noise_samples_per_token: int = Field(
-        gt=0, le=1000, description="independent (t, eps) for each token"
-    )
     times: LogitNormal | None = Field(
         description="distribution of t in training: logit-normal (SD3, section 3.1), or null for "
         "uniform"
     )
 
-    @property
-    def denoiser_width(self) -> int:
-        """Return the width of the denoiser."""
-        return denoiser_size(self.size).width
 
-
-class FlowSampler(AnnealedSampler):
+class FlowSampler(PathSampler):
     """Section `sample.head` for `kind: flow`."""
 
     kind: Literal["flow"]
@@ -65,47 +45,26 @@ class FlowSampler(AnnealedSampler):
         description="euler (order 1), adams (order 2, as many network calls), or with twice the "
         "calls heun or midpoint (order 2)"
     )
-    temperature: float = Field(gt=0, description="scale of the initial noise of a token")
-
-    @property
-    def num_noises(self) -> int:
-        """Return 0: a token takes the initial noise alone."""
-        return 0
 
 
-class RectifiedFlow(Head):
+class RectifiedFlow(PathHead):
     """Train and sample p(x | z) by the velocity eps - x_0 of x_t = (1 - t) x_0 + t eps."""
-
-    def __init__(self, config: FlowConfig, *, channels: int, z_width: int) -> None:
-        super().__init__()
-        self.channels = channels
-        self.noise_samples_per_token = config.noise_samples_per_token
-        self.times = config.times
-        size = denoiser_size(config.size)
-        self.denoiser = Denoiser(size, channels=channels, out_channels=channels, z_width=z_width)
-
-    def initialize(self, rng: torch.Generator) -> None:
-        """Set every weight, as `Denoiser.initialize` says."""
-        self.denoiser.initialize(rng)
 
     def draw(self, batch: int, num_tokens: int, rng: torch.Generator) -> Draws:
         """Draw t and eps for the tokens that have a loss."""
-        shape = (batch, num_tokens, self.noise_samples_per_token)
-        t = draw_times(self.times, shape, rng)
-        eps = torch.randn(*shape, self.channels, generator=rng, device=rng.device)
-        return t, eps
+        t = self.draw_times(batch, num_tokens, rng)
+        return t, self.draw_eps(batch, num_tokens, rng)
 
     def forward(
         self, z: Float[Tensor, "B M D"], x_0: Float[Tensor, "B M C"], draws: Draws
     ) -> Float[Tensor, "B M A"]:
         """Return the squared error of the velocity, a mean over channels."""
         t, eps = draws  # (B, M, A), (B, M, A, C)
-        data = x_0[:, :, None].float()  # (B, M, 1, C)
-        x_t = torch.lerp(data.expand_as(eps), eps, t[..., None])  # (B, M, A, C)
+        x_t, target = on_path(x_0, t, eps)  # (B, M, A, C)
         time = self.denoiser.embed_time(TIME_SCALE * t.flatten())  # (B * M * A, W)
         y = self.denoiser.embed_z(z)[:, :, None].expand(-1, -1, t.shape[2], -1).flatten(0, 2)
         velocity = self.denoiser.denoise(x_t.flatten(0, 2), y + time).float()
-        error = velocity - (eps - data).flatten(0, 2)
+        error = velocity - target.flatten(0, 2)
         return error.square().mean(dim=1).reshape(t.shape)
 
     @torch.no_grad()
@@ -141,16 +100,6 @@ def solver_times(num_steps: int, solver: Solver, device: torch.device) -> Float[
 
 def _intervals_per_step(solver: Solver) -> int:
     return 2 if solver == "midpoint" else 1
-
-
-def draw_times(
-    times: LogitNormal | None, shape: tuple[int, int, int], rng: torch.Generator
-) -> Float[Tensor, "B M A"]:
-    """Draw times from 0 (data) to 1 (noise), logit-normal or, for None, uniform."""
-    if times is None:
-        return torch.rand(shape, generator=rng, device=rng.device)
-    normal = torch.randn(shape, generator=rng, device=rng.device)
-    return torch.sigmoid(times.mean + times.std * normal)
 
 
 def solve(

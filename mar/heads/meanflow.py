@@ -18,12 +18,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from mar.config import Config
-from mar.heads.annealing import AnnealedSampler
-from mar.heads.base import Condition, Draws, Head, Noise, SamplerSection
-from mar.heads.denoiser import FREQUENCIES, Denoiser, NamedOrCustom, denoiser_size, time_features
+from mar.heads.base import Condition, Draws, Noise, SamplerSection
+from mar.heads.denoiser import FREQUENCIES, time_features
 from mar.heads.denoising import Denoising
-from mar.heads.flow import LogitNormal, draw_times
+from mar.heads.straight_path import LogitNormal, PathHead, PathSampler, PathSection, on_path
 from mar.linear import Linear
 from mar.precision import without_autocast
 
@@ -34,13 +32,10 @@ TIME_SCALE = 10
 SMALLEST = 1e-3  # c of the adaptive weight (MeanFlow, section 4.3)
 
 
-class MeanFlowConfig(Config):
+class MeanFlowConfig(PathSection):
     """Section `generator.head` for `kind: meanflow`."""
 
     kind: Literal["meanflow"]
-    size: NamedOrCustom = Field(
-        description="the network: a size of the paper's denoiser by name, or blocks and width"
-    )
     noise_samples_per_token: int = Field(
         gt=0,
         le=1000,
@@ -52,42 +47,27 @@ class MeanFlowConfig(Config):
         "mean -0.4, standard deviation 1), or null for uniform"
     )
 
-    @property
-    def denoiser_width(self) -> int:
-        """Return the width of the network."""
-        return denoiser_size(self.size).width
 
-
-class MeanFlowSampler(AnnealedSampler):
+class MeanFlowSampler(PathSampler):
     """Section `sample.head` for `kind: meanflow`."""
 
     kind: Literal["meanflow"]
     num_steps: int = Field(gt=0, le=10_000, description="equal steps from noise to a token")
-    temperature: float = Field(gt=0, description="scale of the initial noise of a token")
-
-    @property
-    def num_noises(self) -> int:
-        """Return 0: a token takes the initial noise alone."""
-        return 0
 
 
-class MeanFlow(Head):
+class MeanFlow(PathHead):
     """Train and sample p(x | z) by the average velocity of x_t = (1 - t) x_0 + t eps."""
 
     def __init__(self, config: MeanFlowConfig, *, channels: int, z_width: int) -> None:
-        super().__init__()
-        self.channels = channels
-        self.noise_samples_per_token = config.noise_samples_per_token
-        self.times = config.times
-        size = denoiser_size(config.size)
-        self.denoiser = Denoiser(size, channels=channels, out_channels=channels, z_width=z_width)
+        super().__init__(config, channels=channels, z_width=z_width)
+        width = config.denoiser_width
         self.span_mlp = nn.Sequential(
-            Linear(2 * FREQUENCIES, size.width), nn.SiLU(), Linear(size.width, size.width)
+            Linear(2 * FREQUENCIES, width), nn.SiLU(), Linear(width, width)
         )
 
     def initialize(self, rng: torch.Generator) -> None:
         """Set every weight, as `Denoiser.initialize` says; the MLP of t - r as that of t."""
-        self.denoiser.initialize(rng)
+        super().initialize(rng)
         for layer in self.span_mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02, generator=rng)
@@ -95,9 +75,8 @@ class MeanFlow(Head):
 
     def draw(self, batch: int, num_tokens: int, rng: torch.Generator) -> Draws:
         """Draw r, t and eps for the tokens that have a loss; r = t in the first half of draws."""
-        shape = (batch, num_tokens, self.noise_samples_per_token)
-        one, other = (draw_times(self.times, shape, rng) for _ in range(2))
-        eps = torch.randn(*shape, self.channels, generator=rng, device=rng.device)
+        one, other = (self.draw_times(batch, num_tokens, rng) for _ in range(2))
+        eps = self.draw_eps(batch, num_tokens, rng)
         half = self.noise_samples_per_token // 2
         other = torch.cat([one[:, :, :half], other[:, :, half:]], dim=2)
         return torch.minimum(one, other), torch.maximum(one, other), eps
@@ -112,8 +91,7 @@ class MeanFlow(Head):
         """
         r, t, eps = draws  # (B, M, A), (B, M, A), (B, M, A, C)
         num_draws, half = t.shape[2], t.shape[2] // 2
-        data = x_0[:, :, None].float()  # (B, M, 1, C)
-        velocity, x_t = eps - data, torch.lerp(data.expand_as(eps), eps, t[..., None])
+        x_t, velocity = on_path(x_0, t, eps)  # (B, M, A, C)
         y = self.denoiser.embed_z(z)[:, :, None].expand(-1, -1, num_draws, -1)
         given = [each.flatten(0, 2) for each in (x_t, t, t - r, y)]
         u = self.average_velocity(*given).float().reshape(eps.shape)

@@ -72,10 +72,12 @@ def generate(
     )  # (B, N, C)
     if known is not None:
         tokens = known.tokens
-    orders, hidden, counts = _course(model, noise.orders, config, known)
-    samplers = [config.head.at_step(step, len(counts)) for step in range(len(counts))]
+    plan = _plan(model, noise.orders, config, known)
+    orders, hidden = plan.orders, plan.num_hidden
+    num_steps = len(plan.num_left)
+    samplers = [config.head.at_step(step, num_steps) for step in range(num_steps)]
     draw = Drawing(model, given, orders, noise, config, samplers, cached=cached)
-    for step, num_left in enumerate(counts):
+    for step, num_left in enumerate(plan.num_left):
         # The original's linear schedule counts one token as hidden in the last step.
         scale = guidance_at(config, model.num_tokens - max(num_left, 1), model.num_tokens)
         visible = orders[:, hidden:].sort(dim=1).values  # (B, V)
@@ -95,10 +97,25 @@ def generate(
     return model.unpatchify(tokens)
 
 
-def _course(
+@dataclass(frozen=True)
+class Plan:
+    """Which tokens a generation draws, and when.
+
+    Attributes:
+        orders: Positions of each image's tokens, those drawn first at the end.
+        num_hidden: How many are to be drawn: the first ones of an order.
+        num_left: How many of these are still to be drawn after each generation step.
+    """
+
+    orders: Int[Tensor, "B N"]
+    num_hidden: int
+    num_left: list[int]
+
+
+def _plan(
     model: MAR, orders: Int[Tensor, "B N"], config: SampleConfig, known: KnownTokens | None
-) -> tuple[Int[Tensor, "B N"], int, list[int]]:
-    """Return the orders of the tokens, how many are hidden, and how many stay so at each step."""
+) -> Plan:
+    """Return the plan of a generation in random orders, which known tokens and halves change."""
     hidden = model.num_tokens
     board, in_board = checkerboard(model.rows, model.columns), (model.num_tokens + 1) // 2
     if config.reconstruction_steps is not None:
@@ -107,7 +124,7 @@ def _course(
         orders = _hidden_first(orders, known.mask, model)
         hidden, in_board = int(known.mask.sum()), int((known.mask & board.to(orders.device)).sum())
     steps = (config.num_steps, config.reconstruction_steps)
-    return orders, hidden, hidden_counts(*steps, in_board, hidden - in_board)
+    return Plan(orders, hidden, hidden_counts(*steps, in_board, hidden - in_board))
 
 
 class Drawing:

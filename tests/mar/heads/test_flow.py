@@ -11,13 +11,12 @@ from mar.heads.denoiser import DenoiserSize
 from mar.heads.flow import (
     FlowConfig,
     FlowSampler,
-    LogitNormal,
     RectifiedFlow,
     Solver,
-    draw_times,
     solve,
     solver_times,
 )
+from mar.heads.straight_path import LogitNormal, draw_times
 
 
 @pytest.fixture
