@@ -17,8 +17,9 @@ from mar.data.dataset import ImageSet
 from mar.evaluation.copies import Copies, CopyScale
 from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.extractors import Features, Images, extract, gather
-from mar.evaluation.metrics import EvaluateConfig, score
+from mar.evaluation.metrics import score
 from mar.evaluation.real_images import RealImages
+from mar.evaluation.score_config import EvaluateConfig
 from mar.evaluation.score_names import find
 from mar.sampling.store import SampleSet
 from mar.seeds import make_rng

@@ -11,9 +11,9 @@ from typing import Any
 from mar.data.class_names import read_class_names
 from mar.evaluation.classifier_extractor import ClassifierReference
 from mar.evaluation.extractor_registry import ReferenceConfig
-from mar.evaluation.metrics import EvaluateConfig, fit_sizes, fit_warnings
 from mar.evaluation.photo_scores import check_classes as check_objects
 from mar.evaluation.published import find_published, has_images
+from mar.evaluation.score_config import EvaluateConfig, fit_sizes, fit_warnings
 from mar.latents.info import LatentsConfig
 from mar.model.mar import GeneratorConfig, check_size, narrow_denoiser_warning
 from mar.released.generator import GeneratorSource

@@ -13,14 +13,10 @@ from mar.evaluation.confusion import confusion_picture
 from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.extractors import Extractor, Features
 from mar.evaluation.image_grid import captioned_grid, label_grid
-from mar.evaluation.metrics import (
-    EvaluateConfig,
-    class_warning,
-    distance_to_reference,
-    score,
-)
+from mar.evaluation.metrics import class_warning, distance_to_reference, score
 from mar.evaluation.real_images import RealImages
 from mar.evaluation.reference import Reference
+from mar.evaluation.score_config import EvaluateConfig
 from mar.evaluation.score_names import bases, find
 from mar.files import atomic
 from mar.sampling.store import SampleSet

@@ -12,8 +12,8 @@ from mar.evaluation.clip import Clip, ClipScorer
 from mar.evaluation.detectors.colors import ColorNamer
 from mar.evaluation.detectors.mask2former import Mask2Former
 from mar.evaluation.extractors import Images
-from mar.evaluation.metrics import EvaluateConfig, GenEvalConfig
 from mar.evaluation.photo_scores import PhotoJudge, check_classes
+from mar.evaluation.score_config import EvaluateConfig, GenEvalConfig
 from mar.scenes.wanted import Prompt
 from stages.share_rows import percent, task_rows
 from stages.tables import PLUS_MINUS, Table

@@ -13,9 +13,10 @@ from mar.evaluation.classifier_extractor import ClassifierReference
 from mar.evaluation.copies import SCALE, CopyScale
 from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.extractors import Features
-from mar.evaluation.metrics import ScoreConfig, score
+from mar.evaluation.metrics import score
 from mar.evaluation.real_images import RealImages
 from mar.evaluation.reference import INFO, STATISTICS, ReferenceInfo, measure
+from mar.evaluation.score_config import ScoreConfig
 from mar.files import atomic
 from stages import classifier_training
 from stages.images import open_images

@@ -15,9 +15,10 @@ from torch import Tensor
 from mar.evaluation import extractors
 from mar.evaluation.extractor_registry import ReferenceConfig
 from mar.evaluation.extractors import Features, ReferenceSection
-from mar.evaluation.metrics import EvaluateConfig, class_warning, score
+from mar.evaluation.metrics import class_warning, score
 from mar.evaluation.real_images import RealImages
 from mar.evaluation.reference import INFO, ReferenceInfo
+from mar.evaluation.score_config import EvaluateConfig
 from stages import params, presets, prompt_scores, scene_scores
 from stages.prompt_scores import Asked, Scorers
 from stages.stage import OUT, root

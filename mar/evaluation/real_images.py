@@ -6,13 +6,9 @@ from typing import Any, NamedTuple
 
 from mar.evaluation import extractors
 from mar.evaluation.extractors import Extractor, ReferenceSection
-from mar.evaluation.metrics import (
-    ScoreConfig,
-    fit_sizes,
-    fit_warnings,
-    reference_warnings,
-)
+from mar.evaluation.metrics import reference_warnings
 from mar.evaluation.reference import INFO, STATISTICS, Reference, ReferenceInfo
+from mar.evaluation.score_config import ScoreConfig, fit_sizes, fit_warnings
 from mar.evaluation.score_names import count_warnings
 from mar.evaluation.uncertainty import infinity_warning
 

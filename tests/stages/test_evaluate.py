@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from mar.data.dataset import ImageSet
 from mar.data.manifest import Manifest
-from mar.evaluation.metrics import GenEvalConfig
 from mar.evaluation.reference import ReferenceInfo
+from mar.evaluation.score_config import GenEvalConfig
 from mar.evaluation.score_names import bases, find
 from mar.files import seal
 from mar.sampling.store import SampleSet, shard_path, write_shard

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mar.evaluation.metrics import EvaluateConfig
 from mar.evaluation.reference import ReferenceInfo
+from mar.evaluation.score_config import EvaluateConfig
 from mar.sampling.config import SampleConfig
 from mar.sampling.store import SampleSet
 from stages import generate, generate_options, params

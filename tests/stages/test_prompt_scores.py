@@ -11,8 +11,8 @@ import tiny_project
 import tiny_scorers as tiny
 import torch
 
-from mar.evaluation.metrics import EvaluateConfig
 from mar.evaluation.pretrained import digest
+from mar.evaluation.score_config import EvaluateConfig
 from mar.sampling.store import SampleSet, shard_path, write_shard
 from stages import check, evaluate, prompt_scores
 from stages.stage import Stage

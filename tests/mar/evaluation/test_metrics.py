@@ -24,16 +24,9 @@ from mar.evaluation import classifier_extractor, dinov2, inception
 from mar.evaluation.classifier import ClassifierConfig, new_classifier, save_classifier
 from mar.evaluation.classifier_extractor import SCORES, ClassifierReference
 from mar.evaluation.extractors import Features, extract, gather
-from mar.evaluation.metrics import (
-    EvaluateConfig,
-    class_warning,
-    distance_to_reference,
-    fit_sizes,
-    fit_warnings,
-    reference_warnings,
-    score,
-)
+from mar.evaluation.metrics import class_warning, distance_to_reference, reference_warnings, score
 from mar.evaluation.reference import Reference, ReferenceInfo, summarise
+from mar.evaluation.score_config import EvaluateConfig, fit_sizes, fit_warnings
 from mar.evaluation.score_names import ScoreNames, parts
 from mar.evaluation.statistics import Moments, Statistics, frechet_distance
 from mar.sampling.labels import labels_as_data

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from mar.evaluation import inception
 from mar.evaluation.extractors import BATCH, Extractor, extract, gather
-from mar.evaluation.metrics import EvaluateConfig, score
+from mar.evaluation.metrics import score
 from mar.evaluation.reference import Reference, summarise
+from mar.evaluation.score_config import EvaluateConfig
 from mar.sampling.store import SampleSet, shard_path, write_shard
 
 
