@@ -142,8 +142,28 @@ def launch(call: dict[str, Any], num: int, node: int) -> Failure | None:
     for name in list(logging.root.manager.loggerDict):  # what matters is said below, in one line
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with _environment(count_cpus() // num), _signal_handlers_kept():
+            entry = elastic_launch(_config(call, num, node), sys.executable)
+            entry("-m", f"stages.{call['stage']}")
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            sys.stderr.write(
+                f"{call['stage']}: interrupted; the same command goes on from what is saved\n"
+            )
+        raise SystemExit(128 + error.sigval) from None
+    except ChildFailedError as error:
+        return _failure(list(error.failures.values()))
+    except (dist.DistError, RendezvousError) as error:
+        reason = f"machines did not meet at {call['endpoint']}: {str(error).splitlines()[0]}"
+        return Failure(None, reason, LOST, is_accident=True)
+    return None
+
+
+def _config(call: dict[str, Any], num: int, node: int) -> LaunchConfig:
+    """Return what torch's launcher is told: `num` processes on this machine, which is `node`."""
     several = call["nodes"] > 1
-    config = LaunchConfig(
+    return LaunchConfig(
         min_nodes=call["nodes"],
         max_nodes=call["nodes"],
         nproc_per_node=num,
@@ -156,36 +176,36 @@ def launch(call: dict[str, Any], num: int, node: int) -> Failure | None:
         signals_to_handle=SIGNALS,
         shutdown_timeout=GRACE,
     )
-    environment = {
+
+
+@contextmanager
+def _environment(num_cpus: int) -> Iterator[None]:
+    """Set what each process finds in its environment, where a user has not set it otherwise."""
+    before = dict(os.environ)
+    for name, value in {
         "MAR_LAUNCHED": "1",
         "MAR_PIPELINE": once.pipeline_key(),  # else that of their parent: this process
-        "OMP_NUM_THREADS": str(max(1, count_cpus() // num)),
-        "MAR_WORKERS": str(max(1, count_cpus() // num)),
-    }
-    before = dict(os.environ)
-    for name, value in environment.items():
+        "OMP_NUM_THREADS": str(max(1, num_cpus)),
+        "MAR_WORKERS": str(max(1, num_cpus)),
+    }.items():
         os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Put back the handlers of signals at the end, where torch's launcher leaves its own."""
     numbers = [signal.Signals[name] for name in SIGNALS.split(",")]
     handlers = {number: signal.getsignal(number) for number in numbers}
     try:
-        elastic_launch(config, sys.executable)("-m", f"stages.{call['stage']}")
-    except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            sys.stderr.write(
-                f"{call['stage']}: interrupted; the same command goes on from what is saved\n"
-            )
-        raise SystemExit(128 + error.sigval) from None
-    except ChildFailedError as error:
-        return _failure(list(error.failures.values()))
-    except (dist.DistError, RendezvousError) as error:
-        reason = f"machines did not meet at {call['endpoint']}: {str(error).splitlines()[0]}"
-        return Failure(None, reason, LOST, is_accident=True)
-    finally:  # torch's stay otherwise
+        yield
+    finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        os.environ.clear()
-        os.environ.update(before)
-    return None
 
 
 @contextmanager

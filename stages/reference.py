@@ -60,9 +60,7 @@ def main(stage: Stage) -> None:
             extractors.do_share(batches)
         return
     reference.save(folder / STATISTICS)
-    counts = None  # published statistics do not say
-    if config.split is not None:
-        counts = measured.labels.bincount(minlength=measured.num_classes).tolist()
+    counts = None if config.split is None else _class_counts(measured)
     info = ReferenceInfo.describe(extractor, reference, image_size, counts)
     held_out_features = reference.features[:0]
     if scored:
@@ -72,6 +70,16 @@ def main(stage: Stage) -> None:
     if len(reference.features) > 1 and measured is train:  # held-out images are never copied
         CopyScale.measure(reference.features, held_out_features).write(folder / SCALE)
     info.write(folder / INFO)
+    _write_metrics(stage, info)
+
+
+def _class_counts(images: ImageSet) -> list[int]:
+    """Return how many images each class has."""
+    return images.labels.bincount(minlength=images.num_classes).tolist()
+
+
+def _write_metrics(stage: Stage, info: ReferenceInfo) -> None:
+    """Write the scores of held-out images, and what they were compared with."""
     stage.write_metrics(
         {
             "held_out": info.held_out,

@@ -78,13 +78,10 @@ def main(stage: Stage) -> None:
         if (found := whole()) is not None:
             save_mar(stage.out / f"{name}.safetensors", found, info.tokenizer)
     snapshots.publish()
-    metrics: dict[str, float] = {
-        "steps": config.steps,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }
-    for last in [point for point in history if "loss" in point][-1:]:  # none if no step was taken
-        metrics["loss"] = last["loss"]
-    stage.write_metrics(metrics)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    losses = [point["loss"] for point in history if "loss" in point]
+    last = {"loss": losses[-1]} if losses else {}  # none if no step was taken
+    stage.write_metrics({"steps": config.steps, "parameters": num_parameters, **last})
 
 
 def _latents_info(stage: Stage) -> LatentsInfo:

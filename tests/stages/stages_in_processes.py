@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from mar import distributed
 from mar.files.seal import DamagedFileError
+from stages.runner import Silent
 from stages.stage import Stage
 from stages.tracking import Run
 
@@ -25,7 +26,8 @@ def run(project: Path, names: Sequence[str]) -> None:
     for name in names:
         work = Path("work", name)
         work.mkdir(parents=True, exist_ok=True)
-        stage = Stage(name, Path("out", name), work, torch.device("cpu"), Run(name))
+        tracked = Run(name) if distributed.is_main() else Silent()
+        stage = Stage(name, Path("out", name), work, torch.device("cpu"), tracked)
         import_module(f"stages.{name}").main(stage)
         distributed.barrier()  # the main process writes its last file after the others are done
 
