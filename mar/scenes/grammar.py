@@ -26,6 +26,7 @@ COLORS = {
     "purple": (255, 0, 255),
     "white": (255, 255, 255),
 }
+REVERSED = {"right of": "left of", "below": "above"}  # with the objects exchanged, the same
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,23 @@ def unseen_pairs() -> set[tuple[int, str]]:
     return set(zip(order, COLORS, strict=False))
 
 
-def draw_scene(task: Task, absent: set[tuple[int, str]], rng: torch.Generator) -> Scene:
+def draw_scene(
+    task: Task,
+    absent: set[tuple[int, str]],
+    rng: torch.Generator,
+    *,
+    reading_order: float = 0.5,
+) -> Scene:
     """Draw a scene with the captions of a task, without some pairs of digit and colour.
 
     Scenes of two objects with colours or places have a second caption, which says both.
+
+    Args:
+        task: Whose captions.
+        absent: Pairs that are left out.
+        rng: Chooses everything.
+        reading_order: The share of captions that name two objects in the order in which one reads
+            (row by row; with a relation: that say "left of" or "above"), from 0.5: as often as not.
     """
     count = {"single_object": 1, "colors": 1, "counting": 2 + below(3, rng)}.get(task, 2)
     digits = _shuffled(len(NUMBERS), rng)[:count]
@@ -78,13 +92,14 @@ def draw_scene(task: Task, absent: set[tuple[int, str]], rng: torch.Generator) -
     elif task == "colors":
         captions = (full[0],)
     elif task == "two_object":
-        captions = (f"a {names[0]} and a {names[1]}",)
+        captions = (_joined([f"a {name}" for name in names], cells, reading_order, rng),)
     else:
-        known = list(relations(*cells))
-        relation = known[below(len(known), rng)]
-        plain = f"a {names[0]} {relation} a {names[1]}"
-        whole = f"{full[0]} {relation} {full[1]}"
-        captions = (plain if task == "position" else f"{full[0]} and {full[1]}", whole)
+        relation, one, other = _related(cells, reading_order, rng)
+        whole = f"{full[one]} {relation} {full[other]}"
+        if task == "position":
+            captions = (f"a {names[one]} {relation} a {names[other]}", whole)
+        else:
+            captions = (_joined(full, cells, reading_order, rng), whole)
     return Scene(digits, colors, cells, captions)
 
 
@@ -95,6 +110,33 @@ def relations(cell: int, other: int) -> Iterator[str]:
         yield "left of" if column < other_column else "right of"
     if row != other_row:
         yield "above" if row < other_row else "below"
+
+
+def _related(
+    cells: Sequence[int], reading_order: float, rng: torch.Generator
+) -> tuple[str, int, int]:
+    """Draw how one of two objects lies to the other, and which of them is named first."""
+    known = list(relations(*cells))
+    relation = known[below(len(known), rng)]
+    if relation in REVERSED and _turned(reading_order, rng):
+        return REVERSED[relation], 1, 0
+    return relation, 0, 1
+
+
+def _joined(
+    objects: Sequence[str], cells: Sequence[int], reading_order: float, rng: torch.Generator
+) -> str:
+    """Return a caption of two objects without their places, and draw which is named first."""
+    one, other = objects
+    if cells[0] > cells[1] and _turned(reading_order, rng):
+        one, other = other, one
+    return f"{one} and {other}"
+
+
+def _turned(reading_order: float, rng: torch.Generator) -> bool:
+    """Draw whether objects against the order of reading are named the other way round."""
+    share = 2 * reading_order - 1
+    return share > 0 and float(torch.rand((), generator=rng)) < share
 
 
 def plural(name: str) -> str:

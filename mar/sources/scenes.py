@@ -43,6 +43,13 @@ class ScenesData(DataSource):
         description="whether scenes of position and color_attr have a second caption, which says "
         "colours and places both; prompts are the first captions"
     )
+    reading_order: float = Field(
+        ge=0.5,
+        lt=1,
+        description="share of training captions that name two objects in the order in which one "
+        "reads, row by row ('left of' and 'above' where they say places); 0.5: as often as not, as "
+        "prompts do",
+    )
     num_train: int = Field(ge=1, description="scenes to train on")
     num_held_out: int = Field(ge=1, description="scenes of other digits, which are held out")
     seed: int = Field(ge=0, description="chooses digits, colours and places")
@@ -63,7 +70,12 @@ class ScenesData(DataSource):
             tasks = self.tasks if split == "train" else list(dict.fromkeys(self.tasks))
             for index in range(count):
                 rng = make_rng("scene", self.seed, split, index)
-                scene = draw_scene(tasks[index % len(tasks)], absent[split], rng)
+                scene = draw_scene(
+                    tasks[index % len(tasks)],
+                    absent[split],
+                    rng,
+                    reading_order=self.reading_order if split == "train" else 0.5,
+                )
                 content = _png(render(scene, *digits, rng, side=self.image_size))
                 sha256 = hashlib.sha256(content).digest()
                 path = f"scenes/{split}/{index:06d}"

@@ -334,7 +334,7 @@ def test_scenes_are_judged_by_what_they_show(
     monkeypatch.setenv("MAR_WORKERS", "0")
     scenes = (
         "data: {source: scenes, image_size: 24, tasks: [single_object, colors], "
-        "whole_captions: false, num_train: 60, num_held_out: 40, seed: 0}"
+        "whole_captions: false, reading_order: 0.5, num_train: 60, num_held_out: 40, seed: 0}"
     )
     digits = PARAMS.splitlines()[1]
     Path("params.yaml").write_text(PARAMS.replace(digits, scenes).replace("steps: 80", "steps: 1"))

@@ -28,6 +28,7 @@ def collect(**changes: Any) -> Collection:
         "image_size": 24,
         "tasks": TASKS,
         "whole_captions": True,
+        "reading_order": 0.5,
         "num_train": 60,
         "num_held_out": 12,
         "seed": 0,
@@ -110,6 +111,43 @@ def test_whole_captions_are_left_out_on_request() -> None:
     whole, own = (collect(whole_captions=choice).rows for choice in (True, False))
     for both, one in zip(whole, own, strict=True):
         assert one == both._replace(captions=(both.captions or ())[:1])
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_objects_are_named_in_reading_order_as_often_as_asked(share: float) -> None:
+    absent = {"train": UNSEEN, "held_out": set[tuple[int, str]]()}
+    tasks: Any = ["two_object", "position", "color_attr"]
+    collection = collect(tasks=tasks, reading_order=share, num_train=900, num_held_out=900)
+    said: dict[str, list[bool]] = {split + word: [] for split in absent for word in ("", " and")}
+    for number, row in enumerate(collection.rows):
+        index = number % 900
+        rng = make_rng("scene", 0, row.split, index)
+        scene = draw_scene(tasks[index % 3], absent[row.split], rng)
+        place = {NUMBERS[d]: cell for d, cell in zip(scene.digits, scene.cells, strict=True)}
+        for caption in row.captions or ():
+            if " and " in caption:
+                cells = [place[word] for word in caption.split() if word in place]
+                said[row.split + " and"].append(cells[0] < cells[1])
+            else:
+                said[row.split].append(" left " in caption or " above " in caption)
+    for split, expected in (("train", share), ("held_out", 0.5)):
+        assert np.mean(said[split]) == pytest.approx(expected, abs=0.06)
+        assert np.mean(said[split + " and"]) == pytest.approx(expected, abs=0.06)
+
+
+def test_scenes_said_in_reading_order_show_what_their_captions_say() -> None:
+    tasks: Any = ["position", "color_attr"]
+    collection = collect(tasks=tasks, image_size=16, reading_order=0.9, num_train=80)
+    for index, row in enumerate(row for row in collection.rows if row.split == "train"):
+        assert row.image is not None
+        image = np.array(Image.open(io.BytesIO(row.image)))
+        rng = make_rng("scene", 0, "train", index)
+        scene = draw_scene(tasks[index % 2], UNSEEN, rng, reading_order=0.9)
+        assert scene.captions == row.captions
+        for caption in scene.captions:
+            tag = "color_attr" if " and " in caption else "position"
+            verdict = judge(asked(tag, caption), detections(scene, image))
+            assert verdict == Verdict(True, True, ""), caption
 
 
 def test_a_task_named_twice_is_trained_on_twice_as_often_and_asked_for_as_often() -> None:
