@@ -74,7 +74,7 @@ MODES: dict[str, dict[str, tuple[dict[str, Any], list[int]]]] = {
     },
     "flow": {
         "Euler": ({"solver": "euler"}, [1, 2, 4, 8, 25]),
-        "Adams": ({"solver": "adams"}, [3, 4, 8]),
+        "Adams": ({"solver": "adams"}, [3, 4, 8, 25]),
         "Heun": ({"solver": "heun"}, [4]),
         "midpoint": ({"solver": "midpoint"}, [2, 4]),
         "8 generation steps": ({"solver": "adams", "num_steps": 8}, [8]),
@@ -269,7 +269,7 @@ def styled_curves(means: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
     for model in dict.fromkeys(means["model"]):
         curves = dict.fromkeys(means[means["model"] == model]["curve"])
         for number, curve in enumerate(curves):
-            yield model, ("o-", "s--", "D:", "^-.")[number % 4], curve
+            yield model, ("o-", "s--", "D:", "^-.", "v-", "x--")[number % 6], curve
 
 
 def draw(table: pd.DataFrame, path: Path, title: str) -> None:
