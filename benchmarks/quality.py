@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality --train 2000 --seeds 0 1
     python -m benchmarks.quality --images 1000
-    python -m benchmarks.quality --draw docs/sampling-photographs64.csv
+    python -m benchmarks.quality --draw docs/sampling-photographs64.csv --title TITLE
 
 The first line trains the heads of HEADS on the latents in `out/`, all else being as `params.yaml`
 says. The second samples with each of these models in every way of MODES (or those of `--curves` and
@@ -37,7 +37,7 @@ from mar.latents.cache import LatentCache
 from mar.latents.info import LatentsInfo
 from mar.model.mar import MAR, GeneratorConfig
 from mar.model.saved import load_mar, save_mar
-from mar.sampling.config import SampleConfig
+from mar.sampling.config import SampleConfig, check_fit
 from mar.sampling.images import generate_images
 from mar.sampling.labels import balanced_labels
 from mar.tokenizers.registry import load_tokenizer
@@ -116,7 +116,8 @@ def parse() -> argparse.Namespace:
     add("--images", type=int, default=1000, help="images of each row")
     add("--batch", type=int, default=250, help="images generated at a time")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE",
-        help="keys of section sample or sample.head, for all rows that have them")  # fmt: skip
+        help="keys of section sample or sample.head, for all rows that have them and whose curve "
+        "does not set them")  # fmt: skip
     add("--device", type=torch.device, default=torch.device("cpu"))
     add("--title", default="", help="of the plot")
     add("--out", type=Path, default=Path("work/quality"), help="where all is written")
@@ -154,8 +155,8 @@ def ways(kind: str, given: dict[str, Any]) -> Iterator[tuple[str, SampleConfig]]
 
     Args:
         kind: Of the head.
-        given: Keys of section sample or sample.head that are the same in all rows; num_steps is
-            that of the generation.
+        given: Keys of section sample or sample.head that are the same in all rows but those whose
+            curve sets them; num_steps is that of the generation.
     """
     section = params.read()["sample"]
     unknown = given.keys() - section.keys() - COMMON.keys()
@@ -230,6 +231,17 @@ class Bench:
         return label_grid(images[:SHOWN], labels, class_names=names, columns=10)
 
 
+def misfit(model: MAR, curve: str, config: SampleConfig) -> str | None:
+    """Return why a curve with generation steps of its own is not for a model; None if it is."""
+    if "num_steps" not in MODES[model.config.head.kind][curve][0]:
+        return None
+    try:
+        check_fit(config, model.config, model.num_tokens)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def measure_all(arguments: argparse.Namespace, file: Path) -> list[dict[str, Any]]:
     """Measure the rows that the file lacks, adding each to it; return all."""
     rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
@@ -242,6 +254,9 @@ def measure_all(arguments: argparse.Namespace, file: Path) -> list[dict[str, Any
         for curve, config in ways(model.config.head.kind, given):
             steps = getattr(config.head, "num_steps", 1)
             if curve not in arguments.curves or steps not in (arguments.steps or [steps]):
+                continue
+            if reason := misfit(model, curve, config):
+                print(f"{name}: {curve} left out: {reason}", flush=True)
                 continue
             row = {"model": name, "seed": seed, "curve": curve, "images": arguments.images,
                    "batch": arguments.batch, "device": str(arguments.device),
@@ -272,6 +287,12 @@ def styled_curves(means: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
             yield model, ("o-", "s--", "D:", "^-.", "v-", "x--")[number % 6], curve
 
 
+def points_of(means: pd.DataFrame, model: str, curve: str) -> pd.DataFrame:
+    """Return the points of a curve in the order of their steps, in which they are joined."""
+    own = (means["model"] == model) & (means["curve"] == curve)
+    return pd.DataFrame(means[own]).sort_values("steps")
+
+
 def draw(table: pd.DataFrame, path: Path, title: str) -> None:
     """Draw FID and the share recognised over time and FID over evaluations, as means over seeds."""
     scores = [name for name in table if is_drawn(str(name))]
@@ -284,7 +305,7 @@ def draw(table: pd.DataFrame, path: Path, title: str) -> None:
     models = list(dict.fromkeys(means["model"]))
     for axis, (x, score) in zip(axes[0], panels, strict=True):
         for model, style, curve in styled_curves(means):
-            points = means[(means["model"] == model) & (means["curve"] == curve)]
+            points = points_of(means, model, curve)
             colour = f"C{models.index(model)}"
             axis.plot(points[x], points[score], style, color=colour, markersize=4,
                       label=f"{model}, {curve}")  # fmt: skip

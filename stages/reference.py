@@ -60,7 +60,7 @@ def main(stage: Stage) -> None:
             extractors.do_share(batches)
         return
     reference.save(folder / STATISTICS)
-    counts = None if config.split is None else _class_counts(measured)
+    counts = None if config.split is None else _class_counts(measured)  # statistics do not say
     info = ReferenceInfo.describe(extractor, reference, image_size, counts)
     held_out_features = reference.features[:0]
     if scored:

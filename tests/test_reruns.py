@@ -95,6 +95,7 @@ def test_a_second_run_looks_at_the_images_and_does_nothing_else(finished: Path) 
     ("path", "stages"),
     [
         ("mar/evaluation/metrics.py", ["reference", "reconstruct", "evaluate"]),
+        ("mar/evaluation/score_config.py", ["reference", "reconstruct", "evaluate"]),
         ("mar/released/pickles.py", []),
         ("mar/sources/doubts.py", []),
         ("stages/previews.py", []),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mar.heads.base import Condition, Draws, Noise, SamplerSection
 from mar.heads.denoising import Denoising
-from mar.heads.straight_path import LogitNormal, PathHead, PathSampler, PathSection, on_path
+from mar.heads.straight_path import PathHead, PathSampler, PathSection, on_path
 from mar.precision import without_autocast
 
 
@@ -30,10 +30,6 @@ class FlowConfig(PathSection):
     """Section `generator.head` for `kind: flow`."""
 
     kind: Literal["flow"]
-    times: LogitNormal | None = Field(
-        description="distribution of t in training: logit-normal (SD3, section 3.1), or null for "
-        "uniform"
-    )
 
 
 class FlowSampler(PathSampler):

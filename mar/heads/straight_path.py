@@ -1,4 +1,4 @@
-"""What heads share that model a token by the straight path from data to noise.
+"""Settings, draws and network that heads on the straight path from data to noise share.
 
 The path is x_t = (1 - t) x_0 + t eps, with times from 0 (data) to 1 (noise), as in rectified flow
 (arXiv 2209.03003). Its velocity is eps - x_0 at every t.
@@ -31,10 +31,11 @@ class PathSection(Config):
         description="the denoiser: a size of the paper by name, or blocks and width"
     )
     noise_samples_per_token: int = Field(
-        gt=0, le=1000, description="independent draws of times and noise for each token"
+        gt=0, le=1000, description="independent (t, eps) for each token"
     )
     times: LogitNormal | None = Field(
-        description="distribution of times in training: logit-normal, or null for uniform"
+        description="distribution of times in training: logit-normal (SD3, section 3.1), or null "
+        "for uniform"
     )
 
     @property

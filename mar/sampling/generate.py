@@ -102,7 +102,8 @@ class Plan:
     """Which tokens a generation draws, and when.
 
     Attributes:
-        orders: Positions of each image's tokens, those drawn first at the end.
+        orders: Positions of each image's tokens, hidden ones before known ones; of the hidden,
+            those drawn first stand last.
         num_hidden: How many are to be drawn: the first ones of an order.
         num_left: How many of these are still to be drawn after each generation step.
     """
@@ -115,7 +116,7 @@ class Plan:
 def _plan(
     model: MAR, orders: Int[Tensor, "B N"], config: SampleConfig, known: KnownTokens | None
 ) -> Plan:
-    """Return the plan of a generation in random orders, which known tokens and halves change."""
+    """Return which tokens each step draws, given random orders, known tokens and halves."""
     hidden = model.num_tokens
     board, in_board = checkerboard(model.rows, model.columns), (model.num_tokens + 1) // 2
     if config.reconstruction_steps is not None:

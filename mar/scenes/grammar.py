@@ -26,7 +26,8 @@ COLORS = {
     "purple": (255, 0, 255),
     "white": (255, 255, 255),
 }
-REVERSED = {"right of": "left of", "below": "above"}  # with the objects exchanged, the same
+# What says the same places with the objects exchanged.
+REVERSED = {"right of": "left of", "below": "above"}
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def draw_scene(
         task: Whose captions.
         absent: Pairs that are left out.
         rng: Chooses everything.
-        reading_order: The share of captions that name two objects in the order in which one reads
-            (row by row; with a relation: that say "left of" or "above"), from 0.5: as often as not.
+        reading_order: Of captions with two objects, the share that names them in the order in
+            which one reads (row by row; with a relation: "left of" or "above"); from 0.5.
     """
     count = {"single_object": 1, "colors": 1, "counting": 2 + below(3, rng)}.get(task, 2)
     digits = _shuffled(len(NUMBERS), rng)[:count]
@@ -85,22 +86,32 @@ def draw_scene(
         colors.append(free[below(len(free), rng)])
     names = [NUMBERS[digit] for digit in digits]
     full = [f"a {color} {name}" for color, name in zip(colors, names, strict=True)]
-    if task == "counting":
-        captions = (f"{NUMBERS[count]} {plural(names[0])}",)
-    elif task == "single_object":
-        captions = (f"a {names[0]}",)
-    elif task == "colors":
-        captions = (full[0],)
-    elif task == "two_object":
-        captions = (_joined([f"a {name}" for name in names], cells, reading_order, rng),)
-    else:
-        relation, one, other = _related(cells, reading_order, rng)
-        whole = f"{full[one]} {relation} {full[other]}"
-        if task == "position":
-            captions = (f"a {names[one]} {relation} a {names[other]}", whole)
-        else:
-            captions = (_joined(full, cells, reading_order, rng), whole)
+    captions = _captions(task, names, full, cells, reading_order, rng)
     return Scene(digits, colors, cells, captions)
+
+
+def _captions(
+    task: Task,
+    names: Sequence[str],
+    full: Sequence[str],
+    cells: Sequence[int],
+    reading_order: float,
+    rng: torch.Generator,
+) -> tuple[str, ...]:
+    """Return the captions of objects, given their names, and in `full` their names with colours."""
+    if task == "counting":
+        return (f"{NUMBERS[len(names)]} {plural(names[0])}",)
+    if task == "single_object":
+        return (f"a {names[0]}",)
+    if task == "colors":
+        return (full[0],)
+    if task == "two_object":
+        return (_joined([f"a {name}" for name in names], cells, reading_order, rng),)
+    relation, one, other = _related(cells, reading_order, rng)
+    whole = f"{full[one]} {relation} {full[other]}"
+    if task == "position":
+        return f"a {names[one]} {relation} a {names[other]}", whole
+    return _joined(full, cells, reading_order, rng), whole
 
 
 def relations(cell: int, other: int) -> Iterator[str]:

@@ -46,9 +46,9 @@ class ScenesData(DataSource):
     reading_order: float = Field(
         ge=0.5,
         lt=1,
-        description="share of training captions that name two objects in the order in which one "
-        "reads, row by row ('left of' and 'above' where they say places); 0.5: as often as not, as "
-        "prompts do",
+        description="of training captions with two objects, the share that names them in the order "
+        "in which one reads, row by row (with a relation, those that say 'left of' or 'above'): "
+        "from 0.5, as in prompts, to below 1, as 'right of' and 'below' must occur too",
     )
     num_train: int = Field(ge=1, description="scenes to train on")
     num_held_out: int = Field(ge=1, description="scenes of other digits, which are held out")

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import quality
+from mar.model.mar import MAR
 
 
 def test_heads_are_trained_scored_and_drawn(
@@ -44,12 +46,27 @@ def test_heads_are_trained_scored_and_drawn(
 
 def test_a_table_is_drawn_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = ("model", "curve", "steps", "seconds", "evaluations", "classifier_fid")
-    rows = [("flow", "Euler", 1, 0.1, 16, 9.0), ("flow", "Euler", 2, 0.2, 32, 7.0)]
+    rows = [("flow", "Euler", 2, 0.2, 32, 7.0), ("flow", "Euler", 1, 0.1, 16, 9.0)]
     pd.DataFrame(rows, columns=keys).to_csv(tmp_path / "rows.csv", index=False)
     monkeypatch.setattr("sys.argv", ["quality", "--draw", str(tmp_path / "rows.csv")])
     quality.main()
     with Image.open(tmp_path / "rows.png") as plot:
         assert 2 * 400 < plot.width < 3 * 400  # two panels: the table has no share recognised
+    joined = quality.points_of(pd.read_csv(tmp_path / "rows.csv"), "flow", "Euler")
+    assert joined["classifier_fid"].tolist() == [9.0, 7.0]  # by steps, not as the rows lie
+
+
+def test_curves_that_do_not_fit_a_model_are_left_out(
+    finished: Path, variant: Callable[..., MAR], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished)
+    found = dict(quality.ways("diffusion", {"num_steps": 4}))
+    causal = variant(attention="causal", mask_ratio=None)
+    reason = quality.misfit(causal, "8 in halves", found["8 in halves"])
+    assert reason is not None
+    assert reason.startswith("sample.")
+    assert quality.misfit(causal, "DDIM", found["DDIM"]) is None
+    assert quality.misfit(variant(), "8 in halves", found["8 in halves"]) is None
 
 
 def test_halves_have_the_generation_steps_of_their_curve(

@@ -131,8 +131,8 @@ def test_objects_are_named_in_reading_order_as_often_as_asked(share: float) -> N
             else:
                 said[row.split].append(" left " in caption or " above " in caption)
     for split, expected in (("train", share), ("held_out", 0.5)):
-        assert np.mean(said[split]) == pytest.approx(expected, abs=0.06)
-        assert np.mean(said[split + " and"]) == pytest.approx(expected, abs=0.06)
+        assert np.mean(said[split]) == pytest.approx(expected, abs=0.1)
+        assert np.mean(said[split + " and"]) == pytest.approx(expected, abs=0.1)
 
 
 def test_scenes_said_in_reading_order_show_what_their_captions_say() -> None:
