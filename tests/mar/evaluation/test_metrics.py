@@ -26,7 +26,7 @@ from mar.evaluation.classifier_extractor import SCORES, ClassifierReference
 from mar.evaluation.extractors import Features, extract, gather
 from mar.evaluation.metrics import class_warning, distance_to_reference, reference_warnings, score
 from mar.evaluation.reference import Reference, ReferenceInfo, summarise
-from mar.evaluation.score_config import EvaluateConfig, fit_sizes, fit_warnings
+from mar.evaluation.score_config import EvaluateConfig, fit_sizes
 from mar.evaluation.score_names import ScoreNames, parts
 from mar.evaluation.statistics import Moments, Statistics, frechet_distance
 from mar.sampling.labels import labels_as_data
@@ -225,24 +225,6 @@ def test_the_distance_to_the_reference_is_that_to_its_nearest_image() -> None:
     reference = reference_of(torch.tensor([[0.0, 0.0], [10.0, 0.0]]))
     found = Features(torch.tensor([[0.0, 3.0], [9.0, 0.0], [10.0, 0.0]]), None)
     assert torch.allclose(distance_to_reference(found, reference), torch.tensor([3.0, 1.0, 0.0]))
-
-
-def test_settings_that_need_more_images_are_lowered_and_said() -> None:
-    config = CONFIG.model_copy(update={"is_splits": 61, "kid_subset_size": 100, "neighbours": 60})
-    fitted = fit_sizes(config, 60, 500)
-    assert (fitted.is_splits, fitted.kid_subset_size, fitted.neighbours) == (60, 30, 59)
-    assert fit_sizes(config, 500, 70).kid_subset_size == 35
-    assert fit_sizes(config, 3, 70).kid_subset_size == 2
-    assert fit_warnings("samples", config, fitted) == [
-        "for want of samples, evaluate has is_splits 60 (not 61), kid_subset_size 30 (not 100), "
-        "neighbours 59 (not 60)"
-    ]
-
-
-@pytest.mark.parametrize("num_features", [0, 40])
-def test_settings_that_just_fit_stay(num_features: int) -> None:
-    assert fit_sizes(CONFIG, 40, num_features) == CONFIG
-    assert fit_warnings("samples", CONFIG, CONFIG) == []
 
 
 # The ADM suite's definitions

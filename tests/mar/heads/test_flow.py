@@ -16,7 +16,6 @@ from mar.heads.flow import (
     solve,
     solver_times,
 )
-from mar.heads.straight_path import LogitNormal, draw_times
 
 
 @pytest.fixture
@@ -141,17 +140,6 @@ def test_samples_are_those_of_the_network_itself(
         expected = solve(velocity, 0.9 * noise.initial, num_steps=5, solver=solver)
     found = head.sample(Condition(z, z.flip(0), 2.5), noise, sampler(5, solver, 0.9))
     assert torch.allclose(found, expected, atol=1e-5)
-
-
-def test_times_have_the_distribution_that_is_asked_for(rng: torch.Generator) -> None:
-    """The logits of logit-normal times are normal; a uniform time is below x with chance x."""
-    count = 40_000
-    times = draw_times(LogitNormal(mean=-0.5, std=1.5), (1, 1, count), rng).double()
-    logits = (times / (1 - times)).log()
-    assert float(logits.mean()) == pytest.approx(-0.5, abs=6 * 1.5 / count**0.5)
-    assert float(logits.std()) == pytest.approx(1.5, rel=6 / (2 * count) ** 0.5)
-    uniform = draw_times(None, (1, 1, count), rng)
-    assert float((uniform < 0.3).float().mean()) == pytest.approx(0.3, abs=6 * 0.46 / count**0.5)
 
 
 def test_guidance_of_one_is_no_guidance(head: RectifiedFlow, rng: torch.Generator) -> None:
