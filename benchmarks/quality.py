@@ -266,7 +266,7 @@ def measure_all(arguments: argparse.Namespace, file: Path) -> list[dict[str, Any
             found, images = bench.measure(model, config)
             rows.append({**row, "steps": steps, **found})
             atomic.write_json(file, rows)
-            shown = f"{name}-{seed}-{curve}-{rows[-1]['steps']}.png".replace(" ", "-")
+            shown = f"{name}-{seed}-{curve}-{steps}.png".replace(" ", "-")
             save_png(arguments.out / "pictures" / shown, bench.picture(images))
             print(json.dumps({key: rows[-1][key] for key in ("model", "seed", "curve", "steps")}),
                   json.dumps(found), flush=True)  # fmt: skip

@@ -182,12 +182,14 @@ def _config(call: dict[str, Any], num: int, node: int) -> LaunchConfig:
 def _environment(num_cpus: int) -> Iterator[None]:
     """Set what each process finds in its environment, where a user has not set it otherwise."""
     before = dict(os.environ)
-    for name, value in {
+    share = str(max(1, num_cpus))
+    environment = {
         "MAR_LAUNCHED": "1",
         "MAR_PIPELINE": once.pipeline_key(),  # else that of their parent: this process
-        "OMP_NUM_THREADS": str(max(1, num_cpus)),
-        "MAR_WORKERS": str(max(1, num_cpus)),
-    }.items():
+        "OMP_NUM_THREADS": share,
+        "MAR_WORKERS": share,
+    }
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
     try:
         yield

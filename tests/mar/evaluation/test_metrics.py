@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from score_configs import CONFIG
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity import (
@@ -26,24 +27,12 @@ from mar.evaluation.classifier_extractor import SCORES, ClassifierReference
 from mar.evaluation.extractors import Features, extract, gather
 from mar.evaluation.metrics import class_warning, distance_to_reference, reference_warnings, score
 from mar.evaluation.reference import Reference, ReferenceInfo, summarise
-from mar.evaluation.score_config import EvaluateConfig, fit_sizes
+from mar.evaluation.score_config import fit_sizes
 from mar.evaluation.score_names import ScoreNames, parts
 from mar.evaluation.statistics import Moments, Statistics, frechet_distance
 from mar.sampling.labels import labels_as_data
 
 
-CONFIG = EvaluateConfig(
-    is_splits=2,
-    is_shuffle=True,
-    kid_subsets=5,
-    kid_subset_size=40,
-    neighbours=3,
-    bootstrap=0,
-    infinity_points=0,
-    seed=7,
-    geneval=None,
-    clip_score=None,
-)
 BY_CLASSIFIER = SCORES["classifier"]
 CPU = torch.device("cpu")
 

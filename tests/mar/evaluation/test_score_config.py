@@ -2,22 +2,9 @@
 
 import pytest
 from pydantic import ValidationError
+from score_configs import CONFIG
 
 from mar.evaluation.score_config import EvaluateConfig, fit_sizes, fit_warnings
-
-
-CONFIG = EvaluateConfig(
-    is_splits=2,
-    is_shuffle=True,
-    kid_subsets=5,
-    kid_subset_size=40,
-    neighbours=3,
-    bootstrap=0,
-    infinity_points=0,
-    seed=7,
-    geneval=None,
-    clip_score=None,
-)
 
 
 def test_settings_that_need_more_images_are_lowered_and_said() -> None:
